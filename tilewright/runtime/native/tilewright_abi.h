@@ -1,0 +1,203 @@
+/* The host ABI: what generated code sees of the runtime, and what the runtime must be told about a model.
+ *
+ * In: nothing. Out: the context that every call of a model runs in, the functions that generated code may call, the
+ * model descriptor, the device table. The same header serves in-process models and saved libraries. The offsets checked
+ * at the end are compiled into models: a change of any of them is a new TW_ABI_VERSION.
+ */
+#ifndef TILEWRIGHT_ABI_H
+#define TILEWRIGHT_ABI_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define TW_ABI_VERSION 1
+#define TW_MESSAGE_BYTES 512
+#define TW_ALIGNMENT 64
+#define TW_MAX_RANK 16
+
+/* Status of every call; the text is in the context's error record. Assertions of generated code use these codes. */
+enum {
+  TW_OK = 0,
+  TW_ERROR_INDEX = 1,       /* an index is out of bounds */
+  TW_ERROR_MEMORY = 2,      /* the system gave no memory */
+  TW_ERROR_SHAPE = 3,       /* shapes that do not fit together */
+  TW_ERROR_VALUE = 4,       /* a value outside of an operator's domain */
+  TW_ERROR_HOST_CALL = 5,   /* a host call failed or is not there */
+  TW_ERROR_DEVICE = 6,      /* a device refused */
+  TW_ERROR_ARGUMENT = 7,    /* the caller's mistake */
+  TW_ERROR_CPU = 8,         /* this CPU lacks a feature that the model's code needs */
+  TW_ERROR_ABI = 9,         /* made for another version of the runtime */
+  TW_ERROR_CLOSED = 10      /* the model was closed */
+};
+
+/* tw_ctx.flags */
+enum {
+  TW_PROFILE = 1, /* measure each kernel */
+  TW_TAP = 2,     /* report intermediate values */
+  TW_POISON = 4   /* fill the arena with 0xFF (NaN in every float type) before each run */
+};
+
+/* Element types of inputs and outputs. */
+enum {
+  TW_F64 = 1, TW_F32 = 2, TW_F16 = 3, TW_BF16 = 4,
+  TW_F8E4M3FN = 5, TW_F8E4M3FNUZ = 6, TW_F8E5M2 = 7, TW_F8E5M2FNUZ = 8, TW_F8E8M0FNU = 9, TW_F4E2M1FN = 10,
+  TW_I64 = 16, TW_I32 = 17, TW_I16 = 18, TW_I8 = 19, TW_I4 = 20, TW_I2 = 21,
+  TW_U64 = 32, TW_U32 = 33, TW_U16 = 34, TW_U8 = 35, TW_U4 = 36, TW_U2 = 37,
+  TW_BOOL = 48
+};
+
+typedef struct tw_ctx tw_ctx;
+typedef struct tw_pool tw_pool;
+typedef struct tw_model tw_model;
+typedef struct tw_device tw_device;
+
+/* The entry of a model. in[0..n) are the inputs' elements and in[n..2n) their shapes (int64_t[rank] each); out[0..m) are
+ * the outputs' elements. An output of symbolic shape has out[i] = NULL: the model asks tw_output for its memory. */
+typedef int32_t (*tw_entry)(tw_ctx *ctx, void *const *in, void *const *out);
+
+/* The body of a parallel region: tasks begin <= t < end. */
+typedef int32_t (*tw_body)(tw_ctx *ctx, void *closure, int64_t begin, int64_t end);
+
+typedef int32_t (*tw_host_fn)(void *user, void **args, int32_t n);
+typedef void (*tw_tap_fn)(void *user, int32_t value, const void *data, int64_t bytes);
+
+typedef struct tw_host_slot {
+  tw_host_fn call;
+  void *user;
+} tw_host_slot;
+
+/* Memory for an output of symbolic shape; the receiver frees `data` with tw_release. */
+typedef struct tw_result {
+  void *data;
+  int64_t bytes;
+  int32_t rank;
+  int64_t shape[TW_MAX_RANK];
+} tw_result;
+
+/* One run of a model, from entry to return. Re-entrant: every concurrent call has its own. */
+struct tw_ctx {
+  uint8_t *arena;          /*  0: planned temporaries, undefined at entry */
+  const uint8_t *consts;   /*  8: the weights */
+  int32_t flags;           /* 16: TW_PROFILE | TW_TAP | TW_POISON */
+  int32_t threads;         /* 20: participants of a parallel region, at least 1 */
+  uint64_t *profile;       /* 24: per kernel two numbers: nanoseconds, calls */
+  void **grown;            /* 32: growable allocations, by slot */
+  int64_t *grown_bytes;    /* 40: their capacities */
+  int32_t grown_count;     /* 48 */
+  int32_t code;            /* 52: error record: the first failure's code … */
+  tw_host_slot *host_calls; /* 56 */
+  tw_device **devices;     /* 64: devices[0] is the CPU */
+  tw_pool *pool;           /* 72 */
+  tw_tap_fn tap;           /* 80 */
+  void *tap_user;          /* 88 */
+  const tw_model *model;   /* 96 */
+  uint64_t *profile_start; /* 104: per kernel, when the running call began */
+  tw_result *results;      /* 112: outputs of symbolic shape, by output */
+  int32_t host_count;      /* 120 */
+  int32_t device_count;    /* 124 */
+  char message[TW_MESSAGE_BYTES]; /* 128: … and its text */
+};
+
+/* An input or output. A dimension of -1 is symbolic. */
+typedef struct tw_tensor_info {
+  const char *name;
+  const int64_t *shape;
+  int32_t dtype;
+  int32_t rank;
+} tw_tensor_info;
+
+/* What the runtime knows of a model: filled by Python in-process, emitted as constants into a saved library. */
+struct tw_model {
+  int32_t abi_version; /* TW_ABI_VERSION */
+  int32_t input_count;
+  int32_t output_count;
+  int32_t kernel_count;
+  const char *name;
+  const tw_tensor_info *inputs;
+  const tw_tensor_info *outputs;
+  const char *const *kernels; /* names, for the profile */
+  int64_t arena_bytes;
+  const uint8_t *consts; /* aligned to TW_ALIGNMENT at least */
+  int64_t consts_bytes;
+  uint64_t cpu_features; /* bits of tw_cpu_features that the code needs */
+  tw_entry entry;
+  const char *metadata; /* JSON */
+  int32_t grown_count;  /* slots of tw_grow */
+  int32_t host_count;   /* slots of tw_host_call */
+  int32_t threads;      /* participants by default; 0: all that the process may use */
+  int32_t reserved;
+};
+
+/* A device: what GPU drivers and the CPU have in common. Functions return a status; `error` gives the last one's text. */
+enum { TW_COPY_TO_DEVICE = 0, TW_COPY_TO_HOST = 1, TW_COPY_ON_DEVICE = 2 };
+
+struct tw_device {
+  const char *name;
+  void *state;
+  int32_t (*alloc)(tw_device *self, int64_t bytes, void **memory);
+  int32_t (*free)(tw_device *self, void *memory, int64_t bytes);
+  int32_t (*copy)(tw_device *self, int32_t direction, void *to, int64_t to_offset, const void *from, int64_t from_offset,
+                  int64_t bytes);
+  int32_t (*load)(tw_device *self, const void *image, int64_t bytes, void **module);
+  int32_t (*launch)(tw_device *self, tw_ctx *ctx, void *module, const char *kernel, const int64_t grid[3],
+                    const int64_t block[3], int64_t shared_bytes, void **args, int32_t n);
+  int32_t (*sync)(tw_device *self);
+  const char *(*error)(tw_device *self);
+};
+
+/* ---- functions that generated code may call ----------------------------------------------------------------------- */
+
+/* Runs body over 0 <= t < tasks on ctx->threads participants, the caller among them; returns the first failure's status.
+ * Ranges given to body do not overlap and are contiguous; after a failure the tasks not yet begun are skipped. */
+int32_t tw_parallel(tw_ctx *ctx, tw_body body, void *closure, int64_t tasks);
+
+/* Index of the running participant, 0 <= w < ctx->threads: selects private scratch within a region; 0 outside. */
+int32_t tw_worker(tw_ctx *ctx);
+
+/* Fills the error record unless an earlier failure did; returns code, so that a caller can return it at once. */
+int32_t tw_fail(tw_ctx *ctx, int32_t code, const char *message);
+
+/* Memory of at least `bytes` for the slot, aligned to 64, undefined contents (growing loses the old ones). It stays with
+ * the context between runs. NULL (and a filled error record) when there is none. Not within a parallel region. */
+void *tw_grow(tw_ctx *ctx, int32_t slot, int64_t bytes);
+
+/* Memory for an output of symbolic shape, once per run. NULL (and a filled error record) when there is none. */
+void *tw_output(tw_ctx *ctx, int32_t output, int32_t rank, const int64_t *shape, int64_t bytes);
+
+int32_t tw_host_call(tw_ctx *ctx, int32_t slot, void **args, int32_t n);
+
+/* Around each kernel's launch, on the thread that runs the entry. Nothing happens unless flags has TW_PROFILE. */
+void tw_profile_begin(tw_ctx *ctx, int32_t kernel);
+void tw_profile_end(tw_ctx *ctx, int32_t kernel);
+
+/* Reports a value of the graph (the number is the compiler's). Nothing happens unless flags has TW_TAP. */
+void tw_tap(tw_ctx *ctx, int32_t value, const void *data, int64_t bytes);
+
+#ifdef __cplusplus
+}
+#define TW_CHECK_OFFSET(field, at) static_assert(offsetof(tw_ctx, field) == at, "the ABI fixes this offset")
+#else
+#define TW_CHECK_OFFSET(field, at) _Static_assert(offsetof(tw_ctx, field) == at, "the ABI fixes this offset")
+#endif
+#if UINTPTR_MAX == UINT64_MAX
+TW_CHECK_OFFSET(arena, 0);
+TW_CHECK_OFFSET(consts, 8);
+TW_CHECK_OFFSET(flags, 16);
+TW_CHECK_OFFSET(threads, 20);
+TW_CHECK_OFFSET(profile, 24);
+TW_CHECK_OFFSET(grown, 32);
+TW_CHECK_OFFSET(grown_bytes, 40);
+TW_CHECK_OFFSET(grown_count, 48);
+TW_CHECK_OFFSET(code, 52);
+TW_CHECK_OFFSET(host_calls, 56);
+TW_CHECK_OFFSET(devices, 64);
+TW_CHECK_OFFSET(pool, 72);
+TW_CHECK_OFFSET(tap, 80);
+TW_CHECK_OFFSET(message, 128);
+#endif
+
+#endif
