@@ -11,10 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from tilewright.core.dtype import DType, boolean, dtype
 from tilewright.core.errors import InternalError, UserError
 from tilewright.core.registry import Registry
+from tilewright.graph.infer import MAX_ELEMENTS, constant_of, dim, element_count
 from tilewright.graph.ir import Operation, TensorType, Value
-from tilewright.loop.ir import Expr
+from tilewright.loop.ir import Expr, const, i64
 
 Fusion = Literal["elementwise", "broadcast", "injective", "view", "reduction", "anchor", "opaque"]
 """How an operation may be fused: "elementwise" (output index = every input's index), "broadcast" (the same with NumPy
@@ -23,13 +25,16 @@ loads), "injective" (each output element from a bounded number of input elements
 gather), "reduction" (rows: softmax, mean, norms), "anchor" (matmul, convolution, pooling: heavy, takes an epilogue),
 "opaque" (a kernel or host operation of its own)."""
 
+AttrType = Literal["int", "float", "str", "bool", "number", "dtype", "ints", "floats", "dims", "dim"]
+"""Types of attributes. "dims" and "dim" are expressions (numbers or symbols); "number" is an int, float or bool."""
+
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Attr:
-    """A typed attribute: `type` is int, float, str, bool, or a description such as "ints"; `default` ... if required."""
-    type: Any
+    """A typed attribute; `default` ... means that it must be given, None that it may be absent."""
+    type: AttrType
     default: Any = ...
     doc: str = ""
 
@@ -39,10 +44,12 @@ class OpRecord:
     """Everything about one operator.
 
     `infer(op) -> [TensorType, ...]` gives the output types from inputs and attributes (raising UserError where they do
-    not fit). `elements(op) -> [tuple of Expr | None, ...]` carries values of small integer tensors, where it can.
-    `numpy(attrs, *arrays) -> array or tuple` is the reference meaning. `compute(op, *tensors) -> Tensor or tuple` is the
-    default recipe in the compute language; `alternatives` are further ones by name, each with a legality test in its
-    own file. `identity_input` tells which input an output may share memory with when the operation is elementwise.
+    not fit); `normalize(op) -> attrs` runs before it and brings attributes into one form (axes counted from the front, a
+    size of -1 resolved). `elements(op) -> [tuple of Expr | None, ...]` carries values of small integer tensors whose
+    elements are symbolic; where all operands are known numbers, `numpy` serves.
+    `numpy(attrs, *arrays) -> array or tuple` is the reference meaning (dimension attributes arrive as numbers; None for
+    an absent operand; operators with regions get callables as attrs["regions"]). `compute(op, *tensors) -> Tensor or
+    tuple` is the default recipe in the compute language; `alternatives` are further ones by name.
     """
     name: str
     fusion: Fusion
@@ -50,6 +57,7 @@ class OpRecord:
     numpy: Callable[..., Any] | None
     compute: Callable[..., Any] | None = None
     attrs: dict[str, Attr] = field(default_factory=dict)
+    normalize: Callable[[Operation], dict[str, Any]] | None = None
     elements: Callable[[Operation], Sequence[tuple[Expr, ...] | None]] | None = None
     alternatives: dict[str, Callable[..., Any]] = field(default_factory=dict)
     doc: str = ""
@@ -71,17 +79,10 @@ def make(op: str, inputs: Sequence[Value | None], attrs: dict[str, Any] | None =
          loc: str = "", regions: Sequence[Any] = ()) -> Operation:
     """A new operation with checked attributes and inferred outputs (types, and elements where known)."""
     rec = OPS.get(op)
-    given = dict(attrs or {})
-    for key in given:
-        if key not in rec.attrs:
-            raise InternalError(f"{op} has no attribute {key!r} (it has {', '.join(rec.attrs) or 'none'})")
-    for key, spec in rec.attrs.items():
-        if key not in given:
-            if spec.default is ...:
-                raise InternalError(f"{op} needs the attribute {key!r}")
-            given[key] = spec.default
-    bare = Operation(op, inputs, given, (), regions, loc)
     try:
+        bare = Operation(op, inputs, _checked_attrs(rec, attrs or {}), (), regions, loc)
+        if rec.normalize is not None:
+            bare.attrs.update(rec.normalize(bare))
         types = rec.infer(bare)
     except UserError as e:
         if not e.where:
@@ -89,8 +90,99 @@ def make(op: str, inputs: Sequence[Value | None], attrs: dict[str, Any] | None =
         raise
     base = name or op
     outs = [Value(base if k == 0 else f"{base}.{k}", t, loc=loc) for k, t in enumerate(types)]
-    out = Operation(op, inputs, given, outs, regions, loc)
-    if rec.elements is not None:
-        for v, e in zip(outs, rec.elements(out), strict=True):
-            v.elements = e
+    out = Operation(op, inputs, bare.attrs, outs, regions, loc)
+    known = known_elements(rec, out)
+    for v, e in zip(outs, known, strict=True):
+        v.elements = e
     return out
+
+
+def known_elements(rec: OpRecord, op: Operation) -> Sequence[tuple[Expr, ...] | None]:
+    """The elements of each output where they follow from elements of the inputs; None where they do not."""
+    nothing = [None] * len(op.outputs)
+    if op.regions or not op.outputs or any(_too_large(v.type) for v in op.outputs):
+        return nothing
+    if rec.numpy is not None and op.inputs and rec.fusion != "anchor":
+        arrays = [_small_constant(v) for v in op.inputs]
+        if all(a is not None or v is None for a, v in zip(arrays, op.inputs, strict=True)):
+            try:
+                results = rec.numpy(numeric_attrs(rec, op.attrs), *arrays)
+            except _Symbolic:
+                return nothing
+            results = results if isinstance(results, tuple) else (results,)
+            return [_as_elements(np.asarray(r), v.dtype) for r, v in zip(results, op.outputs, strict=True)]
+    if rec.elements is None or not all(v.dtype.is_int or v.dtype is boolean for v in op.outputs):
+        return nothing
+    return rec.elements(op)
+
+
+def numeric_attrs(rec: OpRecord, attrs: dict[str, Any], value: Callable[[Expr], int] | None = None) -> dict[str, Any]:
+    """Attributes with dimension expressions as numbers: by `value`, which defaults to constants only."""
+    of = value or _constant_dim
+    out = dict(attrs)
+    for key, spec in rec.attrs.items():
+        if spec.type == "dims" and out[key] is not None:
+            out[key] = tuple([of(d) for d in out[key]])
+        elif spec.type == "dim" and out[key] is not None:
+            out[key] = of(out[key])
+    return out
+
+
+class _Symbolic(Exception):
+    """A dimension is no number."""
+
+
+def _constant_dim(d: Expr) -> int:
+    v = getattr(d, "value", None)
+    if v is None:
+        raise _Symbolic
+    return int(v)
+
+
+def _too_large(t: TensorType) -> bool:
+    n = element_count(t)
+    return n is None or n > MAX_ELEMENTS
+
+
+def _small_constant(v: Value | None) -> Array | None:
+    return None if v is None or _too_large(v.type) else constant_of(v)
+
+
+def _as_elements(a: Array, t: DType) -> tuple[Expr, ...]:
+    kind = i64 if t.is_int else t
+    return tuple([const(x, kind) for x in a.ravel().tolist()])
+
+
+def _checked_attrs(rec: OpRecord, given: dict[str, Any]) -> dict[str, Any]:
+    """The attributes in declared order, with defaults, each brought into the form of its type."""
+    for key in given:
+        if key not in rec.attrs:
+            raise InternalError(f"{rec.name} has no attribute {key!r} (it has {', '.join(rec.attrs) or 'none'})")
+    out: dict[str, Any] = {}
+    for key, spec in rec.attrs.items():
+        value = given.get(key, spec.default)
+        if value is ...:
+            raise InternalError(f"{rec.name} needs the attribute {key!r}")
+        if value is None:
+            if spec.default is not None:
+                raise InternalError(f"{rec.name}: the attribute {key!r} is None")
+            out[key] = None
+            continue
+        try:
+            out[key] = _CONVERT[spec.type](value)
+        except (TypeError, ValueError) as e:
+            raise InternalError(f"{rec.name}: the attribute {key!r} = {value!r} is no {spec.type}") from e
+    return out
+
+
+def _number(value: Any) -> int | float | bool:
+    plain = value.item() if hasattr(value, "item") else value
+    if not isinstance(plain, int | float):
+        raise TypeError(value)
+    return plain
+
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    "int": int, "float": float, "str": str, "bool": bool, "number": _number, "dtype": dtype,
+    "ints": lambda v: tuple([int(x) for x in v]), "floats": lambda v: tuple([float(x) for x in v]),
+    "dims": lambda v: tuple([dim(x) for x in v]), "dim": dim}
