@@ -30,9 +30,10 @@ from tilewright.core.node import PRINTERS, Node, walk
 from tilewright.loop import ir
 
 IDENT = re.compile(r"[A-Za-z_]\w*(\.\w+)*\Z", re.ASCII)
-KEYWORDS = frozenset("program table for in while if elif else let alloc at block init body launch tasks assert pass seq "
-                     "and or not true false nan inf".split())
-BUILTINS = frozenset("min max select guard ramp broadcast".split())
+KEYWORDS = frozenset((
+    "program", "table", "for", "in", "while", "if", "elif", "else", "let", "alloc", "at", "block", "init", "body", "launch",
+    "tasks", "assert", "pass", "seq", "and", "or", "not", "true", "false", "nan", "inf"))
+BUILTINS = frozenset(("min", "max", "select", "guard", "ramp", "broadcast"))
 INFIX: dict[type, tuple[str, int]] = {
     ir.Or: ("or", 1), ir.And: ("and", 2), ir.Eq: ("==", 4), ir.Ne: ("!=", 4), ir.Lt: ("<", 4), ir.Le: ("<=", 4),
     ir.Add: ("+", 5), ir.Sub: ("-", 5), ir.Mul: ("*", 6), ir.Div: ("/", 6), ir.FloorDiv: ("//", 6), ir.FloorMod: ("%", 6)}
@@ -63,11 +64,11 @@ def print_expr(e: ir.Expr) -> str:
 
 def print_around(p: ir.Program | ir.Module, mark: Any, context: int = 8) -> str:
     """The marked place in a program with some lines around it, for error messages; the whole if the mark is not in it."""
-    whole = (print_module if isinstance(p, ir.Module) else print_program)(p, mark=mark)  # type: ignore[operator]
-    lines = str(whole).split("\n")
+    whole = print_module(p, mark=mark) if isinstance(p, ir.Module) else print_program(p, mark=mark)
+    lines = whole.split("\n")
     hits = [k for k, line in enumerate(lines) if line.strip(" ^") == "" and "^" in line]
     if not hits:
-        return str(whole)
+        return whole
     lo, hi = max(0, hits[0] - context), min(len(lines), hits[-1] + context + 1)
     return "\n".join([*(["…"] if lo else []), *lines[lo:hi], *(["…"] if hi < len(lines) else [])])
 

@@ -1,0 +1,330 @@
+"""Intrinsics: the functions that `Call` names, one record each – arity, result dtype, effect, and meaning in NumPy.
+
+The interpreter runs the meanings, the verifier checks calls against the records, code generators look up effects.
+Values: floats are NumPy scalars of the dtype, integers Python ints, bools Python bools; vectors are arrays (`loop/interpret.py`).
+Transcendental functions are computed in float64 and rounded once to the type; compiled code may differ by a few units
+in the last place.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from tilewright.core.dtype import DType, boolean, f32, f64, i64
+from tilewright.core.errors import InternalError
+from tilewright.loop.ir import Program
+
+Meaning = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Intrinsic:
+    """One function of the loop IR.
+
+    `result`: from the operands' dtypes to the dtypes that a call may have. `meaning(to, frm, *values)`: the value of a
+    call of dtype `to` whose first operand has dtype `frm`. Effectful ones must not be dropped, doubled or reordered.
+    """
+
+    name: str
+    arity: int
+    result: Callable[[tuple[DType, ...], DType], bool]
+    meaning: Meaning
+    doc: str
+    pure: bool = True
+
+
+@dataclass(frozen=True)
+class TensorIntrinsic:
+    """An instruction that computes a tile: `body` says what it means, `emit` how each code generator writes it.
+
+    `emit` maps a code generator's name ("llvm", "c", …) to a template or a function that emits one instruction or a
+    fixed sequence without loops.
+    """
+
+    name: str
+    body: Program
+    emit: dict[str, str | Callable[..., Any]]
+
+
+INTRINSICS: dict[str, Intrinsic] = {}
+
+
+def register(record: Intrinsic) -> Intrinsic:
+    """Enter a record; a second one of the same name is an error."""
+    if record.name in INTRINSICS:
+        raise InternalError(f"intrinsic {record.name} declared twice")
+    INTRINSICS[record.name] = record
+    return record
+
+
+def intrinsic(name: str) -> Intrinsic:
+    """The record of a name. Raises InternalError for an unknown one."""
+    if name not in INTRINSICS:
+        raise InternalError(f"there is no intrinsic {name!r}; known: {', '.join(sorted(INTRINSICS))}")
+    return INTRINSICS[name]
+
+
+def is_pure(name: str) -> bool:
+    """Whether calls may be dropped, doubled and reordered."""
+    return intrinsic(name).pure
+
+
+# ---- values: rounding and wrapping -----------------------------------------------------------------------------------
+def wrap(t: DType, v: Any) -> Any:
+    """An integer (Python int, or an array of int64 or uint64) reduced to the range of `t`."""
+    if isinstance(v, np.ndarray):
+        if t.bits == 64:
+            return v.astype(np.int64 if t.kind == "int" else np.uint64)
+        v = v.astype(np.int64) & ((1 << t.bits) - 1)
+        return v - ((v >> (t.bits - 1)) << t.bits) if t.kind == "int" else v
+    v = int(v) & ((1 << t.bits) - 1)
+    return v - (1 << t.bits) if t.kind == "int" and v >> (t.bits - 1) else v
+
+
+def round_to(t: DType, v: Any) -> Any:
+    """A float64 (scalar or array) rounded once, to nearest even, to the float type `t`."""
+    v = np.asarray(v, np.float64)
+    if t.name in ("f64", "f32", "f16"):
+        return v.astype(t.numpy())[()]
+    # Small types are converted from f32; rounding to odd on the way keeps the second rounding exact.
+    near = v.astype(np.float32)
+    bits = near.view(np.int32)
+    fix = np.isfinite(near) & (near.astype(np.float64) != v) & (bits & 1 == 0)
+    away = (np.abs(near.astype(np.float64)) < np.abs(v)).astype(np.int32) * 2 - 1
+    away = np.where(near == 0, 1, away).astype(np.int32)
+    odd = np.where(fix, bits + away, bits).astype(np.int32).view(np.float32)
+    return np.where(near == 0, np.copysign(np.abs(odd), v), odd).astype(np.float32).astype(t.numpy())[()]
+
+
+def widen(v: Any) -> Any:
+    """A float value of any type as float64."""
+    return v.astype(np.float64) if isinstance(v, np.ndarray) else np.float64(v)
+
+
+def fused_multiply_add(t: DType, a: Any, b: Any, c: Any) -> Any:
+    """a*b + c rounded once. For types narrower than f64 the product is exact in f64 and the sum is rounded to odd first."""
+    if isinstance(a, np.ndarray):
+        return np.array([fused_multiply_add(t.element, *abc) for abc in zip(a, b, c, strict=True)], t.numpy())
+    x, y, z = float(a), float(b), float(c)
+    if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(z)):
+        return round_to(t, np.float64(x) * np.float64(y) + np.float64(z))
+    if t.bits == 64:
+        return _fma_f64(x, y, z)
+    p = x * y
+    s = p + z
+    d = s - p
+    error = (p - (s - d)) + (z - d)
+    if error and not int(math.frexp(s)[0] * 2.0**53) & 1:
+        s = math.nextafter(s, math.inf if error > 0 else -math.inf)
+    return np.float32(s) if t is f32 else round_to(t, s)
+
+
+def _fma_f64(x: float, y: float, z: float) -> Any:
+    exact = Fraction(x) * Fraction(y) + Fraction(z)
+    if exact == 0:
+        return np.float64(x) * np.float64(y) + np.float64(z)  # the sign of zero
+    try:
+        return np.float64(float(exact))
+    except OverflowError:
+        return np.float64(math.copysign(math.inf, exact))
+
+
+# ---- result rules ----------------------------------------------------------------------------------------------------
+def _same(args: tuple[DType, ...], to: DType) -> bool:
+    return all(a is to for a in args)
+
+
+def _same_float(args: tuple[DType, ...], to: DType) -> bool:
+    return to.is_float and _same(args, to)
+
+
+def _same_int(args: tuple[DType, ...], to: DType) -> bool:
+    return to.is_int and _same(args, to)
+
+
+def _number(args: tuple[DType, ...], to: DType) -> bool:
+    return (to.is_int or to.is_float) and _same(args, to)
+
+
+def _test(args: tuple[DType, ...], to: DType) -> bool:
+    return args[0].is_float and to is boolean.with_lanes(args[0].lanes)
+
+
+def _bitcast(args: tuple[DType, ...], to: DType) -> bool:
+    frm = args[0]
+    whole = frm.bits == to.bits or min(frm.bits, to.bits) >= 8
+    return whole and frm.bits * frm.lanes == to.bits * to.lanes and not frm.is_bool and not to.is_bool
+
+
+def _horizontal(args: tuple[DType, ...], to: DType) -> bool:
+    return args[0].lanes > 1 and args[0].element is to
+
+
+def _prefetch(args: tuple[DType, ...], to: DType) -> bool:
+    return args[0].kind == "handle" and args[1] is i64
+
+
+# ---- meanings --------------------------------------------------------------------------------------------------------
+def _elementwise(f: Callable[..., Any]) -> Meaning:
+    """A function of float64 values, rounded once to the type."""
+    return lambda to, frm, *v: round_to(to, f(*[widen(x) for x in v]))
+
+
+def _either(on_float: Callable[..., Any], on_int: Callable[..., Any]) -> Meaning:
+    """`on_float` on float64 values or `on_int` on integers, brought back to the type."""
+    def meaning(to: DType, frm: DType, *v: Any) -> Any:
+        return round_to(to, on_float(*[widen(x) for x in v])) if to.is_float else wrap(to, on_int(*v))
+    return meaning
+
+
+def _integer(f: Callable[..., Any]) -> Meaning:
+    return lambda to, frm, *v: wrap(to, f(*v))
+
+
+def _truth(f: Callable[[Any], Any]) -> Meaning:
+    def meaning(to: DType, frm: DType, v: Any) -> Any:
+        got = f(widen(v))
+        return got if isinstance(v, np.ndarray) else bool(got)
+    return meaning
+
+
+def _unsigned(t: DType, v: Any) -> Any:
+    """The bits of an integer as a non-negative number (arrays of up to 64 bits as uint64)."""
+    if isinstance(v, np.ndarray):
+        return v.astype(np.uint64) & np.uint64((1 << t.bits) - 1)
+    return v & ((1 << t.bits) - 1)
+
+
+def _popcount(to: DType, frm: DType, v: Any) -> Any:
+    bits = _unsigned(frm, v)
+    if isinstance(bits, np.ndarray):
+        return wrap(to, np.array([int(x).bit_count() for x in bits], np.int64))
+    return wrap(to, bits.bit_count())
+
+
+def _remainder(a: Any, b: Any) -> Any:
+    """The remainder of truncating division: it takes the sign of the dividend."""
+    if isinstance(a, np.ndarray):
+        return np.fmod(a, b)
+    return abs(a) % abs(b) * (-1 if a < 0 else 1)
+
+
+def _sign_int(a: Any) -> Any:
+    return np.sign(a) if isinstance(a, np.ndarray) else (a > 0) - (a < 0)
+
+
+def _reinterpret(to: DType, frm: DType, v: Any) -> Any:
+    """The same bits as another type; sub-byte types keep their low bits."""
+    if frm.bits >= 8 and to.bits >= 8:
+        out = np.atleast_1d(np.asarray(v)).astype(frm.numpy()).view(to.numpy())
+    else:  # of one sub-byte width: both are stored in the low bits of a byte
+        raw = np.atleast_1d(np.asarray(v)).astype(frm.numpy()).view(np.uint8) & ((1 << frm.bits) - 1)
+        out = wrap(to, raw.astype(np.int64)).astype(to.numpy()) if to.is_int else raw.view(to.numpy())
+    return from_memory(to, out if to.lanes > 1 else out[0])
+
+
+def from_memory(t: DType, v: Any) -> Any:
+    """An element, or an array of elements, as the value that expressions compute with (see the head of this file)."""
+    if t.lanes > 1:
+        if t.is_int:
+            return v.astype(np.uint64 if t.kind == "uint" and t.bits == 64 else np.int64)
+        return v
+    if t.is_int:
+        return int(v)
+    return bool(v) if t.is_bool else v
+
+
+def _fold(combine: Callable[[DType, Any, Any], Any]) -> Meaning:
+    """Halves are combined while their number of lanes is even, then lanes from left to right."""
+    def meaning(to: DType, frm: DType, v: Any) -> Any:
+        while len(v) % 2 == 0:
+            half = len(v) // 2
+            v = combine(to, v[:half], v[half:])
+        for k in range(1, len(v)):
+            v = np.concatenate([combine(to, v[:1], v[k:k + 1]), v[1:]])
+        return from_memory(to, v[0])
+    return meaning
+
+
+def _plus(t: DType, a: Any, b: Any) -> Any:
+    return wrap(t, a + b) if t.is_int else a + b
+
+
+def maximum(a: Any, b: Any) -> Any:
+    """The larger; NaN if either is; the first if they are equal."""
+    if isinstance(a, np.ndarray):
+        return np.where((a >= b) | np.isnan(a), a, b)
+    return a if a >= b or math.isnan(a) else b
+
+
+def minimum(a: Any, b: Any) -> Any:
+    """The smaller; NaN if either is; the first if they are equal."""
+    if isinstance(a, np.ndarray):
+        return np.where((a <= b) | np.isnan(a), a, b)
+    return a if a <= b or math.isnan(a) else b
+
+
+_erf_array = np.frompyfunc(math.erf, 1, 1)
+
+
+def _erf(x: Any) -> Any:
+    return np.asarray(_erf_array(x), np.float64)
+
+
+def _declare() -> None:
+    def unary(name: str, f: Callable[[Any], Any], doc: str) -> None:
+        register(Intrinsic(name, 1, _same_float, _elementwise(f), doc))
+
+    unary("exp", np.exp, "e to the power x.")
+    unary("log", np.log, "Natural logarithm; NaN below zero.")
+    unary("sqrt", np.sqrt, "Square root; NaN below zero.")
+    unary("rsqrt", lambda x: 1.0 / np.sqrt(x), "1 / sqrt(x).")
+    unary("erf", _erf, "The error function.")
+    unary("tanh", np.tanh, "Hyperbolic tangent.")
+    unary("sin", np.sin, "Sine of radians.")
+    unary("cos", np.cos, "Cosine of radians.")
+    unary("tan", np.tan, "Tangent of radians.")
+    unary("asin", np.arcsin, "Inverse sine.")
+    unary("acos", np.arccos, "Inverse cosine.")
+    unary("atan", np.arctan, "Inverse tangent.")
+    unary("sinh", np.sinh, "Hyperbolic sine.")
+    unary("cosh", np.cosh, "Hyperbolic cosine.")
+    unary("asinh", np.arcsinh, "Inverse hyperbolic sine.")
+    unary("acosh", np.arccosh, "Inverse hyperbolic cosine.")
+    unary("atanh", np.arctanh, "Inverse hyperbolic tangent.")
+    unary("floor", np.floor, "The largest integer not above x, as a float.")
+    unary("ceil", np.ceil, "The smallest integer not below x, as a float.")
+    unary("round", np.rint, "The nearest integer as a float, half to even.")
+    unary("trunc", np.trunc, "The integer part, as a float.")
+    register(Intrinsic("pow", 2, _same_float, _elementwise(np.power), "x to the power y, as C's pow."))
+    register(Intrinsic("neg", 1, _number, _either(np.negative, lambda a: -a), "Minus x: flips the sign bit of a float."))
+    register(Intrinsic("abs", 1, _number, _either(np.abs, abs), "Absolute value; the least integer stays itself."))
+    register(Intrinsic("sign", 1, _number, _either(np.sign, _sign_int), "-1, 0 or 1; NaN of NaN."))
+    register(Intrinsic("fmod", 2, _number, _either(np.fmod, _remainder), "Remainder with the dividend's sign, as C's fmod."))
+    register(Intrinsic("fma", 3, _same_float, lambda to, frm, a, b, c: fused_multiply_add(to, a, b, c),
+                       "a*b + c, rounded once."))
+    register(Intrinsic("isnan", 1, _test, _truth(np.isnan), "Whether x is NaN."))
+    register(Intrinsic("isinf", 1, _test, _truth(np.isinf), "Whether x is infinite."))
+    register(Intrinsic("bit_and", 2, _same_int, _integer(lambda a, b: a & b), "Bitwise and."))
+    register(Intrinsic("bit_or", 2, _same_int, _integer(lambda a, b: a | b), "Bitwise or."))
+    register(Intrinsic("bit_xor", 2, _same_int, _integer(lambda a, b: a ^ b), "Bitwise exclusive or."))
+    register(Intrinsic("bit_not", 1, _same_int, _integer(lambda a: ~a), "Bitwise complement."))
+    register(Intrinsic("shift_left", 2, _same_int, _integer(lambda a, b: a << b), "Shift left, 0 <= count < bits."))
+    register(Intrinsic("shift_right", 2, _same_int, _integer(lambda a, b: a >> b),
+                       "Shift right, 0 <= count < bits: arithmetic for signed, logical for unsigned."))
+    register(Intrinsic("popcount", 1, _same_int, _popcount, "The number of one bits."))
+    register(Intrinsic("reinterpret", 1, _bitcast, _reinterpret, "The same bits as another type."))
+    register(Intrinsic("reduce_add", 1, _horizontal, _fold(_plus), "Sum of a vector's lanes, by halves."))
+    register(Intrinsic("reduce_max", 1, _horizontal, _fold(lambda t, a, b: maximum(a, b)), "Largest lane; propagates NaN."))
+    register(Intrinsic("reduce_min", 1, _horizontal, _fold(lambda t, a, b: minimum(a, b)), "Least lane; propagates NaN."))
+    register(Intrinsic("prefetch", 2, _prefetch, lambda to, frm, address, locality: 0,
+                       "Bring the cache line of an address near; locality 0 (none) … 3 (keep). The result is unused.",
+                       pure=False))
+
+
+_declare()
