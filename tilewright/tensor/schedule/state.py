@@ -6,6 +6,7 @@ everything off the path from the root to the edit is shared with the old program
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from tilewright.core.errors import UserError
@@ -30,6 +31,16 @@ class ScheduleError(UserError):
         name = mark.name if isinstance(mark, BlockRef) else mark
         super().__init__("schedule-illegal", f"{primitive}: {why}", where="\n" + print_program(program, mark=name),
                          hint=hint)
+
+
+unproved: ContextVar[bool] = ContextVar("unproved", default=False)
+"""While True, `refuse` lets the edit happen: the property test runs refused edits to see that they were refused rightly."""
+
+
+def refuse(primitive: str, why: str, program: Program, mark: Handle | None = None, hint: str = "") -> None:
+    """Raise the ScheduleError of a primitive whose legality was not shown. Arguments that make no sense raise directly."""
+    if not unproved.get():
+        raise ScheduleError(primitive, why, program, mark, hint)
 
 
 def sub_statements(s: Stmt) -> tuple[Stmt, ...]:
