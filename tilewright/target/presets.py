@@ -1,0 +1,52 @@
+"""Targets by name. In: "native", a preset's name, or a Target. Out: the Target; UserError if there is none of that name."""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+
+from tilewright.core.errors import UserError
+from tilewright.target import host, x86
+from tilewright.target.target import Target
+
+
+def _x86(name: str, vector_bits: int, vector_registers: int) -> Target:
+    features = x86.LEVELS[name]
+    return Target(name, "x86_64-unknown-linux-gnu", name, tuple(sorted(features)), vector_bits, vector_registers, cores=2,
+                  l1d=32 << 10, l2=512 << 10 if vector_bits < 512 else 1 << 20, l3=8 << 20,
+                  intrinsics=x86.intrinsics_of(features))
+
+
+PRESETS: dict[str, Target] = {t.name: t for t in (
+    _x86("x86-64", 128, 16),
+    _x86("x86-64-v2", 128, 16),
+    _x86("x86-64-v3", 256, 16),
+    _x86("x86-64-v4", 512, 32),
+    Target("aarch64-neon", "aarch64-unknown-linux-gnu", "generic", ("neon",), 128, 32, cores=4, l1d=64 << 10, l2=512 << 10,
+           l3=4 << 20, fma_units=2, intrinsics=frozenset({"fma", "prefetch", "round"})),
+)}
+
+
+def target_names() -> list[str]:
+    return ["native", *PRESETS]
+
+
+def get_target(spec: str | Target = "native", *, cores: int | None = None) -> Target:
+    """The target of a name (or itself), with the number of cores changed if given.
+
+    Raises UserError `target-unknown` for another name and `target-cores` for a number below 1.
+    """
+    if isinstance(spec, Target):
+        target = spec
+    elif spec == "native":
+        target = host.native()
+    elif spec in PRESETS:
+        target = PRESETS[spec]
+    else:
+        near = difflib.get_close_matches(str(spec), target_names(), 1)
+        raise UserError("target-unknown", f"there is no target {spec!r}",
+                        hint=(f"did you mean {near[0]!r}? " if near else "") + "targets: " + ", ".join(target_names()))
+    if cores is None:
+        return target
+    if cores < 1:
+        raise UserError("target-cores", f"a target needs at least one core, not {cores}")
+    return dataclasses.replace(target, cores=cores)
