@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "tilewright.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -17,37 +19,12 @@ extern "C" {
 #define TW_ABI_VERSION 1
 #define TW_MESSAGE_BYTES 512
 #define TW_ALIGNMENT 64
-#define TW_MAX_RANK 16
-
-/* Status of every call; the text is in the context's error record. Assertions of generated code use these codes. */
-enum {
-  TW_OK = 0,
-  TW_ERROR_INDEX = 1,       /* an index is out of bounds */
-  TW_ERROR_MEMORY = 2,      /* the system gave no memory */
-  TW_ERROR_SHAPE = 3,       /* shapes that do not fit together */
-  TW_ERROR_VALUE = 4,       /* a value outside of an operator's domain */
-  TW_ERROR_HOST_CALL = 5,   /* a host call failed or is not there */
-  TW_ERROR_DEVICE = 6,      /* a device refused */
-  TW_ERROR_ARGUMENT = 7,    /* the caller's mistake */
-  TW_ERROR_CPU = 8,         /* this CPU lacks a feature that the model's code needs */
-  TW_ERROR_ABI = 9,         /* made for another version of the runtime */
-  TW_ERROR_CLOSED = 10      /* the model was closed */
-};
 
 /* tw_ctx.flags */
 enum {
   TW_PROFILE = 1, /* measure each kernel */
   TW_TAP = 2,     /* report intermediate values */
   TW_POISON = 4   /* fill the arena with 0xFF (NaN in every float type) before each run */
-};
-
-/* Element types of inputs and outputs. */
-enum {
-  TW_F64 = 1, TW_F32 = 2, TW_F16 = 3, TW_BF16 = 4,
-  TW_F8E4M3FN = 5, TW_F8E4M3FNUZ = 6, TW_F8E5M2 = 7, TW_F8E5M2FNUZ = 8, TW_F8E8M0FNU = 9, TW_F4E2M1FN = 10,
-  TW_I64 = 16, TW_I32 = 17, TW_I16 = 18, TW_I8 = 19, TW_I4 = 20, TW_I2 = 21,
-  TW_U64 = 32, TW_U32 = 33, TW_U16 = 34, TW_U8 = 35, TW_U4 = 36, TW_U2 = 37,
-  TW_BOOL = 48
 };
 
 typedef struct tw_ctx tw_ctx;
@@ -69,14 +46,6 @@ typedef struct tw_host_slot {
   tw_host_fn call;
   void *user;
 } tw_host_slot;
-
-/* Memory for an output of symbolic shape; the receiver frees `data` with tw_release. */
-typedef struct tw_result {
-  void *data;
-  int64_t bytes;
-  int32_t rank;
-  int64_t shape[TW_MAX_RANK];
-} tw_result;
 
 /* One run of a model, from entry to return. Re-entrant: every concurrent call has its own. */
 struct tw_ctx {
@@ -101,14 +70,6 @@ struct tw_ctx {
   int32_t device_count;    /* 124 */
   char message[TW_MESSAGE_BYTES]; /* 128: … and its text */
 };
-
-/* An input or output. A dimension of -1 is symbolic. */
-typedef struct tw_tensor_info {
-  const char *name;
-  const int64_t *shape;
-  int32_t dtype;
-  int32_t rank;
-} tw_tensor_info;
 
 /* What the runtime knows of a model: filled by Python in-process, emitted as constants into a saved library. */
 struct tw_model {
