@@ -586,7 +586,7 @@ def _block(c: _Compiled, s: ir.Block) -> Action:
         for it, f, v in zip(s.iters, extents, values, strict=True):
             if not 0 <= v < f(env):
                 raise c.fail(f"block {s.name} runs with {it.var.name} = {v} outside its domain [0, {f(env)})", s, env)
-        if init is not None and not any([env[k] for k in reduce]):
+        if init is not None and not any(env[k] for k in reduce):
             init(env)
         body(env)
     return block
@@ -603,7 +603,7 @@ def _launch(c: _Compiled, s: ir.Launch) -> Action:
             callee.call(values)
             return
         for k in c.owner.ordered(tasks(env)):
-            callee.call([k, *values])
+            callee.call([k, k + 1, *values])
     return launch
 
 
