@@ -1,0 +1,230 @@
+"""Schedule rule of contractions on a CPU: matrix products and direct convolutions of any layout.
+
+In: a Schedule and its contraction block. Out: the schedule applied: weights packed in streaming order, one register tile of
+outputs per innermost nest, the epilogue in the tile's store, outer tiles in parallel.
+
+    parallel (batch, N panel, outer M) | M tiles | reductions (windows outer, channels inner) | tile: rows x columns x vectors
+
+Weight panels are outer and M tiles inner, so that a panel is read from memory once and then from the cache; the reduction
+runs inside one tile, so that partial sums never leave the registers.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tilewright.loop.ir import Expr, IterVar, Var, as_int
+from tilewright.target.target import Target
+from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
+from tilewright.tensor.rules.epilogue import attach_epilogue, finish_store
+from tilewright.tensor.rules.tiles import Tile, choose_tile
+from tilewright.tensor.schedule import state
+from tilewright.tensor.schedule.schedule import Schedule
+from tilewright.tensor.schedule.state import BlockRef
+
+UNROLL_K = 4
+"""Reduction steps per turn of the innermost loop: enough to hide its overhead, small enough for the code cache."""
+
+
+@dataclass
+class Axes:
+    """The axes of a contraction as the tile sees them, each with its loop.
+
+    `vector` is the output's innermost axis (split into lanes), `panel` the N axis outside it in a blocked layout (None in
+    a plain one), `row` and `column` the two innermost M axes, `outer` the other spatial ones, `reduce` the reductions in
+    loop order: windows outside, channels inside."""
+    vector: Var
+    panel: Var | None
+    row: Var | None
+    column: Var | None
+    outer: list[Var]
+    reduce: list[Var]
+
+
+def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, target: Target) -> None:
+    """Schedule a contraction with an N axis; `epilogue` is the block that consumes it, or None."""
+    info = classify(state.find_block(sch.program, ref))
+    loop_of = _loops_by_axis(sch, ref, info)
+    axes = _axes(info, loop_of)
+    extent = {v: as_int(sch.loop(v).extent) or 1 for v in loop_of.values()}
+    lanes = _lanes(info, extent[axes.vector], target)
+    tile = _tile(axes, extent, lanes, target)
+    packed = _pack(sch, ref, info, tile, lanes, axes, loop_of)
+    if epilogue is None:
+        epilogue = sch.cache_write(ref, 0, "local")
+    else:
+        sch.set_scope(ref, 0, "local")
+
+    vo, vp, vl = _split_vector(sch, axes, tile, lanes)
+    row_o, row_i = sch.split(axes.row, [None, tile.rows]) if axes.row is not None else (None, None)
+    col_o, col_i = sch.split(axes.column, [None, tile.columns]) if axes.column is not None else (None, None)
+    k_loops, k_unrolled = _split_reduction(sch, axes)
+    inside = [v for v in (row_i, col_i, vp) if v is not None] + [vl]
+    outside = [v for v in (*axes.outer, vo, packed, row_o, col_o) if v is not None]
+    sch.reorder(*outside, *k_loops, *k_unrolled, *inside)
+
+    home = outside[-1] if outside else None
+    if home is not None:
+        attach_epilogue(sch, epilogue, home)
+    if k_loops + k_unrolled:
+        init = sch.decompose_reduction(ref, (k_loops + k_unrolled)[0])
+        _unroll_tile(sch, sch.loops(init)[-len(inside):])
+    for v in k_unrolled:
+        sch.unroll(v)
+    _unroll_tile(sch, inside)
+    finish_store(sch, epilogue, home, lanes)
+    _parallelize(sch, outside, info, target)
+
+
+def _loops_by_axis(sch: Schedule, ref: BlockRef, info: BlockInfo) -> dict[Var, Var]:
+    """Iteration variable → its loop, in an unscheduled block (whose bindings are the loops themselves)."""
+    return dict(zip([it.var for it in info.block.iters], sch.loops(ref), strict=True))
+
+
+def _axes(info: BlockInfo, loop_of: dict[Var, Var]) -> Axes:
+    assert info.out is not None
+    by_dim = [[it for it in (*info.batch, *info.m, *info.n) if it.var in dim] for dim in info.out.vars]
+    order = [it for dim in by_dim for it in dim]
+    n = {it.var for it in info.n}
+    vector = order[-1]
+    panel = next((it for it in reversed(order[:-1]) if it.var in n), None)
+    m = [it for it in order if it in info.m]
+    rest = [it for it in order[:-1] if it is not panel and it not in m[-2:]]
+    windows = {w.reduce for w in info.windows}
+    reduce = sorted(info.k, key=lambda it: (it.var not in windows,))
+    inner_first = _reduction_order(info, reduce)
+
+    def loop(it: IterVar | None) -> Var | None:
+        return None if it is None else loop_of[it.var]
+
+    return Axes(loop_of[vector.var], loop(panel), loop(m[-2]) if len(m) > 1 else None, loop(m[-1]) if m else None,
+                [loop_of[it.var] for it in rest], [loop_of[v] for v in inner_first])
+
+
+def _reduction_order(info: BlockInfo, reduce: list[IterVar]) -> list[Var]:
+    """Blocked channels: channel block, windows, channel in the block. Plain: windows, then channels."""
+    windows = {w.reduce for w in info.windows}
+    channels = [it for it in reduce if it.var not in windows]
+    if len(channels) > 1:
+        return [*[it.var for it in channels[:-1]], *[it.var for it in reduce if it.var in windows], channels[-1].var]
+    return [*[it.var for it in reduce if it.var in windows], *[it.var for it in channels]]
+
+
+def _lanes(info: BlockInfo, extent: int, target: Target) -> int:
+    assert info.out is not None
+    return min(target.lanes(info.out.buffer.dtype.bits), 1 << max(0, extent.bit_length() - 1))
+
+
+def _tile(axes: Axes, extent: dict[Var, int], lanes: int, target: Target) -> Tile:
+    vectors = -(-extent[axes.vector] // lanes)
+    if axes.panel is not None:
+        vectors *= extent[axes.panel]
+    return choose_tile(1 if axes.row is None else extent[axes.row], 1 if axes.column is None else extent[axes.column],
+                       vectors, target)
+
+
+def _split_vector(sch: Schedule, axes: Axes, tile: Tile, lanes: int) -> tuple[Var | None, Var | None, Var]:
+    """(panels, vectors of a tile, lanes) of the output's innermost axis, and of the N axis outside it."""
+    if axes.panel is None:
+        vo, vp, vl = sch.split(axes.vector, [None, tile.vectors, lanes])
+        return vo, vp, vl
+    po, pi = sch.split(axes.panel, [None, tile.vectors])
+    return po, pi, axes.vector
+
+
+def _split_reduction(sch: Schedule, axes: Axes) -> tuple[list[Var], list[Var]]:
+    """Reduction loops, and the innermost one's part that is unrolled."""
+    if not axes.reduce:
+        return [], []
+    *outer, last = axes.reduce
+    n = as_int(sch.loop(last).extent)
+    if n is not None and n <= UNROLL_K:
+        return outer, [last]
+    if n is not None and n % UNROLL_K:
+        return [*outer, last], []
+    ko, ki = sch.split(last, [None, UNROLL_K])
+    return [*outer, ko], [ki]
+
+
+def _unroll_tile(sch: Schedule, loops: list[Var]) -> None:
+    for v in loops[:-1]:
+        sch.unroll(v)
+    sch.vectorize(loops[-1])
+
+
+def _pack(sch: Schedule, ref: BlockRef, info: BlockInfo, tile: Tile, lanes: int, axes: Axes,
+          loop_of: dict[Var, Var]) -> Var | None:
+    """Lay the N operand out in the order in which the tile streams it: [panel][reductions...][vectors of the panel].
+
+    Weights are packed once, when the model is compiled; a computed operand that is not contiguous along N is packed by a
+    block of its own at each panel."""
+    b = info.b
+    assert b is not None
+    weights = sch.program.attr("weights", ())
+    if b.buffer.name not in weights:
+        return None
+    width = tile.vectors * lanes
+    order = _reduction_order(info, list(info.k))
+    plan = pack_map(b, info, order, width)
+    if plan is not None:
+        sch.transform_layout(ref, b.buffer.name, plan, pad_value=0)
+    return None
+
+
+def pack_map(b: Access, info: BlockInfo, order: list[Var], width: int):  # type: ignore[no-untyped-def]
+    """The index map of the packed operand, or None if its indices are not of a form that can be packed.
+
+    Every dimension must be indexed by N axes only, or by one reduction axis, or by an outer and an inner reduction axis
+    (outer * c + inner, which splits the dimension by c)."""
+    n_vars = {it.var for it in info.n}
+    batch = {it.var for it in info.batch}
+    steps: dict[Var, tuple[int, int | None, int | None]] = {}
+    n_dim: int | None = None
+    batch_dims: list[int] = []
+    for d, (index, used) in enumerate(zip(b.indices, b.vars, strict=True)):
+        coeff = linear_coefficients(index)
+        if coeff is None or (coeff.get(None) or 0) != 0:
+            return None
+        if used & n_vars:
+            if n_dim is not None or used - n_vars:
+                return None
+            n_dim = d
+        elif used & batch:
+            batch_dims.append(d)
+        elif len(used) == 1:
+            steps[next(iter(used))] = (d, None, None)
+        elif len(used) == 2:
+            outer, inner = sorted(used, key=lambda v: -coeff[v])
+            steps[outer], steps[inner] = (d, coeff[outer], None), (d, None, coeff[outer])
+        elif used:
+            return None
+    if n_dim is None:
+        return None
+    n_at, reduce = n_dim, [steps[v] for v in order if v in steps]
+
+    def index_map(*i: Expr) -> list[Expr]:
+        out: list[Expr] = [i[d] for d in batch_dims]
+        out.append(i[n_at] // width)
+        for d, divide, modulo in reduce:
+            out.append(i[d] // divide if divide is not None else i[d] % modulo if modulo is not None else i[d])
+        out.append(i[n_at] % width)
+        return out
+
+    return index_map
+
+
+def _parallelize(sch: Schedule, outside: list[Var], info: BlockInfo, target: Target) -> None:
+    """Fuse the outer tile loops and run them in parallel, the innermost (M tile) loop stays serial if there is enough."""
+    if target.cores < 2 and not outside:
+        return
+    loops = list(outside)
+    if not loops:
+        return
+    work = 1
+    keep = 0
+    for v in loops:
+        keep += 1
+        work *= as_int(sch.loop(v).extent) or 1
+        if work >= 8 * target.cores:
+            break
+    head = loops[:keep]
+    sch.parallel(sch.fuse(*head) if len(head) > 1 else head[0])

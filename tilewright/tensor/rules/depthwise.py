@@ -1,0 +1,84 @@
+"""Schedule rule of contractions without an N axis on a CPU: depthwise convolution, and dot products of rows.
+
+In: a Schedule and its block. Out: channels in vectors, a small tile of pixels in registers with all window positions
+unrolled, so that each input is loaded once per tile and the weights stay in registers.
+"""
+from __future__ import annotations
+
+from tilewright.loop.ir import Var, as_int
+from tilewright.target.target import Target
+from tilewright.tensor.classify import classify
+from tilewright.tensor.rules.elementwise import parallelize_outer
+from tilewright.tensor.rules.epilogue import attach_epilogue, finish_store
+from tilewright.tensor.schedule import state
+from tilewright.tensor.schedule.schedule import Schedule
+from tilewright.tensor.schedule.state import BlockRef
+
+UNROLLED = 256
+"""Multiply-adds in one unrolled tile: beyond this LLVM's time grows faster than the code."""
+
+
+def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, target: Target) -> None:
+    """Schedule a window contraction whose innermost output axis indexes both operands; or pooling over a window."""
+    info = classify(state.find_block(sch.program, ref))
+    loops = dict(zip([it.var for it in info.block.iters], sch.loops(ref), strict=True))
+    assert info.out is not None
+    spatial = [loops[v] for dim in info.out.vars for v in dim if v in loops]
+    reduce = [loops[it.var] for it in info.block.iters if it.kind == "reduce"]
+    lanes = target.lanes(info.out.buffer.dtype.bits)
+    *outer, last = spatial
+    n = as_int(sch.loop(last).extent) or 1
+    if epilogue is None:
+        epilogue = sch.cache_write(ref, 0, "local")
+    else:
+        sch.set_scope(ref, 0, "local")
+    if n > lanes:
+        vo, last = sch.split(last, [None, lanes])
+        outer.append(vo)
+    window = 1
+    for v in reduce:
+        window *= as_int(sch.loop(v).extent) or 1
+    moving = [loops[w.spatial] for w in info.windows]
+    rows, columns = tile_shape(sch, moving, window)
+    tiled: list[Var] = []
+    for v, size in zip(moving[-2:], (rows, columns)[-len(moving[-2:]):], strict=True):
+        o, i = sch.split(v, [None, size])
+        outer[outer.index(v)] = o
+        tiled.append(i)
+    sch.reorder(*outer, *reduce, *tiled, last)
+    if outer:
+        attach_epilogue(sch, epilogue, outer[-1])
+    if reduce:
+        init = sch.decompose_reduction(ref, reduce[0])
+        for v in sch.loops(init)[len(outer):-1]:
+            sch.unroll(v)
+        sch.vectorize(sch.loops(init)[-1])
+    if window * rows * columns <= UNROLLED:
+        for v in reduce:
+            sch.unroll(v)
+    for v in tiled:
+        sch.unroll(v)
+    sch.vectorize(last)
+    finish_store(sch, epilogue, outer[-1] if outer else None, lanes)
+    if outer:
+        parallelize_outer(sch, outer, target)
+
+
+def tile_shape(sch: Schedule, moving: list[Var], window: int) -> tuple[int, int]:
+    """Rows and columns of pixels per tile: up to 2 x 7 accumulators within the bound on unrolled code."""
+    if not moving:
+        return 1, 1
+    width = as_int(sch.loop(moving[-1]).extent) or 1
+    height = as_int(sch.loop(moving[-2]).extent) or 1 if len(moving) > 1 else 1
+    best = (1, 1)
+    for rows in (1, 2):
+        for columns in range(1, 9):
+            if rows > height or columns > width or rows * columns * window > UNROLLED or rows * columns > 14:
+                continue
+            waste = (-(-height // rows) * rows * -(-width // columns) * columns) / (height * width)
+            key = rows * columns / waste
+            if key > best[0] * best[1]:
+                best = (rows, columns)
+    return best
+
+

@@ -1,0 +1,70 @@
+"""What follows the anchor of a group: elementwise blocks, borders and permutations, merged into the anchor's store.
+
+In: a Schedule whose blocks follow an anchor. Out: at most one consumer block, which the anchor's rule puts at its tile.
+"""
+from __future__ import annotations
+
+from tilewright.loop.ir import Block, Guard, Select, Store, Var, as_int
+from tilewright.tensor.classify import classify
+from tilewright.tensor.regions import consumers
+from tilewright.tensor.schedule import state
+from tilewright.tensor.schedule.schedule import Schedule
+from tilewright.tensor.schedule.state import BlockRef
+
+
+def attach_epilogue(sch: Schedule, epilogue: BlockRef, home: Var) -> None:
+    """Compute the epilogue where the tile is complete."""
+    sch.reverse_compute_at(epilogue, home)
+
+
+def finish_store(sch: Schedule, epilogue: BlockRef, home: Var | None, lanes: int) -> None:
+    """Vectorize the epilogue along its output's innermost dimension and unroll the rest of the tile."""
+    loops = sch.loops(epilogue)
+    if home is not None:
+        loops = loops[loops.index(home) + 1:]
+    if not loops:
+        return
+    last = loops[-1]
+    n = as_int(sch.loop(last).extent)
+    if n is None:
+        return
+    outer = loops[:-1]
+    if n > lanes and n % lanes == 0:
+        mid, last = sch.split(last, [None, lanes])
+        outer = [*outer, mid]
+    for v in outer:
+        sch.unroll(v)
+    sch.vectorize(last)
+
+
+def merge_chain(sch: Schedule, anchor: BlockRef) -> tuple[BlockRef | None, list[BlockRef]]:
+    """Merge the single-consumer chain behind `anchor` into one block.
+
+    Returns that block (None if nothing follows) and the blocks that fill borders of its output."""
+    chain: list[BlockRef] = []
+    fills: list[BlockRef] = []
+    at = anchor
+    while True:
+        after = consumers(sch.program, at)
+        if len(after) != 1:
+            break
+        info = classify(state.find_block(sch.program, after[0]))
+        if info.kind not in ("elementwise", "injective"):
+            break
+        chain.append(after[0])
+        at = after[0]
+    if not chain:
+        return None, fills
+    if is_padding(state.find_block(sch.program, chain[-1])):
+        interior, *fills = sch.decompose_padding(chain[-1])
+        chain[-1] = interior
+    for ref in chain[:-1]:
+        sch.compute_inline(ref)
+    return chain[-1], fills
+
+
+def is_padding(block: Block) -> bool:
+    """Whether a block copies its input into the middle of a larger output and fills the rest with a constant."""
+    if not isinstance(block.body, Store) or block.init is not None:
+        return False
+    return isinstance(block.body.value, Guard | Select) and classify(block).kind == "injective"

@@ -1,0 +1,66 @@
+"""Register tiles: how many output elements a contraction keeps in registers, from the target's facts.
+
+In: extents of the axes that can be tiled, lanes and registers. Out: a `Tile`. The model counts, per step of the reduction,
+the fused multiply-adds and the loads (one per weight vector, one per broadcast), both issued two per cycle, and charges
+what the tile wastes on remainders; a tile must fit the vector registers.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tilewright.target.target import Target
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`rows` x `columns` output positions times `vectors` vectors of the output's innermost axis."""
+    rows: int
+    columns: int
+    vectors: int
+
+    @property
+    def accumulators(self) -> int:
+        return self.rows * self.columns * self.vectors
+
+
+LATENCY = 4
+"""Cycles of a fused multiply-add: fewer accumulators than LATENCY * fma_units leave the units waiting."""
+
+
+def cost_per_element(tile: Tile, rows: int, columns: int, vectors: int, target: Target) -> float:
+    """Cycles per output vector and reduction step, remainders included (lower is better)."""
+    def parts(extent: int, size: int) -> list[tuple[int, int]]:
+        full, rest = divmod(extent, size)
+        return [(size, full)] * bool(full) + [(rest, 1)] * bool(rest)
+
+    cycles = 0.0
+    for r, nr in parts(rows, tile.rows):
+        for c, nc in parts(columns, tile.columns):
+            for v, nv in parts(vectors, tile.vectors):
+                fmas, loads = r * c * v, r * c + v
+                busy = max(fmas / target.fma_units, loads / 2, LATENCY * min(1.0, fmas))
+                cycles += nr * nc * nv * (busy + 0.15)
+    return cycles / (rows * columns * vectors)
+
+
+def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_rows: int = 2,
+                streamed_bytes_per_step: int = 0) -> Tile:
+    """The cheapest register tile for `rows` x `columns` positions and `vectors` vectors of outputs.
+
+    `max_rows` bounds the tile in the outer position axis (two rows of pixels suffice to fill the registers when a row is
+    short). Ties go to the tile with more positions: each weight vector is then used more often.
+    """
+    registers = target.vector_registers
+    best, best_key = Tile(1, 1, 1), (math.inf, 0.0)
+    for v in range(1, min(vectors, 8) + 1):
+        for r in range(1, min(rows, max_rows) + 1):
+            most = (registers - 1 - v) // (r * v)
+            for c in range(1, min(columns, most) + 1):
+                tile = Tile(r, c, v)
+                if tile.accumulators + v + 1 > registers:
+                    continue
+                key = (round(cost_per_element(tile, rows, columns, vectors, target), 4), -r * c / (r * c + v))
+                if key < best_key:
+                    best, best_key = tile, key
+    return best
