@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import DType, boolean, f32, f64, i64
+from tilewright.core.dtype import DType, boolean, f32, i64
 from tilewright.core.errors import InternalError
 from tilewright.loop.ir import Program
 
