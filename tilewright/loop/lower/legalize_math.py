@@ -1,0 +1,235 @@
+"""legalize_math: exp, log, tanh and erf of f32 become short sequences of multiply-adds on scalars or vectors.
+
+In: flat loops, vectorized. Out: no Call of these names on f32; on f16 and bf16 they are computed in f32; on f64 they stay
+calls of the C library, as do functions that are rare in models (sin, pow, …). Temporaries are Lets around the statement, so an
+argument or a result is computed once however often it is used, and equal calls of one statement share one result.
+Errors are at most 2 units in the last place over the whole range, denormal results included; NaN, infinities and signed
+zeros come out as IEEE 754 asks. The condition of a While stays as it is (there is no place for its temporaries).
+
+A call under a Guard may have an argument that must not be evaluated where the guard fails: the argument gets the guard
+(with 1 elsewhere) and the function, which is total, moves out.
+
+The polynomials are weighted minimax fits (Lawson's iteration on Chebyshev nodes in float64). Range reductions are the
+standard ones: Muller et al., Handbook of Floating-Point Arithmetic, chapter 11; Cody and Waite for ln 2 in two parts.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from tilewright.core.dtype import DType, f32, i32
+from tilewright.core.node import Node
+from tilewright.loop.ir import (
+    FALSE, Assert, Call, Evaluate, Expr, For, Guard, If, Launch, Let, Program, Select, Stmt, Store, Var, While,
+    const,
+)
+
+Temporary = Callable[[str, Expr], Var]
+
+
+def legalize_math(program: Program) -> Program:
+    """Calls of transcendental functions on f32, f16 and bf16 replaced by polynomial sequences."""
+    return program.replace(body=_Legalizer().stmt(program.body))
+
+
+class _Legalizer:
+    """One walk over the statements; `lets` collects the temporaries of the statement at hand."""
+
+    def __init__(self) -> None:
+        self.has: dict[int, tuple[Node, bool]] = {}
+        self.lets: list[tuple[Var, Expr]] = []
+        self.results: dict[Expr, Expr] = {}
+        self.guards: list[tuple[Expr, bool]] = []
+
+    def stmt(self, s: Stmt) -> Stmt:
+        if not self.concerned(s):
+            return s
+        match s:
+            case Store() | Evaluate() | Launch():
+                return self.around(s, lambda: s.map(self.part))
+            case Let(_, value, body):
+                inner = self.stmt(body)
+                return self.around(s, lambda: s.replace(value=self.expr(value), body=inner))
+            case If(cond, then, otherwise):
+                arms = self.stmt(then), otherwise and self.stmt(otherwise)
+                return self.around(s, lambda: s.replace(cond=self.expr(cond), then=arms[0], otherwise=arms[1]))
+            case For(_, start, extent, body):
+                inner = self.stmt(body)
+                return self.around(s, lambda: s.replace(start=self.expr(start), extent=self.expr(extent), body=inner))
+            case Assert(cond):
+                return self.around(s, lambda: s.replace(cond=self.expr(cond)))
+            case While(_, body):
+                return s.replace(body=self.stmt(body))
+        return s.map(lambda c: self.stmt(c) if isinstance(c, Stmt) else c)
+
+    def around(self, s: Stmt, build: Callable[[], Stmt]) -> Stmt:
+        """The rebuilt statement within the temporaries that its own expressions asked for."""
+        self.lets, self.results, self.guards = [], {}, []
+        out = build()
+        for var, value in reversed(self.lets):
+            out = Let(var, value, out).at(s.loc)
+        return out
+
+    def part(self, n: Node) -> Node:
+        return self.expr(n) if isinstance(n, Expr) else n
+
+    def expr(self, e: Expr) -> Expr:
+        if not self.concerned(e):
+            return e
+        if isinstance(e, Guard):
+            cond = self.temporary("c", self.guarded(self.expr(e.cond), FALSE))
+            sides = []
+            for side, holds in ((e.a, True), (e.b, False)):
+                self.guards.append((cond, holds))
+                sides.append(self.expr(side))
+                self.guards.pop()
+            return Guard(cond, *sides)
+        if _is_legalized(e):
+            return self.call(e)  # type: ignore[arg-type]
+        return e.map(self.part)
+
+    def call(self, e: Call) -> Expr:
+        x = self.expr(e.args[0])
+        x = self.guarded(x, const(1, x)).cast("f32")
+        key = Call(e.name, (x,), e.type)
+        if key not in self.results:
+            arg = x if isinstance(x, Var) else self.temporary("x", x)
+            self.results[key] = self.temporary("y", _FUNCTIONS[e.name](arg, self.temporary)).cast(e.type.element)
+        return self.results[key]
+
+    def temporary(self, name: str, value: Expr) -> Var:
+        v = Var(name, value.dtype)
+        self.lets.append((v, value))
+        return v
+
+    def guarded(self, e: Expr, otherwise: Expr) -> Expr:
+        for cond, holds in reversed(self.guards):
+            e = Guard(cond, e, otherwise) if holds else Guard(cond, otherwise, e)
+        return e
+
+    def concerned(self, n: Node) -> bool:
+        if n.by_identity:
+            return False
+        found = self.has.get(id(n))
+        if found is None:
+            yes = _is_legalized(n) or any([self.concerned(c) for c in n.children()])
+            found = self.has[id(n)] = (n, yes)
+        return found[1]
+
+
+def _is_legalized(n: Node) -> bool:
+    return isinstance(n, Call) and n.name in _FUNCTIONS and n.type.element.name in ("f32", "f16", "bf16")
+
+
+# ---- building blocks -------------------------------------------------------------------------------------------------
+def _fma(a: Expr, b: Expr | float, c: Expr | float) -> Expr:
+    return Call("fma", (a, b if isinstance(b, Expr) else const(b, a), c if isinstance(c, Expr) else const(c, a)), a.dtype)
+
+
+def _horner(x: Expr, coefficients: tuple[float, ...]) -> Expr:
+    """c[0] + c[1]·x + c[2]·x² + …"""
+    total: Expr = const(coefficients[-1], x)
+    for c in reversed(coefficients[:-1]):
+        total = _fma(total, x, c)
+    return total
+
+
+def _bits(x: Expr) -> Expr:
+    return _call("reinterpret", i32.with_lanes(x.dtype.lanes), x)
+
+
+def _float(x: Expr) -> Expr:
+    return _call("reinterpret", f32.with_lanes(x.dtype.lanes), x)
+
+
+def _call(name: str, to: DType, *args: Expr) -> Expr:
+    return Call(name, args, to)
+
+
+def _power_of_two(n: Expr) -> Expr:
+    """2ⁿ for an i32 in -126 … 127."""
+    biased = n + 127
+    return _float(_call("shift_left", biased.dtype, biased, const(23, biased)))
+
+
+def _at_most(x: Expr, limit: float) -> Expr:
+    """min(x, limit) that keeps NaN; one instruction on most machines (which Min is not)."""
+    return Select(const(limit, x) < x, const(limit, x), x)
+
+
+def _at_least(x: Expr, limit: float) -> Expr:
+    return Select(x < const(limit, x), const(limit, x), x)
+
+
+def _with_sign_of(x: Expr, magnitude: Expr) -> Expr:
+    sign = _call("bit_and", _bits(x).dtype, _bits(x), const(-(1 << 31), _bits(x)))
+    return _float(_call("bit_or", sign.dtype, _bits(magnitude), sign))
+
+
+# ---- the functions ---------------------------------------------------------------------------------------------------
+_ROUND = 12582912.0
+"""1.5·2²³: adding it rounds an f32 to an integer, which is then in the low bits; defined for NaN too, as a conversion is not."""
+_ROUND_BITS = 0x4B400000
+_LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860677e-06
+"""ln 2 in two parts; the high one has 15 bits, so that its product with an exponent is exact."""
+_EXP = (1.0, 1.0, 0.49999994, 0.16666521, 0.041668389, 0.0083687175, 0.0013814596)
+"""eʳ for |r| <= ln2/2, relative error 3.1e-9."""
+_EXPM1 = (0.5, 0.16666667, 0.041666355, 0.0083332742, 0.0013941022, 0.00019913574)
+"""(eʳ - 1 - r)/r² for |r| <= ln2/2; relative error of eʳ - 1: 2.4e-10."""
+_LOG = (0.33333337, -0.2499982, 0.19999306, -0.16679616, 0.14312834, -0.12195282, 0.1066141, -0.12847128, 0.12357838)
+"""(ln(1+f) - f + f²/2)/f³ for |f| <= 1/3."""
+_ERF_SMALL = (0.12837915, -0.37612498, 0.11281846, -0.02676772, 0.00499483, -0.00059994042)
+"""(erf(x) - x)/x in x², |x| <= 0.92; relative error 1.5e-8."""
+_ERF_LARGE = (0.00018071731, 1.1277376, 0.63707739, 0.10402393, -0.02227157, 0.0030544524, -0.00019708584)
+"""-ln(1 - erf(a)) for 0.92 <= a <= 4; error of erf 1.6e-9."""
+
+
+def _reduce(x: Expr, let: Temporary) -> tuple[Expr, Expr]:
+    """(n, r) with x = n·ln2 + r, |r| <= ln2/2, n an i32."""
+    shifted = let("t", _fma(x, math.log2(math.e), _ROUND))
+    n = let("n", shifted - _ROUND)
+    r = let("r", _fma(n, -_LN2_LOW, _fma(n, -_LN2_HIGH, x)))
+    return let("k", _bits(shifted) - _ROUND_BITS), r
+
+
+def _exp(x: Expr, let: Temporary) -> Expr:
+    """The scale 2ⁿ is applied in two halves: results may be denormal (n down to -150) or overflow."""
+    x = let("x", _at_least(_at_most(x, 89.0), -105.0))
+    n, r = _reduce(x, let)
+    half = let("h", _call("shift_right", n.dtype, n, const(1, n)))
+    return _horner(r, _EXP) * _power_of_two(half) * _power_of_two(n - half)
+
+
+def _tanh(x: Expr, let: Temporary) -> Expr:
+    """t/(t+2) with t = exp(2|x|) - 1, which is accurate near zero; 1 beyond 9.1."""
+    n, r = _reduce(let("a", _at_most(Call("abs", (x,), x.dtype), 9.2) * 2.0), let)
+    q = _fma(r * r, _horner(r, _EXPM1), r)
+    scale = let("s", _power_of_two(n))
+    t = let("e", _fma(scale, q, scale - 1.0))
+    return _with_sign_of(x, t / (t + 2.0))
+
+
+def _log(x: Expr, let: Temporary) -> Expr:
+    """x = 2ᵏ·(1+f) with 1+f in [2/3, 4/3); denormals are scaled up first."""
+    tiny = x < 1.1754944e-38
+    bits = let("b", _bits(Select(tiny, x * 8388608.0, x)))
+    k = let("k", _call("shift_right", bits.dtype, bits - 0x3F2AAAAB, const(23, bits)))
+    f = let("f", _float(bits - _call("shift_left", bits.dtype, k, const(23, bits))) - 1.0)
+    n = let("n", k.cast(f32) + Select(tiny, const(-23.0, x), const(0.0, x)))
+    tail = _fma(f, _horner(f, _LOG), -0.5)
+    y = _fma(n, _LN2_HIGH, _fma(f * f, tail, _fma(n, _LN2_LOW, f)))
+    inf = const(math.inf, x)
+    y = Select(x < inf, y, x)  # inf and NaN
+    return Select(const(0.0, x) < x, y, Select(x.eq(0.0), const(-math.inf, x), Select(x < 0.0, const(math.nan, x), x)))
+
+
+def _erf(x: Expr, let: Temporary) -> Expr:
+    a = let("a", _at_most(Call("abs", (x,), x.dtype), 4.0))
+    n, r = _reduce(let("g", const(0.0, x) - _horner(a, _ERF_LARGE)), let)
+    large = 1.0 - _horner(r, _EXP) * _power_of_two(n)
+    s = let("s", a * a)
+    small = _fma(a, _horner(s, _ERF_SMALL), a)
+    return _with_sign_of(x, Select(a < 0.92, small, large))
+
+
+_FUNCTIONS: dict[str, Callable[[Expr, Temporary], Expr]] = {"exp": _exp, "log": _log, "tanh": _tanh, "erf": _erf}
