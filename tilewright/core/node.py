@@ -213,7 +213,12 @@ def _alpha(a: Any, b: Any, m: dict[Any, Any]) -> bool:
 
 def _bind(a: Any, b: Any, m: dict[Any, Any]) -> bool:
     if isinstance(a, tuple):
-        return isinstance(b, tuple) and len(a) == len(b) and all(_bind(x, y, m) for x, y in zip(a, b, strict=True))
+        if not isinstance(b, tuple) or len(a) != len(b):
+            return False
+        pairs = list(zip(a, b, strict=True))
+        # All first: the shape of a parameter may name a later one.
+        m.update({x: y for x, y in pairs if isinstance(x, Node) and x.by_identity})
+        return all(_bind(x, y, m) for x, y in pairs)
     if not isinstance(a, Node):
         return _same(a, b)
     if type(a) is not type(b):
