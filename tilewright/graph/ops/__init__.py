@@ -1,0 +1,27 @@
+"""The operators of the graph IR, one family per file; importing this package enters their records into the registry."""
+from __future__ import annotations
+
+from tilewright.graph.ops import (
+    arrange,
+    binary,
+    control,
+    conv,
+    create,
+    indexing,
+    layout,
+    matmul,
+    norm,
+    pool,
+    reduce,
+    resize,
+    unary,
+    view,
+)
+from tilewright.graph.registry import OPS, register
+
+FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, layout, control)
+
+for _family in FAMILIES:
+    for _record in _family.RECORDS:
+        if _record.name not in OPS:
+            register(_record)
