@@ -57,7 +57,7 @@ def native() -> Target:
              "l3": caches.get("l3", 0), "cache_line": caches.get("line", 64)}
     if platform.machine() in ("aarch64", "arm64"):
         return Target("native", f"aarch64-unknown-{_system()}", "generic", ("neon",), 128, 32,
-                      intrinsics=frozenset({"fma", "prefetch", "round"}), **facts)
+                      intrinsics=("fma", "prefetch", "round"), **facts)
     features = x86.features_of(cpu_flags(_read(Path("/proc/cpuinfo")))) or x86.BASELINE
     bits = x86.vector_bits(features)
     return Target("native", f"x86_64-unknown-{_system()}", x86.level_of(features), features, bits,

@@ -22,7 +22,7 @@ PRESETS: dict[str, Target] = {t.name: t for t in (
     _x86("x86-64-v3", 256, 16),
     _x86("x86-64-v4", 512, 32),
     Target("aarch64-neon", "aarch64-unknown-linux-gnu", "generic", ("neon",), 128, 32, cores=4, l1d=64 << 10, l2=512 << 10,
-           l3=4 << 20, fma_units=2, intrinsics=frozenset({"fma", "prefetch", "round"})),
+           l3=4 << 20, fma_units=2, intrinsics=("fma", "prefetch", "round")),
 )}
 
 

@@ -5,7 +5,7 @@ machine in host.py; this file has the type alone.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Target:
     cache_line: int = 64
     fma_units: int = 2
     dram_bandwidth: float = 20e9
-    intrinsics: frozenset[str] = field(default_factory=frozenset)
+    intrinsics: tuple[str, ...] = ()
 
     @property
     def arch(self) -> str:

@@ -45,6 +45,6 @@ def vector_bits(features: Iterable[str]) -> int:
     return 512 if have >= {"avx512f", "avx512vl"} else 256 if have >= {"avx", "avx2"} else 128
 
 
-def intrinsics_of(features: Iterable[str]) -> frozenset[str]:
+def intrinsics_of(features: Iterable[str]) -> tuple[str, ...]:
     have = set(features)
-    return frozenset({"prefetch"} | {name for name, needs in _INTRINSICS.items() if have >= set(needs)})
+    return tuple(sorted({"prefetch"} | {name for name, needs in _INTRINSICS.items() if have >= set(needs)}))

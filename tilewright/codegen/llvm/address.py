@@ -6,11 +6,11 @@ register and the constant becomes the displacement of the memory operand.
 """
 from __future__ import annotations
 
+from tilewright.codegen.llvm.function import Function
+from tilewright.codegen.llvm.types import memory_scalar
 from tilewright.core.dtype import i64
 from tilewright.core.errors import InternalError
 from tilewright.loop import ir
-from tilewright.codegen.llvm.function import Function
-from tilewright.codegen.llvm.types import memory_scalar
 
 Poly = dict[tuple[str, ...], int]
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from multiprocessing import connection
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tilewright.core.errors import InternalError
 from tilewright.target.target import Target
@@ -127,7 +127,7 @@ class CompilePool:
             process.join()
         self._workers = []
 
-    def __enter__(self) -> CompilePool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -142,17 +142,17 @@ def compile_many(texts: Iterable[str], target: Target, workers: int = 1) -> list
 
 def _collect(busy: dict[Any, int], done: dict[int, bytes]) -> list[Any]:
     """Wait for a result; the workers that have become idle."""
-    ready = connection.wait(list(busy))
+    ready: list[Any] = list(connection.wait(list(busy)))
     for c in ready:
         number = busy.pop(c)
         try:
-            error, result = c.recv()  # type: ignore[union-attr]
+            error, result = c.recv()
         except EOFError as e:
             raise InternalError("a compile worker ended (out of memory?)") from e
         if error:
             raise InternalError(error)
         done[number] = result
-    return list(ready)
+    return ready
 
 
 def _work(pipe: connection.Connection, inherited: list[connection.Connection], target: Target) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tilewright.codegen.llvm.function import Function
 from tilewright.codegen.llvm.types import is_small_float, literal, register_type, splat, vector_of
-from tilewright.core.dtype import DType, f32
+from tilewright.core.dtype import DType, f32, f64, i64
 from tilewright.core.errors import InternalError
 
 
@@ -176,8 +176,7 @@ def cast(f: Function, v: str, source: DType, to: DType) -> str:
         if source is to:
             return v
     if is_small_float(to):
-        middle = f32.with_lanes(to.lanes)
-        return from_float(f, cast(f, v, source, middle), to)
+        return from_float(f, _towards_small(f, v, source), to)
     st, tt = register_type(source), register_type(to)
     if to.is_bool:
         zero = splat(literal(0, source.element), source)
@@ -194,6 +193,30 @@ def cast(f: Function, v: str, source: DType, to: DType) -> str:
         return v
     how = "trunc" if to.bits < from_bits else "sext" if source.kind == "int" else "zext"
     return f.pure(f"{how} {st} {v} to {tt}", v) if to.lanes == 1 else f.op(f"{how} {st} {v} to {tt}")
+
+
+def _towards_small(f: Function, v: str, source: DType) -> str:
+    """A value of f32, f64, integer or bool type as f32, so that a second rounding to fewer bits gives what one would:
+    what f32 cannot hold is rounded to odd (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008)."""
+    near_type = f32.with_lanes(source.lanes)
+    if source.bits <= 16 or source is near_type:
+        return cast(f, v, source, near_type)
+    wide = f64.with_lanes(source.lanes)
+    v = cast(f, v, source, wide)
+    near = cast(f, v, wide, near_type)
+    back = cast(f, near, near_type, wide)
+    o, wt = _Ops(f, source.lanes), register_type(wide)
+    one = vector_of("i1", source.lanes)
+    size = [f.op(f"and {vector_of('i64', source.lanes)} {f.op(f'bitcast {wt} {x} to ' + vector_of('i64', source.lanes))}, "
+                 + splat(str((1 << 63) - 1), i64.with_lanes(source.lanes))) for x in (v, back)]
+    bits = o.bits(near)
+    inexact = f.op(f"fcmp one {wt} {v}, {back}")
+    finite = o.cmp("ult", o.bin("and", bits, 0x7FFFFFFF), 0x7F800000)
+    even = o.cmp("eq", o.bin("and", bits, 1), 0)
+    fix = f.op(f"and {one} {f.op(f'and {one} {inexact}, {finite}')}, {even}")
+    below = f.op(f"icmp ult {vector_of('i64', source.lanes)} {size[1]}, {size[0]}")
+    odd = o.bin("add", bits, o.select(below, 1, -1))
+    return o.as_float(o.select(fix, odd, bits))
 
 
 def widen_to_float(f: Function, v: str, t: DType) -> tuple[str, DType]:

@@ -29,7 +29,7 @@ _BY_VALUE_LIMIT = 64 << 10
 def emit(module: ir.Module, target: Target) -> str:
     """The LLVM IR of a module for a target. Raises InternalError for what no lowering should have left."""
     m = ModuleText(target)
-    m.defined = {p.name for p in module.programs}
+    m.defined = {p.name: len(p.params) for p in module.programs}
     m.node('!{!"llvm.loop.unroll.disable"}')
     m.node('!{!"llvm.loop.vectorize.enable", i1 false}')
     m.node('!{!"branch_weights", i32 1, i32 1048575}')
@@ -314,9 +314,9 @@ def _launch(f: Function, s: ir.Launch) -> None:
         status = f.op(f"call i32 @{s.callee}({', '.join(['ptr %ctx', *args])})")
     else:
         f.closure_slots = max(f.closure_slots, len(args), 1)
-        for k, a in enumerate(args):
+        for k, arg in enumerate(args):
             at = f.op(f"getelementptr inbounds i64, ptr %closure, i64 {k}")
-            f.line(f"store {a}, ptr {at}, align 8")
+            f.line(f"store {arg}, ptr {at}, align 8")
         f.module.declare("@tw_parallel", "declare i32 @tw_parallel(ptr, ptr, ptr, i64)")
         body = _region(f.module, s.callee, types)
         status = f.op(f"call i32 @tw_parallel(ptr %ctx, ptr {body}, ptr %closure, i64 {f.value(s.tasks)})")
@@ -324,21 +324,29 @@ def _launch(f: Function, s: ir.Launch) -> None:
 
 
 def _region(m: ModuleText, callee: str, types: list[str]) -> str:
-    """The tw_body that unpacks a closure and calls `callee` once per task. One per callee."""
-    name = f"@{callee}.region"
+    """The tw_body that unpacks a closure and calls `callee`: one per callee. A region of the module that has two
+    parameters more than it gets arguments takes the range of its tasks; any other takes one task."""
+    name = f"@{callee}.body"
     if name in m.global_names:
         return name
     m.global_names[name] = name
     lines = []
     for k, t in enumerate(types):
         lines += [f"  %s{k} = getelementptr inbounds i64, ptr %closure, i64 {k}", f"  %a{k} = load {t}, ptr %s{k}, align 8"]
-    args = ", ".join(["ptr %ctx", "i64 %task", *[f"{t} %a{k}" for k, t in enumerate(types)]])
+    args = ", ".join([f"{t} %a{k}" for k, t in enumerate(types)])
+    comma = ", " if args else ""
+    head = f"define internal i32 {name}(ptr %ctx, ptr %closure, i64 %begin, i64 %end) #0 {{"
+    if m.defined.get(callee, 0) == len(types) + 2:
+        m.functions.append("\n".join([
+            head, *lines, f"  %status = call i32 @{callee}(ptr %ctx, i64 %begin, i64 %end{comma}{args})",
+            "  ret i32 %status", "}", ""]))
+        return name
     m.functions.append("\n".join([
-        f"define internal i32 {name}(ptr %ctx, ptr %closure, i64 %begin, i64 %end) #0 {{", "entry:", *lines,
-        "  %any = icmp slt i64 %begin, %end", "  br i1 %any, label %loop, label %done", "loop:",
-        "  %task = phi i64 [ %begin, %entry ], [ %next, %ok ]", f"  %status = call i32 @{callee}({args})",
+        head, "entry:", *lines, "  %any = icmp slt i64 %begin, %end", "  br i1 %any, label %loop, label %done", "loop:",
+        "  %task = phi i64 [ %begin, %entry ], [ %next, %ok ]",
+        f"  %status = call i32 @{callee}(ptr %ctx, i64 %task{comma}{args})",
         "  %bad = icmp ne i32 %status, 0", "  br i1 %bad, label %failed, label %ok, !prof !2", "ok:",
         "  %next = add nsw i64 %task, 1", "  %more = icmp slt i64 %next, %end",
-        "  br i1 %more, label %loop, label %done, !llvm.loop " + m.node("distinct !{!self, !0, !1}"),
+        f"  br i1 %more, label %loop, label %done, !llvm.loop {m.node('distinct !{!self, !0, !1}')}",
         "failed:", "  ret i32 %status", "done:", "  ret i32 0", "}", ""]))
     return name

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tilewright.core.node import Node
 from tilewright.loop import ir
 from tilewright.target.target import Target
 
@@ -30,7 +29,7 @@ class Scope:
 class Memory:
     """Where a buffer lives: the SSA name of its first element and the alignment of that, in bytes."""
 
-    __slots__ = ("pointer", "align")
+    __slots__ = ("align", "pointer")
 
     def __init__(self, pointer: str, align: int) -> None:
         self.pointer, self.align = pointer, align
@@ -46,7 +45,7 @@ class ModuleText:
         self.global_names: dict[Any, str] = {}
         self.metadata: list[str] = []
         self.functions: list[str] = []
-        self.defined: set[str] = set()
+        self.defined: dict[str, int] = {}  # programs and their numbers of parameters
 
     def declare(self, name: str, text: str) -> None:
         self.declarations.setdefault(name, text)
@@ -79,7 +78,6 @@ class Function:
         self.memory: dict[ir.Buffer, Memory] = {}
         self.nonnegative: set[str] = set()
         self.memo: dict[int, str] = {}
-        self.keep: list[Node] = []
         self._enter_scope()
 
     def value(self, e: ir.Expr) -> str:
@@ -109,9 +107,7 @@ class Function:
         """A cheap pure operation without traps, at the head of the outermost scope that has its operands."""
         depth = 0
         for o in operands:
-            d = self.depth.get(o, 0)
-            if d > depth:
-                depth = d
+            depth = max(depth, self.depth.get(o, 0))
         scope = self.scopes[depth]
         got = scope.known.get(text)
         if got is None:

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from tilewright.codegen.llvm.calls import LIBRARY
 from tilewright.core.errors import InternalError
@@ -64,7 +64,7 @@ class Library:
             t.close()
         self._found, self._tracker = {}, None
 
-    def __enter__(self) -> Library:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

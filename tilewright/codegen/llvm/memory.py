@@ -8,7 +8,7 @@ from __future__ import annotations
 from math import gcd
 
 from tilewright.codegen.llvm import address
-from tilewright.codegen.llvm.address import Poly, add, lane_form, linear, materialize, multiply, pointer
+from tilewright.codegen.llvm.address import Poly, add, lane_form, materialize, multiply, pointer
 from tilewright.codegen.llvm.function import Function, Memory
 from tilewright.codegen.llvm.types import literal, memory_scalar, register_type, scalar_type, vector_of
 from tilewright.core.dtype import DType
@@ -19,7 +19,7 @@ from tilewright.loop import ir
 class Place:
     """Where the lanes of an access are: element `base + step * lane`, or, if `lanes` is given, `base + lanes[lane]`."""
 
-    __slots__ = ("base", "step", "lanes")
+    __slots__ = ("base", "lanes", "step")
 
     def __init__(self, base: Poly, step: Poly, lanes: list[str] | None) -> None:
         self.base, self.step, self.lanes = base, step, lanes
@@ -129,7 +129,7 @@ def broadcast(f: Function, v: str, t: DType) -> str:
 def _load_scalar(f: Function, b: ir.Buffer, m: Memory, p: Poly) -> str:
     t = b.dtype
     if b.packing > 1:
-        at, byte, shift = _packed(f, b, m, p)
+        at, shift = _packed(f, b, m, p)
         whole = f.op(f"load i8, ptr {at}, align 1")
         return f.op(f"trunc i8 {f.op(f'lshr i8 {whole}, {shift}')} to {scalar_type(t)}")
     kind, rt = memory_scalar(t), scalar_type(t)
@@ -148,7 +148,7 @@ def _load_vector(f: Function, b: ir.Buffer, m: Memory, p: Poly, t: DType) -> str
     k = b.packing
     if n % k or any(c % k for c in p.values()):
         return None
-    at, _, _ = _packed(f, b, m, p)
+    at, _ = _packed(f, b, m, p)
     bytes_type, wide = f"<{n // k} x i8>", f"<{n} x i8>"
     got = f.op(f"load {bytes_type}, ptr {at}, align 1")
     order = ", ".join([f"i32 {i // k}" for i in range(n)])
@@ -157,17 +157,17 @@ def _load_vector(f: Function, b: ir.Buffer, m: Memory, p: Poly, t: DType) -> str
     return f.op(f"trunc {wide} {f.op(f'lshr {wide} {each}, <{shifts}>')} to {rt}")
 
 
-def _packed(f: Function, b: ir.Buffer, m: Memory, p: Poly) -> tuple[str, str, str]:
-    """(address of the byte, its number, the shift in bits as an i8) of an element of a packed buffer."""
+def _packed(f: Function, b: ir.Buffer, m: Memory, p: Poly) -> tuple[str, str]:
+    """(address of the byte, the shift in bits as an i8) of an element of a packed buffer."""
     k = b.packing
     if all(c % k == 0 for c in p.values()):
         q = {n: c // k for n, c in p.items()}
-        return pointer(f, m.pointer, "i8", q), "", "0"
+        return pointer(f, m.pointer, "i8", q), "0"
     at = materialize(f, p)
     byte = f.pure(f"lshr i64 {at}, {k.bit_length() - 1}", at)
     place = f.pure(f"and i64 {at}, {k - 1}", at)
     shift = f.pure(f"mul i64 {place}, {b.dtype.bits}", place)
-    return (f.pure(f"getelementptr i8, ptr {m.pointer}, i64 {byte}", m.pointer, byte), byte,
+    return (f.pure(f"getelementptr i8, ptr {m.pointer}, i64 {byte}", m.pointer, byte),
             f.pure(f"trunc i64 {shift} to i8", shift))
 
 
@@ -202,7 +202,7 @@ def _store_scalar(f: Function, b: ir.Buffer, m: Memory, p: Poly, v: str) -> None
         v = _to_memory(f, v, t)
         f.line(f"store {kind} {v}, ptr {pointer(f, m.pointer, kind, p)}, align {t.nbytes}")
         return
-    at, _, shift = _packed(f, b, m, p)
+    at, shift = _packed(f, b, m, p)
     old = f.op(f"load i8, ptr {at}, align 1")
     mask = f.op(f"shl i8 {(1 << t.bits) - 1}, {shift}")
     kept = f.op(f"and i8 {old}, {f.op(f'xor i8 {mask}, -1')}")

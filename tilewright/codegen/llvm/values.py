@@ -36,7 +36,6 @@ def value(f: Function, e: ir.Expr) -> str:
         if emit is None:
             raise InternalError(f"no LLVM code for the expression {type(n).__name__}")
         memo[id(n)] = emit(f, n)
-        f.keep.append(n)
     return memo[id(e)]
 
 
@@ -47,8 +46,8 @@ def _needs(f: Function, n: ir.Expr) -> tuple[ir.Expr, ...] | list[ir.Expr]:
             return ()
         case ir.Guard(cond):
             return (cond,)
-        case ir.Add() | ir.Sub() if f.contract and n.dtype.is_float and not is_small_float(n.dtype):
-            return [x for c in (n.a, n.b) for x in ((c.a, c.b) if _fusable(f, c) else (c,))]
+        case ir.Add(a, b) | ir.Sub(a, b) if f.contract and n.dtype.is_float and not is_small_float(n.dtype):
+            return [x for c in (a, b) for x in ((c.a, c.b) if isinstance(c, ir.Mul) and _fusable(f, c) else (c,))]
         case ir.Call(_, args):
             return args
     return list(n.children())  # type: ignore[arg-type]
@@ -130,11 +129,7 @@ def _floor_div(f: Function, e: ir.Binary) -> str:
     t, rt = e.dtype, register_type(e.dtype)
     a, b = f.value(e.a), f.value(e.b)
     if t.is_float:
-        wa, wide = convert.widen_to_float(f, a, t)
-        wb, _ = convert.widen_to_float(f, b, t)
-        q = f.op(f"fdiv {register_type(wide)} {wa}, {wb}")
-        down = calls.llvm_math(f, "floor", wide, [q])
-        return convert.from_float(f, down, t) if is_small_float(t) else down
+        raise InternalError(f"FloorDiv of {t}")
     if t.kind == "uint":
         return f.op(f"udiv {rt} {a}, {b}")
     if t is i64 and b.isdigit() and b != "0":
@@ -154,7 +149,7 @@ def _floor_mod(f: Function, e: ir.Binary) -> str:
     t, rt = e.dtype, register_type(e.dtype)
     a, b = f.value(e.a), f.value(e.b)
     if t.is_float:
-        return _float_mod(f, t, a, b)
+        raise InternalError(f"FloorMod of {t}")
     if t.kind == "uint":
         return f.op(f"urem {rt} {a}, {b}")
     if t is i64 and b.isdigit() and b != "0":
@@ -188,18 +183,6 @@ def _extend(f: Function, flag: str, t: DType) -> str:
     return f.op(f"sext {one} {flag} to {register_type(t)}")
 
 
-def _float_mod(f: Function, t: DType, a: str, b: str) -> str:
-    wa, wide = convert.widen_to_float(f, a, t)
-    wb, _ = convert.widen_to_float(f, b, t)
-    rt, zero = register_type(wide), splat(literal(0.0, wide.element), wide)
-    one = "i1" if t.lanes == 1 else f"<{t.lanes} x i1>"
-    r = calls.libm(f, "fmod", wide, [wa, wb])
-    some = f.op(f"fcmp une {rt} {r}, {zero}")
-    differ = f.op(f"xor {one} {f.op(f'fcmp olt {rt} {r}, {zero}')}, {f.op(f'fcmp olt {rt} {wb}, {zero}')}")
-    got = f.op(f"select {one} {f.op(f'and {one} {some}, {differ}')}, {rt} {f.op(f'fadd {rt} {r}, {wb}')}, {rt} {r}")
-    return convert.from_float(f, got, t) if is_small_float(t) else got
-
-
 def _min_max(f: Function, e: ir.Binary) -> str:
     t, rt = e.dtype, register_type(e.dtype)
     low = isinstance(e, ir.Min)
@@ -207,31 +190,11 @@ def _min_max(f: Function, e: ir.Binary) -> str:
     if t.is_bool:
         return f.op(f"{'and' if low else 'or'} {rt} {a}, {b}")
     if t.is_int:
-        name = ("s" if t.kind == "int" else "u") + ("min" if low else "max")
-        full = f"@llvm.{name}.{calls.suffix(t)}"
-        f.module.declare(full, f"declare {rt} {full}({rt}, {rt})")
-        text = f"call {rt} {full}({rt} {a}, {rt} {b})"
-        return f.pure(text, a, b) if t is i64 else f.op(text)
+        return calls.int_min_max(f, low, t, a, b)
     wa, wide = convert.widen_to_float(f, a, t)
     wb, _ = convert.widen_to_float(f, b, t)
-    got = _float_min_max(f, low, wide, (e.a, wa), (e.b, wb))
+    got = calls.float_min_max(f, low, wide, wa, wb, _is_number(e.a), _is_number(e.b))
     return convert.from_float(f, got, t) if is_small_float(t) else got
-
-
-def _float_min_max(f: Function, low: bool, t: DType, x: tuple[ir.Expr, str], y: tuple[ir.Expr, str]) -> str:
-    rt = register_type(t)
-    if not f.target.is_x86:
-        return calls.llvm_math(f, "minimum" if low else "maximum", t, [x[1], y[1]])
-    # minps gives its second operand where the comparison is unordered: a constant goes first and NaN passes.
-    if _is_number(y[0]):
-        x, y = y, x
-    one = "i1" if t.lanes == 1 else f"<{t.lanes} x i1>"
-    less = f.op(f"fcmp {'olt' if low else 'ogt'} {rt} {x[1]}, {y[1]}")
-    got = f.op(f"select {one} {less}, {rt} {x[1]}, {rt} {y[1]}")
-    if _is_number(x[0]):
-        return got
-    nan = f.op(f"fcmp uno {rt} {x[1]}, {x[1]}")
-    return f.op(f"select {one} {nan}, {rt} {x[1]}, {rt} {got}")
 
 
 def _is_number(e: ir.Expr) -> bool:
