@@ -54,9 +54,10 @@ class HostPlan:
 
 
 class Planner:
-    """Plans one graph; `kernel_of(group)` gives a group's kernel, `constant_at(value)` a constant's offset in the blob."""
+    """Plans one graph; `kernel_of(group)` gives a group's kernel, `constant_at(value)` a constant's offset in the
+    blob of weights, None for what is no constant."""
 
-    def __init__(self, kernel_of: Callable[[Group], Kernel], constant_at: Callable[[Value], int]) -> None:
+    def __init__(self, kernel_of: Callable[[Group], Kernel], constant_at: Callable[[Value], int | None]) -> None:
         self.kernel_of, self.constant_at = kernel_of, constant_at
         self.kernel_names: list[str] = []
         self.constants: dict[Value, Buffer] = {}
@@ -78,7 +79,7 @@ class Planner:
         for b, offset in reversed(part.allocations):
             stmt = Allocate(b, stmt, const(offset))
         for v, b in self.constants.items():
-            stmt = Allocate(b, stmt, const(self.constant_at(v)))
+            stmt = Allocate(b, stmt, const(self.constant_at(v) or 0))
         main = Program("main", (*inputs.values(), *outputs), stmt, (("entry", True),))
         return HostPlan(main, part.size, self.kernel_names)
 
@@ -175,7 +176,7 @@ class _Part:
         """The buffer of a value: of this part, of a part around it, or a constant."""
         if v in self.buffers:
             return self.buffers[v]
-        if v.is_constant:
+        if self.planner.constant_at(v) is not None:
             return self.planner.constants.setdefault(v, _buffer(v, v.name, "const"))
         if self.outer is not None:
             return self.outer.where(v)

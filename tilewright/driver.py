@@ -1,0 +1,282 @@
+"""The compiler, start to end: a model file becomes a callable model. The only file that sees every layer.
+
+    read → graph passes → groups → programs → schedules → machine code → weights packed → host program → executable
+"""
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tilewright.codegen.llvm import jit
+from tilewright.codegen.llvm.compile import compile_object
+from tilewright.codegen.llvm.emit import emit
+from tilewright.core.config import settings
+from tilewright.core.errors import UserError
+from tilewright.core.passes import Observer
+from tilewright.frontend.onnx.importer import import_onnx
+from tilewright.graph.ir import Graph, TensorType, Value
+from tilewright.graph.lower import GroupProgram, group_program
+from tilewright.graph.memory import round_up
+from tilewright.graph.passes.fuse import Group, fuse
+from tilewright.graph.pipeline import graph_pipeline
+from tilewright.graph.plan import HostPlan, Kernel, Planner
+from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key
+from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, as_int, const, seq
+from tilewright.loop.lower.pipeline import lower
+from tilewright.model import KernelUse, Model
+from tilewright.runtime import artifact, native
+from tilewright.runtime.cache import Cache
+from tilewright.runtime.descriptor import Descriptor, TensorSpec
+from tilewright.runtime.memory import Array, aligned
+from tilewright.runtime.module import Executable
+from tilewright.target.presets import get_target
+from tilewright.target.target import Target
+from tilewright.tensor.classify import classify
+from tilewright.tensor.schedule.state import blocks
+
+NUMERICS = ("default", "strict")
+
+
+@dataclass
+class Stages:
+    """Everything that a compilation produced on its way, for tools that look inside."""
+    imported: Graph | None = None
+    optimized: Graph | None = None
+    groups: list[tuple[Group, GroupProgram, str]] = field(default_factory=list)
+    kernels: dict[str, CompiledKernel] = field(default_factory=dict)
+    plan: HostPlan | None = None
+
+
+def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str, Any] | None = None,
+            threads: int | None = None, numerics: str | None = None, verify: bool = False,
+            observers: Sequence[Observer] = (), progress: Callable[[str], None] = lambda name: None) -> Model:
+    """Compile an ONNX model (path, bytes or ModelProto) into native code.
+
+    `shapes` sets symbolic dimensions or whole input shapes by name; `threads` is the number of threads of a run;
+    `numerics` "strict" uses no algorithm that changes the order of sums beyond a declared reduction; `verify` compares one
+    run on random inputs with the graph interpreter. Raises UserError for whatever is wrong with the model or options.
+    """
+    options = numerics or settings.numerics.get()
+    if options not in NUMERICS:
+        raise UserError("numerics-unknown", f"numerics is {' or '.join(NUMERICS)}, not {options!r}")
+    device = get_target(target)
+    stages = Stages()
+    stages.imported = import_onnx(model, shapes=shapes)
+    stages.optimized = graph_pipeline(device, options).run(stages.imported, observers)
+    built = build(stages, device, options, threads, progress)
+    if verify:
+        built.verify()
+    return built
+
+
+def build(stages: Stages, target: Target, numerics: str, threads: int | None,
+          progress: Callable[[str], None]) -> Model:
+    """From an optimized graph to a loaded model."""
+    graph = stages.optimized
+    assert graph is not None
+    require_static(graph)
+
+    # groups, and one program for each; equal programs are compiled once
+    jobs = _Jobs(target, numerics)
+    for g in all_graphs(graph):
+        for group in fuse(g):
+            if group.kind == "kernel":
+                jobs.add(group)
+    cache = Cache.open_default()
+    workers = settings.compile_workers.get() or len(os.sched_getaffinity(0))
+    stages.kernels = kernels = compile_kernels(jobs.programs, target, numerics, workers, cache.get, cache.put, progress)
+    stages.groups = [(g, p, jobs.keys[_identity(g)]) for g, p in jobs.groups]
+
+    # weights: one blob, each weight in the layout that its kernel streams
+    weights = _Weights()
+
+    def kernel_of(group: Group) -> Kernel:
+        gp, key = jobs.by_group[_identity(group)], jobs.keys[_identity(group)]
+        k = kernels[key]
+        args = [*gp.inputs, *[weights.use(v, k, f"w{i}") for i, v in enumerate(gp.weights)], *gp.outputs]
+        return Kernel(k.name, args, k.workspaces)
+
+    planner = Planner(kernel_of, weights.offset)
+    stages.plan = plan = planner.plan(graph)
+
+    # machine code: kernels' objects, the host program, the prepack program
+    objects = [k.object for k in kernels.values()]
+    host = [plan.main] + ([weights.pack_program()] if weights.packs else [])
+    main = compile_object(emit(_host_module(host, graph, target), target), target)
+    library = jit.load([*objects, main], native.symbol_addresses())
+    blob = weights.fill(library)
+
+    metadata = {"target": target.name, "numerics": numerics, "version": compiler_version()}
+    descriptor = Descriptor(graph.name, _specs(graph.inputs), _specs(graph.outputs), plan.arena_bytes,
+                            tuple(plan.kernels), tuple(target.features), threads=0, metadata=metadata)
+    executable = Executable(descriptor, library.address("tw_main"), blob, threads=threads, keep=library)
+    uses = [KernelUse(kernels[key].name, kernels[key].record, group, *_work(gp)) for group, gp, key in stages.groups]
+    return Model(executable, stages.imported, uses, objects=[*objects, main], constants=blob,
+                 weight_bytes=weights.original_bytes, packed_bytes=weights.size, arena_bytes=plan.arena_bytes,
+                 stages=stages, target=target)
+
+
+def all_graphs(graph: Graph) -> Iterator[Graph]:
+    """A graph and the regions inside it."""
+    yield graph
+    for op in graph.operations:
+        for region in op.regions:
+            yield from all_graphs(region)
+
+
+def require_static(graph: Graph) -> None:
+    """Every input must have a size: say which does not, and the option that sets it."""
+    from_user = [v for v in graph.inputs if not v.type.is_static]
+    if from_user:
+        names = ", ".join(f"{v.name}: {v.type}" for v in from_user)
+        dims = sorted({repr(d) for v in from_user for d in v.shape if as_int(d) is None})
+        raise UserError("shape-open", f"dimensions without a size: {names}",
+                        hint="set them: shapes={" + ", ".join(f'"{d}": 1' for d in dims) + "} (command line: --shape NAME=N)")
+
+
+class _Jobs:
+    """The programs to compile, by content; which group wants which."""
+
+    def __init__(self, target: Target, numerics: str) -> None:
+        self.target, self.numerics = target, numerics
+        self.programs: dict[str, Program] = {}
+        self.groups: list[tuple[Group, GroupProgram]] = []
+        self.by_group: dict[tuple[int, ...], GroupProgram] = {}
+        self.keys: dict[tuple[int, ...], str] = {}
+
+    def add(self, group: Group) -> None:
+        gp = group_program(group, "kernel")
+        key = kernel_key(gp.program, self.target, self.numerics, compiler_version())
+        self.programs.setdefault(key, gp.program)
+        self.groups.append((group, gp))
+        self.by_group[_identity(group)], self.keys[_identity(group)] = gp, key
+
+
+def _identity(group: Group) -> tuple[int, ...]:
+    return tuple(id(op) for op in group.operations)
+
+
+class _Weights:
+    """The constants' blob: every weight once per layout in which some kernel wants it."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.offsets: dict[Value, int] = {}
+        self.packs: list[tuple[Value, Value, str]] = []
+        self._made: dict[tuple[Value, str], Value] = {}
+        self._raw: list[Value] = []
+        self._sources: set[Value] = set()
+
+    @property
+    def original_bytes(self) -> int:
+        return sum(v.data.nbytes for v in self._sources if v.data is not None)
+
+    def use(self, v: Value, kernel: CompiledKernel, parameter: str) -> Value:
+        """The value that stands for weight `v` in the layout that a kernel's parameter wants."""
+        pack = kernel.packed.get(parameter)
+        self._sources.add(v)
+        if pack is None:
+            self.offset(v)
+            return v
+        key = (v, f"{pack.program}")
+        if key not in self._made:
+            t = TensorType(v.dtype, tuple(const(d) for d in pack.shape))
+            packed = Value(f"{v.name}_packed", t)
+            self._made[key] = packed
+            self.packs.append((v, packed, pack.program))
+            self.offsets[packed] = self._reserve(pack.nbytes)
+        return self._made[key]
+
+    def offset(self, v: Value) -> int | None:
+        """Where a constant is in the blob; None if the value is no constant."""
+        if v not in self.offsets:
+            if v.data is None:
+                return None
+            self._raw.append(v)
+            self.offsets[v] = self._reserve(v.data.size * v.dtype.nbytes)
+        return self.offsets[v]
+
+    def _reserve(self, nbytes: int) -> int:
+        at = self.size
+        self.size = round_up(at + nbytes)
+        return at
+
+    def pack_program(self) -> Program:
+        """A host program that lays all weights out: inputs are the weights as read, outputs the packed ones."""
+        ins = [Buffer(f"in{i}", v.dtype, v.shape) for i, (v, _, _) in enumerate(self.packs)]
+        outs = [Buffer(f"out{i}", p.dtype, p.shape) for i, (_, p, _) in enumerate(self.packs)]
+        body = [Launch(name, (_start(a), _start(b))) for (_, _, name), a, b in zip(self.packs, ins, outs, strict=True)]
+        return Program("pack", (*ins, *outs), seq(*body), (("entry", "tw_pack"),))
+
+    def fill(self, library: jit.Library) -> Array:
+        """The blob, every weight in its place."""
+        blob = aligned(max(self.size, 64))
+        for v in self._raw:
+            assert v.data is not None
+            at = self.offsets[v]
+            flat = np.ascontiguousarray(v.data).reshape(-1).view(np.uint8)
+            blob[at:at + flat.nbytes] = flat
+        if self.packs:
+            views = [blob[self.offsets[p]:self.offsets[p] + _nbytes(p)].view(p.dtype.numpy()).reshape(p.type.sizes())
+                     for _, p, _ in self.packs]
+            sources = [np.ascontiguousarray(v.data) for v, _, _ in self.packs]
+            d = Descriptor("pack", _specs([v for v, _, _ in self.packs]), _specs([p for _, p, _ in self.packs]))
+            pack = Executable(d, library.address("tw_pack"))
+            pack.run(sources, views)
+            pack.close()
+        return blob
+
+
+def _start(b: Buffer) -> Address:
+    return Address(b, (const(0),) * b.rank)
+
+
+def _nbytes(v: Value) -> int:
+    n = v.dtype.nbytes
+    for d in v.type.sizes():
+        n *= d
+    return n
+
+
+def _host_module(programs: list[Program], graph: Graph, target: Target) -> Module:
+    """Host programs with their entry points: parameters come from the arrays of inputs and outputs, in order."""
+    out = []
+    for p in programs:
+        n = len(graph.inputs) if p.name == "main" else len(p.params) // 2
+        args = tuple(("in", k) if k < n else ("out", k - n) for k in range(len(p.params)))
+        entry = "tw_main" if p.name == "main" else p.attr("entry")
+        out += lower(p.replace(attrs=(("entry", entry), ("args", args), ("noalias", False))), target).programs
+    return Module(tuple(out))
+
+
+def _specs(values: Sequence[Value]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(v.name, v.dtype, tuple(-1 if as_int(d) is None else as_int(d) or 0 for d in v.shape))
+                 for v in values)
+
+
+def _work(gp: GroupProgram) -> tuple[int, int]:
+    """Floating-point operations and bytes (inputs, weights and outputs once) of a group."""
+    flops = sum(classify(b).flops for b in blocks(gp.program))
+    return flops, sum(_nbytes(v) for v in [*gp.inputs, *gp.weights, *gp.outputs])
+
+
+@functools.cache
+def compiler_version() -> str:
+    """A digest of the compiler's own sources and of LLVM's version: part of every cache key."""
+    import llvmlite
+    h = hashlib.sha256(llvmlite.__version__.encode())
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        h.update(path.read_bytes())
+    return h.hexdigest()[:16]
+
+
+def load(path: str | Path, *, threads: int | None = None) -> Model:
+    """Load a saved library. Raises UserError: no Tilewright library, another version, a CPU feature that is missing."""
+    return Model(artifact.load(path, threads=threads))

@@ -1,0 +1,220 @@
+"""A compiled model as its user sees it: call it, measure it, save it.
+
+In: an executable and the record of its compilation. Out: numbers. A loaded library (`tilewright.load`) has the same face
+without the compilation's record.
+"""
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tilewright.core.errors import UserError
+from tilewright.graph.interpret import interpret
+from tilewright.graph.ir import Graph
+from tilewright.graph.passes.fuse import Group
+from tilewright.runtime import artifact
+from tilewright.runtime.descriptor import TensorSpec
+from tilewright.runtime.memory import Array
+from tilewright.runtime.module import Executable
+from tilewright.target.target import Target
+
+VERIFY_TOLERANCE = 1e-4
+"""Largest error, relative to the largest value of an output, that `verify` accepts for floating-point outputs."""
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """One launch of a kernel: its name and record (program, trace, lowered program), the group it computes, its
+    floating-point operations and the bytes of its operands."""
+    kernel: str
+    record: Mapping[str, str]
+    group: Group
+    flops: int
+    nbytes: int
+
+    @property
+    def label(self) -> str:
+        """The user's name of the heaviest operation, and the operations fused with it."""
+        ops = "+".join(op.op for op in self.group.operations)
+        return f"{self.group.anchor.loc or self.group.anchor.output.name} ({ops})"
+
+
+class Timing(NamedTuple):
+    """Latencies of `runs` calls in milliseconds."""
+    median: float
+    p90: float
+    p99: float
+    minimum: float
+    runs: int
+
+
+class KernelProfile(NamedTuple):
+    """Mean time of one launch in microseconds, its share of the run, and the rates it reached."""
+    kernel: str
+    label: str
+    microseconds: float
+    share: float
+    gflops: float
+    gbytes: float
+
+
+class Memory(NamedTuple):
+    """Bytes: planned temporaries of one run, weights as read, weights as the kernels stream them."""
+    arena: int
+    weights: int
+    packed: int
+
+
+class Model:
+    """A callable model; a context manager that gives its memory back. Several threads may call it at once."""
+
+    def __init__(self, executable: Executable, graph: Graph | None = None, uses: Sequence[KernelUse] = (), *,
+                 objects: Sequence[bytes] = (), constants: Array | None = None, weight_bytes: int = 0,
+                 packed_bytes: int = 0, arena_bytes: int = 0, stages: Any = None, target: Target | None = None) -> None:
+        self._executable = executable
+        self._objects, self._constants = list(objects), constants
+        self.graph, self.kernels, self.stages, self.target = graph, list(uses), stages, target
+        self.memory = Memory(arena_bytes, weight_bytes, packed_bytes)
+
+    # ---- calling -------------------------------------------------------------------------------------------------------
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Names, dtypes and shapes of the inputs, in call order."""
+        return self._executable.descriptor.inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return self._executable.descriptor.outputs
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Run: arrays by position or by input name. One output is returned as an array, several as a list."""
+        results = self.run(args[0]) if len(args) == 1 and isinstance(args[0], Mapping) else self._executable.run(
+            self._arguments(args, named))
+        return results[0] if len(results) == 1 else results
+
+    def run(self, feeds: Mapping[str, Any]) -> list[Array]:
+        """Run with inputs by name (names need not be Python identifiers); all outputs as a list."""
+        return self._executable.run(self._arguments((), feeds))
+
+    def _arguments(self, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
+        names = [i.name for i in self.inputs]
+        if len(args) > len(names):
+            raise UserError("input-count", f"the model has {len(names)} inputs ({', '.join(names)}), got {len(args)}")
+        feeds = dict(zip(names, args, strict=False))
+        for name, value in named.items():
+            if name not in names:
+                raise UserError("input-unknown", f"the model has no input {name!r}", hint="inputs: " + ", ".join(names))
+            if name in feeds:
+                raise UserError("input-twice", f"input {name!r} is given by position and by name")
+            feeds[name] = value
+        missing = [n for n in names if n not in feeds]
+        if missing:
+            raise UserError("input-missing", f"no value for input {', '.join(missing)}", hint="inputs: " + ", ".join(
+                f"{i.name} {i}" for i in self.inputs))
+        return [feeds[n] for n in names]
+
+    def random_inputs(self, seed: int = 0) -> dict[str, Array]:
+        """Inputs of the right shapes: normal floats, small non-negative integers, true booleans."""
+        rng = np.random.default_rng(seed)
+        out: dict[str, Array] = {}
+        for spec in self.inputs:
+            kind = spec.dtype.numpy()
+            shape = tuple(max(d, 1) for d in spec.shape)
+            if spec.dtype.is_float:
+                out[spec.name] = rng.standard_normal(shape).astype(kind)
+            elif spec.dtype.is_bool:
+                out[spec.name] = np.ones(shape, kind)
+            else:
+                out[spec.name] = rng.integers(0, 2, shape).astype(kind)
+        return out
+
+    # ---- measuring -----------------------------------------------------------------------------------------------------
+    def benchmark(self, inputs: Mapping[str, Any] | None = None, *, warmup: int = 5, runs: int = 50,
+                  seconds: float = 5.0) -> Timing:
+        """Latency over at most `runs` calls or `seconds`, after `warmup` calls."""
+        feeds = self._arguments((), inputs or self.random_inputs())
+        for _ in range(warmup):
+            self._executable.run(feeds)
+        times: list[float] = []
+        stop = time.perf_counter() + seconds
+        while len(times) < runs and (not times or time.perf_counter() < stop):
+            start = time.perf_counter()
+            self._executable.run(feeds)
+            times.append((time.perf_counter() - start) * 1e3)
+        times.sort()
+        return Timing(statistics.median(times), times[int(0.9 * (len(times) - 1))], times[int(0.99 * (len(times) - 1))],
+                      times[0], len(times))
+
+    def profile(self, inputs: Mapping[str, Any] | None = None, *, runs: int = 20) -> list[KernelProfile]:
+        """Time per launch over `runs` runs, in order of execution, with the rates reached."""
+        feeds = self._arguments((), inputs or self.random_inputs())
+        for _ in range(3):
+            self._executable.run(feeds)
+        self._executable.start_profile()
+        for _ in range(runs):
+            self._executable.run(feeds)
+        measured = self._executable.stop_profile()
+        total = sum(t.seconds for t in measured) or 1.0
+        out = []
+        for i, t in enumerate(measured):
+            use = self.kernels[i] if i < len(self.kernels) else None
+            each = t.seconds / max(t.calls, 1)
+            out.append(KernelProfile(t.name, use.label if use else t.name, each * 1e6, t.seconds / total,
+                                     use.flops / each / 1e9 if use and each else 0.0,
+                                     use.nbytes / each / 1e9 if use and each else 0.0))
+        return out
+
+    def verify(self, inputs: Mapping[str, Any] | None = None) -> float:
+        """Compare one run with the graph interpreter; the largest relative error. Raises UserError "verify-failed"."""
+        if self.graph is None:
+            raise UserError("verify-no-graph", "a loaded library has no graph to compare with")
+        feeds = dict(inputs or self.random_inputs())
+        got, want = self.run(feeds), interpret(self.graph, feeds)
+        worst = 0.0
+        for spec, a, b in zip(self.outputs, got, want, strict=True):
+            e = relative_error(a, b)
+            worst = max(worst, e)
+            if not e <= (VERIFY_TOLERANCE if spec.dtype.is_float else 0.0):
+                raise UserError("verify-failed", f"output {spec.name} differs from the reference by {e:.3g} of its "
+                                "largest value", where=spec.name, hint="`tilewright compare` shows where it begins")
+        return worst
+
+    # ---- keeping -------------------------------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> Path:
+        """Write one shared library with code and weights, and a C header beside it. Raises UserError "save-failed"."""
+        if not self._objects:
+            raise UserError("save-loaded", "this model was loaded from a library", hint="copy that file")
+        return artifact.save(path, self._objects, self._executable.descriptor, self._constants)
+
+    def close(self) -> None:
+        """Give the memory back; later calls raise UserError "model-closed"."""
+        self._executable.close()
+        self._constants = None
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def relative_error(got: Array, want: Array) -> float:
+    """Largest |got - want| over the largest |want|; inf where shapes or non-finite places differ."""
+    if got.shape != want.shape:
+        return float("inf")
+    if not got.size:
+        return 0.0
+    a, b = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    bad = ~np.isfinite(b)
+    if not np.array_equal(a[bad], b[bad], equal_nan=True) or not np.isfinite(a[~bad]).all():
+        return float("inf")
+    if bad.all():
+        return 0.0
+    return float(np.abs(a[~bad] - b[~bad]).max() / max(np.abs(b[~bad]).max(), 1e-30))
