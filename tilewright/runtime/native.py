@@ -123,6 +123,10 @@ class Runtime:
         for name, result, arguments in _TABLE:
             setattr(self, name, ctypes.CFUNCTYPE(result, *arguments)(getattr(table, name)))
 
+    def free(self, address: int) -> None:
+        """Gives back an output's memory. A method, so that who holds it holds this copy of the runtime."""
+        self.release(address)
+
     def feature_names(self, mask: int) -> list[str]:
         """The names of the CPU features whose bits are set, as LLVM spells them."""
         names = (self.cpu_feature_name(bit) for bit in range(64) if mask >> bit & 1)

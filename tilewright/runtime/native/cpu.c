@@ -31,7 +31,11 @@ static const feature features[] = {
     {"avx512fp16", 7, 0, 3, 23, ZMM},   {"avx512ifma", 7, 0, 1, 21, ZMM},  {"avx512vbmi", 7, 0, 2, 1, ZMM},
     {"avx512vbmi2", 7, 0, 2, 6, ZMM},   {"avx512bitalg", 7, 0, 2, 12, ZMM}, {"avx512vpopcntdq", 7, 0, 2, 14, ZMM},
     {"avxvnni", 7, 1, 0, 4, YMM},       {"amx-tile", 7, 0, 3, 24, TILE},   {"amx-int8", 7, 0, 3, 25, TILE},
-    {"amx-bf16", 7, 0, 3, 22, TILE},
+    {"amx-bf16", 7, 0, 3, 22, TILE},    {"amx-fp16", 7, 1, 0, 21, TILE},   {"aes", 1, 0, 2, 25, ANY},
+    {"pclmul", 1, 0, 2, 1, ANY},        {"sha", 7, 0, 1, 29, ANY},         {"gfni", 7, 0, 2, 8, ANY},
+    {"vaes", 7, 0, 2, 9, YMM},          {"vpclmulqdq", 7, 0, 2, 10, YMM},  {"adx", 7, 0, 1, 19, ANY},
+    {"avx512vp2intersect", 7, 0, 3, 8, ZMM}, {"avxvnniint8", 7, 1, 3, 4, YMM}, {"avxifma", 7, 1, 0, 23, YMM},
+    {"avxneconvert", 7, 1, 3, 5, YMM},  {"sse4a", 0x80000001, 0, 2, 6, ANY},
 };
 #define FEATURES ((int32_t)(sizeof features / sizeof *features))
 
