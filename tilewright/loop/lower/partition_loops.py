@@ -26,7 +26,7 @@ from tilewright.loop.ir import (
 from tilewright.loop.lower.linear import Range, from_linear, interval, is_scalar_int, linear, loop_range
 from tilewright.loop.substitute import fresh_copy, substitute
 
-GROWTH_LIMIT = 768
+GROWTH_LIMIT = 1024
 """Innermost statements, counted after unrolling, that partitioning may add to a program."""
 
 _SPLITTABLE = ("serial", "unrolled", "vectorized")
@@ -88,12 +88,15 @@ class _Partitioner:
         if s.kind == "serial":
             s = s.replace(body=self.name_atoms(s.var, s.body))
         if s.kind != "unrolled":
-            pieces = self.afford(pieces, s)
-        out: list[Stmt] = []
-        for k, piece in enumerate(pieces):
-            copy = s if k == 0 else fresh_copy(s)
-            out.append(self.piece(copy, *piece))
-        return seq([p for p in out if not _empty(p)])
+            pieces = self.afford(pieces, s.body)
+        done: dict[Range, Stmt] = {}
+        for piece in sorted(pieces, key=_length, reverse=True):  # the hot one first: what it needs comes out of the budget
+            self.ranges[s.var] = span
+            new = self.piece(fresh_copy(s) if done else s, *piece)
+            if done and s.kind != "unrolled":
+                self.budget -= _size(new)
+            done[piece] = new
+        return seq([done[p] for p in pieces if not _empty(done[p])])
 
     def piece(self, s: For, low: int, high: int) -> Stmt:
         """The loop over low..high alone."""
@@ -110,24 +113,20 @@ class _Partitioner:
 
     def version(self, v: Var, body: Stmt) -> Stmt:
         """`body` behind a test of `v`: the largest piece first, then the others in order."""
-        pieces = self.pieces(v, body)
-        size = _size(body)
-        while len(pieces) > 1 and size * (len(pieces) - 1) > self.budget:
-            pieces = _merge_smallest(pieces)
+        pieces = self.afford(self.pieces(v, body), body)
         if len(pieces) == 1:
             return body
-        self.budget -= size * (len(pieces) - 1)
-        hot = max(pieces, key=lambda p: p[1] - p[0])
-        rest = [p for p in pieces if p is not hot]
         span = self.ranges[v]
+        hot = max(pieces, key=_length)
+        hot_body = self.under(v, hot, body)
         out: Stmt | None = None
-        for low, high in reversed(rest):
+        for low, high in reversed([p for p in pieces if p is not hot]):
             copy = self.under(v, (low, high), fresh_copy(body))
+            self.budget -= _size(copy)
             out = copy if out is None else If(v < const(high + 1, v), copy, out)
-        self_hot = self.under(v, hot, body)
         self.ranges[v] = span
         tests = [const(hot[0], v) <= v] * (hot[0] > span[0]) + [v < const(hot[1] + 1, v)] * (hot[1] < span[1])
-        return If(And(*tests) if len(tests) == 2 else tests[0], self_hot, out)
+        return If(And(*tests) if len(tests) == 2 else tests[0], hot_body, out)
 
     def under(self, v: Var, piece: Range, body: Stmt) -> Stmt:
         if piece[0] == piece[1]:
@@ -229,13 +228,16 @@ class _Partitioner:
                     return TRUE if truth else FALSE
         return c
 
-    def afford(self, pieces: list[Range], s: For) -> list[Range]:
+    def afford(self, pieces: list[Range], body: Stmt) -> list[Range]:
         """As many pieces as the budget for growth allows; the smallest neighbours are merged first."""
-        size = _size(s.body)
+        size = _size(body)
         while len(pieces) > 1 and size * (len(pieces) - 1) > self.budget:
             pieces = _merge_smallest(pieces)
-        self.budget -= size * (len(pieces) - 1)
         return pieces
+
+
+def _length(piece: Range) -> int:
+    return piece[1] - piece[0]
 
 
 def _truth(c: Compare, low: int, high: int) -> bool | None:

@@ -29,6 +29,7 @@ PASSES: tuple[tuple[str, Callable[[Program], Program]], ...] = (
     # Local buffers have the size of what is live and sit next to their uses; the marks are gone.
     ("partition_loops", partition_loops),
     # Affine conditions are out of the hot loops; a variable of a loop with one iteration is gone.
+    ("simplify", simplify),  # again: pieces of one iteration have put constants into indices
     ("vectorize", vectorize),
     # No loop is "vectorized"; expressions may be vectors.
     ("legalize_math", legalize_math),

@@ -170,7 +170,9 @@ class _Vectorizer:
             case Guard(cond, a, b):
                 if not self.varies(cond):
                     return Guard(self.expr(cond), self.wide(a), self.wide(b))
-                if any(_unsafe(n) for n in walk(e)):
+                evaluated = {n for n in walk(cond) if isinstance(n, Load)}
+                if any(_unsafe(n) for n in walk(cond) if n not in evaluated) or any(
+                        _unsafe(n) for side in (a, b) for n in walk(side) if n not in evaluated):
                     raise _NotVector
                 return Select(self.wide(cond), self.wide(a), self.wide(b))
             case Cast(to, a):
