@@ -31,7 +31,7 @@ def fold_binary(cls: type[Expr], a: Const, b: Const) -> Const | None:
             return Const(wrap(_INT[cls](x, y), t), t)
         return Const(wrap(_INT_DIVIDE[cls](x, y), t), t) if cls in _INT_DIVIDE and y != 0 else None
     if t.is_float:
-        if cls in (Min, Max) and x == x and y == y and x != y:
+        if cls in (Min, Max) and not math.isnan(x) and not math.isnan(y) and x != y:
             return Const(min(x, y) if cls is Min else max(x, y), t)
         if cls in _FLOAT and not (cls is Div and y == 0) and math.isfinite(x) and math.isfinite(y):
             try:

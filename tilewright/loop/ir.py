@@ -95,7 +95,11 @@ class Binary(Expr):
     b: Expr
 
     @property
-    def dtype(self) -> DType: return self.a.dtype
+    def dtype(self) -> DType:
+        e = self.a
+        while isinstance(e, Binary) and not isinstance(e, Compare):  # a loop, since unrolled sums are deep
+            e = e.a
+        return e.dtype
 
 
 @node

@@ -188,7 +188,7 @@ class _Place:
         b = s.buffer
         shape, strides = tuple([self.expr(x) for x in b.shape]), b.strides and tuple([self.expr(x) for x in b.strides])
         old, new = b.shape + (b.strides or ()), shape + (strides or ())
-        offset = s.offset and self.expr(s.offset)
+        offset = None if s.offset is None else self.expr(s.offset)
         place = self
         if any(x is not y for x, y in zip(old, new, strict=True)):
             b = b.replace(shape=shape, strides=strides)

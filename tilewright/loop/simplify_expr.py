@@ -148,12 +148,14 @@ class ExprSimplifier:
             new: Expr = e
         else:
             new = e.replace(cond=cond, a=sides[0], b=sides[1])
-        return rules.apply(new) or new
+        ruled = rules.apply(new)
+        return new if ruled is None else ruled
 
     def _node(self, e: Any) -> Expr | Affine:
         cls = type(e)
         if isinstance(e, Binary):
-            t = e.a.dtype
+            left = self._done[id(e.a)][1]
+            t = left.type if isinstance(left, Affine) else left.dtype
             if t.is_int:
                 if t.lanes == 1:
                     got = self._integer(cls, e)
