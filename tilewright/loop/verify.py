@@ -336,9 +336,9 @@ def _launch(c: _Check, s: ir.Launch) -> None:
     c.need(s.callee in c.callees, f"there is no program {s.callee}", s)
     params = list(c.callees[s.callee].params)
     if s.tasks is not None:
-        c.need(bool(params) and isinstance(params[0], ir.Var) and params[0].dtype.is_int,
-               f"the first parameter of {s.callee} is not the task's number", s)
-        del params[0]
+        c.need(len(params) >= 2 and all([isinstance(p, ir.Var) and p.dtype.is_int for p in params[:2]]),
+               f"the first two parameters of {s.callee} are not the range of its tasks", s)
+        del params[:2]
     c.need(len(params) == len(s.args), f"{s.callee} takes {len(params)} arguments, not {len(s.args)}", s)
     for q, a in zip(params, s.args, strict=True):
         fits = a.dtype is q.dtype if isinstance(q, ir.Var) else a.dtype.kind == "handle"
