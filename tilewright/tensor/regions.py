@@ -1,0 +1,259 @@
+"""What blocks read and write: the box of each buffer that a subtree touches, and who depends on whom.
+
+In: a program with Blocks. Out: `Box`es with bounds in terms of the variables outside the subtree (a sound
+over-approximation: indices that are not quasi-affine take the whole dimension), and answers about producers and consumers.
+
+What is assumed of every program with blocks, and kept by every primitive: a block's instances are the points of its
+iteration domain. Conditions over loop variables in its predicate only cut what the loops overshoot or what nobody needs;
+conditions over its own iteration variables belong to its meaning and move with it.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from tilewright.core.node import walk
+from tilewright.loop.ir import (
+    ONE, TRUE, ZERO, Address, And, Block, Buffer, Expr, For, FloorDiv, Le, Load, Lt, Program, Seq, Stmt, Store, Var, as_int,
+)
+from tilewright.loop.substitute import substitute
+from tilewright.tensor.schedule.state import blocks, iterate, path_to
+from tilewright.tensor.span import Algebra, Span
+
+
+@dataclass(frozen=True)
+class Access:
+    """One place in a block that reads or writes a buffer; `indices` in the block's iteration variables, None: anywhere."""
+    buffer: Buffer
+    indices: tuple[Expr, ...] | None
+
+
+@dataclass(frozen=True)
+class Box:
+    """start[i] .. start[i] + extent[i] - 1 in each dimension. `exact`: every element of it is touched (where it lies in
+    the domain of the block), not only some."""
+    buffer: Buffer
+    start: tuple[Expr, ...]
+    extent: tuple[Expr, ...]
+    exact: bool
+
+
+# ---- accesses --------------------------------------------------------------------------------------------------------
+def accesses(block: Block) -> tuple[list[Access], list[Access]]:
+    """The reads and the writes of a block, in order, each place once. An Address counts as both, anywhere."""
+    reads: dict[tuple[Buffer, tuple[Expr, ...] | None], None] = {}
+    writes: dict[tuple[Buffer, tuple[Expr, ...] | None], None] = {}
+    for part in (block.init, block.body):
+        for n in walk(part) if part is not None else ():
+            if isinstance(n, Load):
+                reads[n.buffer, n.indices] = None
+            elif isinstance(n, Store):
+                writes[n.buffer, n.indices] = None
+            elif isinstance(n, Address):
+                reads[n.buffer, None] = writes[n.buffer, None] = None
+    return [Access(*a) for a in reads], [Access(*a) for a in writes]
+
+
+def buffers_in(found: Iterable[Access]) -> list[Buffer]:
+    """The buffers of some accesses, each once, in order."""
+    return list(dict.fromkeys(a.buffer for a in found))
+
+
+def inputs(block: Block) -> list[Buffer]:
+    """Buffers that a block reads and does not write itself."""
+    reads, writes = accesses(block)
+    own = buffers_in(writes)
+    return [b for b in buffers_in(reads) if b not in own]
+
+
+def outputs(block: Block) -> list[Buffer]:
+    """Buffers that a block writes."""
+    return buffers_in(accesses(block)[1])
+
+
+# ---- who depends on whom -----------------------------------------------------------------------------------------------
+def writers(program: Program, buffer: Buffer) -> list[Block]:
+    """Blocks that write a buffer, in program order."""
+    return [b for b in blocks(program) if buffer in outputs(b)]
+
+
+def readers(program: Program, buffer: Buffer) -> list[Block]:
+    """Blocks that read a buffer which they do not write, in program order."""
+    return [b for b in blocks(program) if buffer in inputs(b)]
+
+
+def producers(program: Program, block: Block) -> list[Block]:
+    """Blocks that write what `block` reads, in program order, without itself."""
+    read = inputs(block)
+    return [b for b in blocks(program) if b is not block and any(x in read for x in outputs(b))]
+
+
+def consumers(program: Program, block: Block) -> list[Block]:
+    """Blocks that read what `block` writes, in program order, without itself."""
+    written = outputs(block)
+    return [b for b in blocks(program) if b is not block and any(a.buffer in written for a in accesses(b)[0])]
+
+
+def all_below(root: Stmt, group: Sequence[Block]) -> bool:
+    """Whether every block of `group` is under `root`."""
+    under = {id(s) for s in iterate(root)}
+    return all(id(b) in under for b in group)
+
+
+# ---- conditions --------------------------------------------------------------------------------------------------------
+def conjuncts(cond: Expr) -> list[Expr]:
+    """The parts of a conjunction, constants true left out."""
+    if isinstance(cond, And):
+        return conjuncts(cond.a) + conjuncts(cond.b)
+    return [] if cond == TRUE else [cond]
+
+
+def conjunction(parts: Iterable[Expr]) -> Expr:
+    """The conjunction of conditions, each once."""
+    out: Expr = TRUE
+    for c in dict.fromkeys(parts):
+        if c != TRUE:
+            out = c if out is TRUE else And(out, c)
+    return out
+
+
+def own_conditions(block: Block) -> list[Expr]:
+    """The conditions of the predicate that belong to the block's meaning: those over its iteration variables."""
+    own = {i.var for i in block.iters}
+    return [c for c in conjuncts(block.predicate) if any(n in own for n in walk(c) if isinstance(n, Var))]
+
+
+def cuts_only_overshoot(block: Block, algebra: Algebra) -> bool:
+    """Whether the predicate says nothing but that iteration variables lie in their domains."""
+    bound = dict(zip([i.var for i in block.iters], block.bindings, strict=True))
+    return all(_within_domain(substitute(c, bound), block, algebra) for c in conjuncts(block.predicate))
+
+
+def _within_domain(c: Expr, block: Block, algebra: Algebra) -> bool:
+    """`c` holds always, or is `binding >= 0`, `binding < extent`, or the latter said of the number that was divided."""
+    if algebra.proves(c):
+        return True
+    if isinstance(c, Le):
+        return as_int(c.a) == 0 and any(algebra.equal(c.b, e) for e in block.bindings)
+    if not isinstance(c, Lt):
+        return False
+    for i, e in zip(block.iters, block.bindings, strict=True):
+        if algebra.equal(c.a - c.b, e - i.extent):
+            return True
+        e = algebra.simplify(e)
+        if isinstance(e, FloorDiv) and algebra.equal(e.a, c.a) and algebra.equal(c.b, i.extent * e.b):
+            return True
+    return False
+
+
+# ---- boxes -------------------------------------------------------------------------------------------------------------
+def loops_between(root: Stmt, block: Block) -> list[For]:
+    """The loops from `root` (included if it is one) down to `block`, outermost first."""
+    return [s for s in path_to(root, block) if isinstance(s, For)]
+
+
+def access_box(access: Access, block: Block, inner: Sequence[For], algebra: Algebra) -> Box:
+    """The box of one access of a block while the loops `inner` around it run."""
+    buffer = access.buffer
+    running = {f.var: f for f in inner}
+    spans: list[Span | None] = [None] * buffer.rank
+    if access.indices is not None:
+        bound = dict(zip([i.var for i in block.iters], block.bindings, strict=True))
+        spans = [algebra.span(substitute(i, bound), running) for i in access.indices]
+    start, extent, exact, seen = [], [], True, frozenset[Var]()
+    for s, size in zip(spans, buffer.shape, strict=True):
+        if s is None:
+            start.append(ZERO)
+            extent.append(size)
+            exact = False
+            continue
+        moving = s.vars if as_int(s.width) != 0 else frozenset[Var]()
+        exact = exact and s.exact and not moving & seen
+        seen |= moving
+        start.append(s.lo)
+        extent.append(algebra.simplify(s.width + ONE))
+    return Box(buffer, tuple(start), tuple(extent), exact and cuts_only_overshoot(block, algebra))
+
+
+def union(a: Box, b: Box, algebra: Algebra) -> Box:
+    """The hull of two boxes of one buffer; a dimension in which their distance is not constant is taken whole."""
+    if a == b:
+        return a
+    start, extent = [], []
+    same = 0
+    for s, e, t, f, size in zip(a.start, a.extent, b.start, b.extent, a.buffer.shape, strict=True):
+        if algebra.equal(s, t) and algebra.equal(e, f):
+            start.append(s)
+            extent.append(e)
+            same += 1
+            continue
+        if algebra.at_most(s, t):
+            low: Expr | None = s
+        else:
+            low = t if algebra.at_most(t, s) else None
+        if algebra.at_most(s + e, t + f):
+            high: Expr | None = t + f
+        else:
+            high = s + e if algebra.at_most(t + f, s + e) else None
+        size_ = None if low is None or high is None else algebra.simplify(high - low)
+        if low is None or size_ is None or (as_int(size_) is None and as_int(size) is not None):
+            low, size_ = ZERO, size
+        start.append(low)
+        extent.append(size_)
+    return Box(a.buffer, tuple(start), tuple(extent), a.exact and b.exact and same == len(start))
+
+
+def block_boxes(found: Iterable[Access], block: Block, inner: Sequence[For], algebra: Algebra) -> dict[Buffer, Box]:
+    """Per buffer, the hull of some accesses of a block while the loops `inner` run."""
+    out: dict[Buffer, Box] = {}
+    for a in found:
+        box = access_box(a, block, inner, algebra)
+        out[a.buffer] = union(out[a.buffer], box, algebra) if a.buffer in out else box
+    return out
+
+
+def read_boxes(root: Stmt, outer: Sequence[For], only: Iterable[Buffer] | None = None) -> dict[Buffer, Box]:
+    """Per buffer, the box that the subtree `root` reads, in terms of the variables of the loops `outer` around it."""
+    return _subtree_boxes(root, outer, only, 0)
+
+
+def written_boxes(root: Stmt, outer: Sequence[For], only: Iterable[Buffer] | None = None) -> dict[Buffer, Box]:
+    """Per buffer, the box that the subtree `root` writes, in terms of the variables of the loops `outer` around it."""
+    return _subtree_boxes(root, outer, only, 1)
+
+
+def _subtree_boxes(root: Stmt, outer: Sequence[For], only: Iterable[Buffer] | None, which: int) -> dict[Buffer, Box]:
+    wanted = None if only is None else set(only)
+    out: dict[Buffer, Box] = {}
+    for s in iterate(root):
+        if not isinstance(s, Block):
+            continue
+        found = [a for a in accesses(s)[which] if wanted is None or a.buffer in wanted]
+        if not found:
+            continue
+        inner = loops_between(root, s)
+        algebra = Algebra([*outer, *inner])
+        for buffer, box in block_boxes(found, s, inner, algebra).items():
+            out[buffer] = union(out[buffer], box, algebra) if buffer in out else box
+    return out
+
+
+def contains(big: Box, small: Box, algebra: Algebra, clip: bool = True) -> bool:
+    """Whether `small` surely lies in `big`; with `clip`, as far as it lies in the buffer at all."""
+    for s, e, t, f, size in zip(big.start, big.extent, small.start, small.extent, big.buffer.shape, strict=True):
+        if not (algebra.at_most(s, t) or clip and algebra.at_most(s, ZERO)):
+            return False
+        if not (algebra.at_most(t + f, s + e) or clip and algebra.at_most(size, s + e)):
+            return False
+    return True
+
+
+def disjoint(a: Box, b: Box, algebra: Algebra) -> bool:
+    """Whether two boxes of one buffer surely have no element in common."""
+    return any(algebra.at_most(s + e, t) or algebra.at_most(t + f, s)
+               for s, e, t, f in zip(a.start, a.extent, b.start, b.extent, strict=True))
+
+
+def statements(s: Stmt) -> tuple[Stmt, ...]:
+    """The statements of a body, whether it is one or a sequence."""
+    return s.stmts if isinstance(s, Seq) else (s,)

@@ -1,0 +1,206 @@
+"""The values that an index expression takes while some of its variables run and the others stand still.
+
+In: a quasi-affine integer expression (sums and products, `// c` and `% c` by constants), the loops whose variables run, and
+the ranges of all variables. Out: a `Span`: the interval [lo, lo + width] with `lo` in terms of the variables that stand
+still, and whether every integer of it is taken. Anything else has a span of constants or none: callers then take all of
+a dimension.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import gcd
+
+from tilewright.core.node import walk
+from tilewright.loop.affine import affine_of
+from tilewright.loop.bounds import Knowledge
+from tilewright.loop.ir import ZERO, Expr, FloorDiv, FloorMod, For, Le, Var, as_int, const
+from tilewright.loop.simplify_expr import ExprSimplifier, Order
+
+Ranges = dict[Var, tuple[int | Expr | None, int | Expr | None]]
+
+
+@dataclass(frozen=True)
+class Span:
+    """The integers lo .. lo + width, both ends included; `exact`: each of them is taken, whatever the outer variables."""
+    lo: Expr
+    width: Expr
+    exact: bool
+    vars: frozenset[Var]
+
+
+def ranges_of(loops: Sequence[For]) -> Ranges:
+    """Inclusive ranges of loop variables, outermost first."""
+    out: Ranges = {}
+    for f in loops:
+        out[f.var] = (_plain(f.start), _plain(f.start + f.extent - 1))
+    return out
+
+
+def _plain(e: Expr) -> int | Expr:
+    k = as_int(e)
+    return e if k is None else k
+
+
+class Algebra:
+    """Simplification, proofs and spans under the ranges of the loops at one place."""
+
+    def __init__(self, loops: Sequence[For]) -> None:
+        self.ranges = ranges_of(loops)
+        self.known = Knowledge(self.ranges)
+        order = Order()
+        for v in self.ranges:
+            order.depth[v] = len(order.depth)
+        self._simplifier = ExprSimplifier(self.known, order, {}, {})
+
+    def simplify(self, e: Expr) -> Expr:
+        return self._simplifier.expr(e)
+
+    def proves(self, cond: Expr) -> bool:
+        return self.known.decide(cond) is True or self.known.decide(self.simplify(cond)) is True
+
+    def at_most(self, a: Expr, b: Expr) -> bool:
+        """Whether a <= b surely."""
+        difference = self.simplify(b - a)
+        return self.known.decide(Le(ZERO, difference)) is True
+
+    def equal(self, a: Expr, b: Expr) -> bool:
+        return as_int(self.simplify(a - b)) == 0
+
+    def constant(self, e: Expr) -> int | None:
+        return as_int(self.simplify(e))
+
+    def upper(self, e: Expr) -> int | None:
+        """A constant that `e` does not exceed."""
+        return self.known.interval(self.simplify(e))[1]
+
+    # ---- spans -------------------------------------------------------------------------------------------------------
+    def span(self, e: Expr, inner: Mapping[Var, For]) -> Span | None:
+        """The span of `e` while the variables of `inner` run; None if it is not known in this form."""
+        e = self.simplify(e)
+        base: Expr = ZERO
+        parts: list[tuple[int, Span]] = []
+        for monomial, c in affine_of(e, self.known.forms).terms.items():
+            moving = [a for a in monomial if any(v in inner for v in vars_of(a))]
+            if not moving:
+                term: Expr = const(c)
+                for a in monomial:
+                    term = term * a
+                base = base + term
+                continue
+            if len(moving) > 1:
+                return self._constant_span(e, inner)
+            s = self._atom(moving[0], inner)
+            if s is None:
+                return self._constant_span(e, inner)
+            for a in monomial:
+                if a is not moving[0]:
+                    if (self.known.interval(a)[0] or -1) < 0:
+                        return self._constant_span(e, inner)
+                    s = Span(s.lo * a, s.width * a, False, s.vars)
+            parts.append((c, s))
+        return self._sum(base, parts)
+
+    def _sum(self, base: Expr, parts: list[tuple[int, Span]]) -> Span:
+        lo, width = base, ZERO
+        exact, seen = True, frozenset[Var]()
+        reach: int | None = 0
+        for c, s in sorted(parts, key=lambda p: abs(p[0])):
+            size = abs(c)
+            lo = lo + (s.lo * c if c > 0 else (s.lo + s.width) * c)
+            width = width + s.width * size
+            w = as_int(s.width)
+            if w == 0:
+                exact = exact and s.exact
+                continue
+            if not s.exact or seen & s.vars or reach is None or size > reach + 1:
+                exact = False
+            seen |= s.vars
+            reach = None if reach is None or w is None else reach + size * w
+        return Span(self.simplify(lo), self.simplify(width), exact, seen)
+
+    def _atom(self, a: Expr, inner: Mapping[Var, For]) -> Span | None:
+        if isinstance(a, Var):
+            f = inner[a]
+            if any(v in inner for v in vars_of(f.start) | vars_of(f.extent)):
+                return None
+            return Span(f.start, self.simplify(f.extent - 1), True, frozenset((a,)))
+        if isinstance(a, FloorDiv | FloorMod):
+            k = as_int(a.b)
+            s = self.span(a.a, inner)
+            w = None if s is None else as_int(s.width)
+            if k is None or k <= 0 or s is None or w is None:
+                return self._constant_span(a, inner)
+            least, most = self.modulo(s.lo, k)
+            if isinstance(a, FloorDiv):
+                width = (most + w) // k
+                return Span(self.simplify(s.lo // k), const(width), s.exact and (least + w) // k == width, s.vars)
+            if most + w < k:
+                return Span(self.simplify(s.lo % k), s.width, s.exact, s.vars)
+            return Span(ZERO, const(k - 1), s.exact and w >= k - 1, s.vars)
+        return self._constant_span(a, inner)
+
+    def modulo(self, e: Expr, k: int) -> tuple[int, int]:
+        """The least and the largest value that `e % k` may have."""
+        terms = affine_of(e, self.known.forms).terms
+        c = terms.get((), 0)
+        g = gcd(k, *[n for m, n in terms.items() if m])
+        if g == k:
+            return c % k, c % k
+        lo, hi = self.known.interval(e)
+        if lo is not None and hi is not None and lo // k == hi // k:
+            return lo % k, hi % k
+        return c % g, k - g + c % g
+
+    def _constant_span(self, e: Expr, inner: Mapping[Var, For]) -> Span | None:
+        lo, hi = self.known.interval(e)
+        if lo is None or hi is None or hi - lo >= 1 << 31:
+            return None
+        return Span(const(lo), const(hi - lo), False, frozenset(v for v in vars_of(e) if v in inner))
+
+    # ---- injectivity ---------------------------------------------------------------------------------------------------
+    def determine(self, values: Sequence[Expr], inner: Mapping[Var, For]) -> bool:
+        """Whether the values tell the inner variables apart: no two of their settings give the same values."""
+        known: set[Expr] = set()
+        for e in values:
+            self._decode(self.simplify(e), inner, known)
+        changed = True
+        while changed:
+            changed = False
+            for a in list(known):
+                if isinstance(a, FloorDiv) and self.simplify(FloorMod(a.a, a.b)) in known:
+                    changed |= self._decode(a.a, inner, known)
+                if isinstance(a, FloorMod) and isinstance(a.a, FloorDiv) and a.a not in known:
+                    above = self.simplify(a.a.a // (a.a.b * a.b))  # (x // m) % k beside x // (m * k) give x // m
+                    if above in known or as_int(above) is not None:
+                        known.add(a.a)
+                        changed = True
+        return all(v in known for v, f in inner.items() if as_int(f.extent) != 1)
+
+    def _decode(self, e: Expr, inner: Mapping[Var, For], known: set[Expr]) -> bool:
+        """Learn the atoms of a sum whose coefficients form a mixed radix; whether something was learnt."""
+        found: list[tuple[int, Expr, int | None]] = []
+        for monomial, c in affine_of(e, self.known.forms).terms.items():
+            if not any(v in inner for a in monomial for v in vars_of(a)):
+                continue
+            if len(monomial) != 1:
+                return False
+            s = self._atom(monomial[0], inner)
+            found.append((abs(c), monomial[0], None if s is None else as_int(s.width)))
+        reach = 0
+        for c, _, w in sorted(found, key=lambda p: p[0]):
+            if c <= reach:
+                return False
+            if w is None and c != max(p[0] for p in found):
+                return False
+            reach += c * (w or 0)
+        new = {a for _, a, _ in found} - known
+        known |= new
+        return bool(new)
+
+
+def vars_of(e: Expr) -> set[Var]:
+    return {e} if isinstance(e, Var) else {n for n in walk(e) if isinstance(n, Var)}
+
+
+
