@@ -22,7 +22,7 @@ def adopt(address: int, nbytes: int, release: Callable[..., Any], *arguments: An
     """A writable uint8 array [nbytes] over foreign memory; `release(*arguments)` runs when its last view is gone."""
     block = (ctypes.c_uint8 * nbytes).from_address(address)
     weakref.finalize(block, release, *arguments).atexit = False  # a process that ends gives everything back anyway
-    return np.frombuffer(block, np.uint8)
+    return np.frombuffer(memoryview(block).cast("B"), np.uint8)
 
 
 def aligned(nbytes: int) -> Array:

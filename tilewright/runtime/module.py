@@ -137,8 +137,10 @@ class Executable:
         """The C array of the inputs' shapes; None if all of them are fixed."""
         if not self._dynamic_inputs:
             return None
-        rows = [(ctypes.c_int64 * max(1, len(shape)))(*shape) for shape in shapes]
-        return (ctypes.POINTER(ctypes.c_int64) * len(rows))(*rows)
+        rows = (ctypes.POINTER(ctypes.c_int64) * len(shapes))()
+        for i, shape in enumerate(shapes):
+            rows[i] = (ctypes.c_int64 * max(1, len(shape)))(*shape)
+        return rows
 
     def _run_dynamic(self, handle: int, pointers: Any, shapes: list[tuple[int, ...]]) -> list[Array]:
         """A run whose outputs are as large as the model says: their memory comes from it and is not copied."""
