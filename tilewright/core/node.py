@@ -89,7 +89,7 @@ class Node:
         h: int | None = self._hash  # type: ignore[has-type]
         if h is None:
             h = id(self) >> 4 if self.by_identity else hash(
-                (type(self).__name__, *[getattr(self, f) for f in self.fields]))
+                (type(self).__name__, *[_nan_alike(getattr(self, f)) for f in self.fields]))
             self._hash = h
         return h
 
@@ -98,6 +98,11 @@ class Node:
             if cls in PRINTERS:
                 return PRINTERS[cls](self)
         return f"{type(self).__name__}({', '.join(f'{f}={getattr(self, f)!r}' for f in self.fields)})"
+
+
+def _nan_alike(v: Any) -> Any:
+    """The value to hash for a field: Python hashes each NaN by identity, but they are equal fields."""
+    return "nan" if type(v) is float and v != v else v
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -130,7 +130,7 @@ def _arguments(p: ir.Program, args: Mapping[str, Any] | Sequence[Any]) -> list[A
         args = _by_name(p, args)
     if len(args) != len(p.params):
         raise InternalError(f"{p.name} has {len(p.params)} parameters and was given {len(args)} arguments")
-    known = {q: int(v) for q, v in zip(p.params, args, strict=True) if isinstance(q, ir.Var) and q.dtype.is_int}
+    known = {q: _scalar(q.dtype, v) for q, v in zip(p.params, args, strict=True) if isinstance(q, ir.Var) and q.dtype.is_int}
     out: list[Any] = []
     for q, v in zip(p.params, args, strict=True):
         if isinstance(q, ir.Buffer):
@@ -253,7 +253,7 @@ class _Compiled:
             _, _, shape, strides = view(env, None, 0)
             n = 1 + sum((d - 1) * s for d, s in zip(shape, strides, strict=True)) if all(shape) else 0
             if b.data is not None:
-                memory = np.array([widen(x) if t.is_float else x for x in b.data]).astype(t.numpy())
+                memory = np.array(b.data, np.float64 if t.is_float else _vector_kind(t)).astype(t.numpy())
             elif offset is not None:
                 memory = self.owner.arena(offset(env), t, n)
             else:
@@ -602,8 +602,9 @@ def _launch(c: _Compiled, s: ir.Launch) -> Action:
         if tasks is None:
             callee.call(values)
             return
+        takes_range = len(callee.p.params) == len(values) + 2
         for k in c.owner.ordered(tasks(env)):
-            callee.call([k, k + 1, *values])
+            callee.call([k, *([k + 1] if takes_range else []), *values])
     return launch
 
 

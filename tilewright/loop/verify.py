@@ -336,8 +336,8 @@ def _launch(c: _Check, s: ir.Launch) -> None:
     c.need(s.callee in c.callees, f"there is no program {s.callee}", s)
     params = list(c.callees[s.callee].params)
     if s.tasks is not None:
-        c.need(len(params) >= 2 and all([isinstance(p, ir.Var) and p.dtype.is_int for p in params[:2]]),
-               f"the first two parameters of {s.callee} are not the range of its tasks", s)
+        c.need(len(params) >= 2 and all(isinstance(q, ir.Var) and q.dtype.is_int for q in params[:2]),
+               f"the first parameters of the region {s.callee} are not a range of tasks, begin and end", s)
         del params[:2]
     c.need(len(params) == len(s.args), f"{s.callee} takes {len(params)} arguments, not {len(s.args)}", s)
     for q, a in zip(params, s.args, strict=True):
