@@ -364,8 +364,8 @@ class Block(Stmt):
 class Launch(Stmt):
     """Call a program of the module: a kernel from the host, or (`tasks` given) a parallel region's body for 0 … tasks-1.
 
-    `args` are scalars and Addresses, matching the callee's parameters. A region has two more before them, begin and
-    end: it is called for disjoint ranges begin <= task < end that together are all tasks.
+    `args` are scalars and Addresses, matching the callee's parameters. A region has one parameter before them, the task,
+    or two, a range: then it is called for disjoint ranges begin <= task < end that together are all tasks.
     """
     callee: str
     args: tuple[Expr, ...]
