@@ -121,7 +121,7 @@ def test_what_is_not_so_is_not_proved(cond: Expr, ranges: Any) -> None:
 
 def test_facts() -> None:
     known = Knowledge({}).assuming((i < n) & (j <= i))
-    assert known.decide(j < n) is True or known.decide(j < n) is None
+    assert known.decide(j < n) is True
     assert known.decide(i < n + 1) is True and known.decide(n <= i) is False and known.decide(i < m) is None
     assert Knowledge({}).assuming(i < 5, False).decide(expr(4) < i) is True
     assert Knowledge({}).assuming((i < 0) | (j < 0), False).decide(i * 2 + j >= 0) is True

@@ -209,6 +209,15 @@ def chosen(e: Select | Guard) -> Expr | None:
     return None
 
 
+@rules.on(Select)
+def select_of_broadcasts(e: Select) -> Expr | None:
+    """Select(Broadcast(c), Broadcast(a), Broadcast(b)) → Broadcast(Select(c, a, b))"""
+    c, a, b = e.cond, e.a, e.b
+    if isinstance(c, Broadcast) and isinstance(a, Broadcast) and isinstance(b, Broadcast):
+        return Broadcast(Select(c.a, a.a, b.a), c.lanes)
+    return None
+
+
 @rules.on(Cast)
 def cast_known(e: Cast) -> Expr | None:
     """Casts of constants and broadcasts, to the same type, and of integers that were only widened before."""
@@ -224,6 +233,15 @@ def cast_known(e: Cast) -> Expr | None:
         if low <= inner[0] and inner[1] <= high or to.bits <= a.type.bits:
             return a.a if a.a.dtype is to else Cast(to, a.a)
     return None
+
+
+@rules.on(Load)
+def load_of_broadcasts(e: Load) -> Expr | None:
+    """A vector load whose lanes all read one element → a broadcast of a scalar load"""
+    lanes = e.dtype.lanes
+    if lanes == 1 or not all(i.dtype.lanes == 1 or isinstance(i, Broadcast) for i in e.indices):
+        return None
+    return Broadcast(Load(e.buffer, tuple([i.a if isinstance(i, Broadcast) else i for i in e.indices])), lanes)
 
 
 @rules.on(Load)

@@ -308,17 +308,17 @@ class Knowledge:
             return True
         if hi is not None and hi < 0:
             return False
-        return self._search(a, [_FUEL]) or any(self._by_fact(a, f) for f in self.facts)
+        return self._search(a, [_FUEL]) or self._by_facts(a, 2)
 
-    def _by_fact(self, a: Affine, fact: Affine) -> bool:
-        """a >= 0 because `k * a - j * fact >= 0` for positive k and j that cancel a monomial."""
-        for m, c in fact.terms.items():
-            k = a.terms.get(m, 0)
-            if m and k * c > 0:
-                rest = a.scaled(abs(c)).plus(fact, -abs(k))
-                lo, _ = self.of_form(rest)
-                if lo is not None and lo >= 0 or self._search(rest, [_FUEL]):
-                    return True
+    def _by_facts(self, a: Affine, depth: int) -> bool:
+        """a >= 0 because `k * a - j * fact >= 0` for a fact and positive k and j that cancel a monomial; up to `depth` facts."""
+        for fact in self.facts:
+            for m, c in fact.terms.items():
+                k = a.terms.get(m, 0)
+                if m and k * c > 0:
+                    rest = a.scaled(abs(c)).plus(fact, -abs(k))
+                    if self._holds(rest, [_FUEL]) or depth > 1 and self._by_facts(rest, depth - 1):
+                        return True
         return False
 
     def _search(self, a: Affine, fuel: list[int]) -> bool:
@@ -356,8 +356,8 @@ class Knowledge:
         rest = Affine({n: k for n, k in a.terms.items() if n != m}, a.type, a.data, a.bits)
         match e:
             case FloorDiv(x, Const(d, _)) if d > 0 and self.exact(self.form(x)):
-                f = self.form(x) if c < 0 else self.form(x).plus_const(1 - d)
-                return [[rest.scaled(d).plus(f, c)]]
+                slack = d - 1 if c == -1 else 1 - d if c > 1 else 0  # for c = 1 or -1 the bound is an equivalence
+                return [[rest.scaled(d).plus(self.form(x), c).plus_const(slack * max(c, 1))]]
             case FloorMod(x, d) if c < 0 and (self.interval(d)[0] or 0) >= 1:
                 ways = [[rest.plus(self.form(d).plus_const(-1), c)]] if not isinstance(d, Const) else []
                 lo = self.interval(x)[0]

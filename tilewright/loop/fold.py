@@ -24,6 +24,10 @@ _FLOAT: dict[Any, Any] = {Add: operator.add, Sub: operator.sub, Mul: operator.mu
 def fold_binary(cls: type[Expr], a: Const, b: Const) -> Const | None:
     """The value of `cls(a, b)`."""
     x, y, t = a.value, b.value, a.type
+    if t.is_float:  # a constant's value may be written with more digits than its type has
+        x, y = round_to(x, t), round_to(y, t)
+        if x is None or y is None:
+            return None
     if cls in _COMPARE:
         return Const(bool(_COMPARE[cls](x, y)), boolean)
     if t.is_int:
@@ -31,9 +35,9 @@ def fold_binary(cls: type[Expr], a: Const, b: Const) -> Const | None:
             return Const(wrap(_INT[cls](x, y), t), t)
         return Const(wrap(_INT_DIVIDE[cls](x, y), t), t) if cls in _INT_DIVIDE and y != 0 else None
     if t.is_float:
-        if cls in (Min, Max) and not math.isnan(x) and not math.isnan(y) and x != y:
+        if cls in (Min, Max) and x != y:
             return Const(min(x, y) if cls is Min else max(x, y), t)
-        if cls in _FLOAT and not (cls is Div and y == 0) and math.isfinite(x) and math.isfinite(y):
+        if cls in _FLOAT and not (cls is Div and y == 0):
             try:
                 value = round_to(_FLOAT[cls](x, y), t)
             except OverflowError:
@@ -46,7 +50,8 @@ def fold_cast(to: DType, c: Const) -> Const | None:
     """The value of `Cast(to, c)`."""
     v, t = c.value, c.type
     if t.is_float:
-        if not math.isfinite(v):
+        v = round_to(v, t)
+        if v is None:
             return None
         if to.is_int:
             low, high = to.range()

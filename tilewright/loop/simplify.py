@@ -142,7 +142,7 @@ class _Place:
         last = self.expr(start + extent - 1)
         end: Any = last.value if isinstance(last, Const) else last
         known = self.known if lo is not None and lo >= 1 else self.known.assuming(extent > 0)
-        if begin is start and not known.symbolic and not _index_only(start, known):
+        if begin is start and not _index_only(start, known):
             begin = first
         if end is last and not _index_only(last, known):
             end = known.interval(last)[1]

@@ -14,6 +14,7 @@ from tilewright.loop.algebra import rules
 from tilewright.loop.bounds import Knowledge
 from tilewright.loop.ir import (
     Add,
+    And,
     Binary,
     Broadcast,
     Buffer,
@@ -32,6 +33,7 @@ from tilewright.loop.ir import (
     Min,
     Mul,
     Ne,
+    Or,
     Ramp,
     Select,
     Sub,
@@ -110,6 +112,10 @@ class ExprSimplifier:
         r = self._done[id(e)][1]
         if isinstance(r, Affine):
             r = self._built(r)
+            if _alike(r, e):
+                r = e  # so that what was canonical before stays the same object
+            elif r.loc is None and not r.by_identity:
+                r.loc = e.loc
             self._done[id(e)] = (e, r)
         return r
 
@@ -160,7 +166,7 @@ class ExprSimplifier:
                 if t.lanes == 1:
                     got = self._integer(cls, e)
                     if got is not None:
-                        return got
+                        return e if isinstance(got, Compare) and _alike(got, e) else got
                 elif cls is FloorDiv or cls is FloorMod:
                     vector = self._divide_ramp(cls, self._get(e.a), self._get(e.b))
                     if vector is not None:
@@ -176,10 +182,22 @@ class ExprSimplifier:
             if lo is not None and lo == hi:
                 return const(lo, n)
         new = rules.apply(n)
+        if new is None and (cls is And or cls is Or):
+            new = self._implied(n)
         if new is None:
             return n  # type: ignore[no-any-return]
         self._keep(n)
         return self.expr(new)
+
+    def _implied(self, n: And | Or) -> Expr | None:
+        """a & b where a says that b holds → a, where a says that it does not → False; dually for |."""
+        neutral = isinstance(n, And)
+        for a, b in ((n.a, n.b), (n.b, n.a)):
+            known = self.known.assuming(a, neutral)
+            value = None if known is self.known else known.decide(b)
+            if value is not None:
+                return a if value is neutral else const(value, n)
+        return None
 
     def _keep(self, n: Expr) -> None:
         """Operands of a node that a rule took apart are simplified already."""
@@ -239,8 +257,7 @@ class ExprSimplifier:
             left, right = right, left
         if not (known.exact(left) and known.exact(right)):
             return None
-        out: Expr = cls(self._built(left), self._built(right))
-        return out
+        return cls(self._built(left), self._built(right))  # type: ignore[no-any-return]
 
     def _reduced(self, d: Affine) -> Affine:
         """A form that is >= 0 exactly when `d` is: divided by a common factor of most terms, the others being too small to
@@ -376,6 +393,22 @@ class ExprSimplifier:
         if cls is FloorDiv:
             return Broadcast(FloorDiv(a.base, b.a), a.lanes)
         return Ramp(FloorMod(a.base, b.a), a.stride, a.lanes)
+
+
+def _alike(a: Expr, b: Expr) -> bool:
+    """Equality of two sums, told at the first difference and without hashing (deep sums would recurse)."""
+    stack = [(a, b)]
+    while stack:
+        x, y = stack.pop()
+        if x is y:
+            continue
+        if type(x) is not type(y):
+            return False
+        if isinstance(x, Binary) and isinstance(y, Binary):
+            stack += [(x.b, y.b), (x.a, y.a)]
+        elif not (isinstance(x, Const) and x == y):
+            return False
+    return True
 
 
 def _split(a: Affine, m: Monomial, c: int) -> tuple[Affine, Affine]:
