@@ -182,7 +182,7 @@ def test_marks() -> None:
     assert "k_1: reduce 4 = k" in text
     assert print_stmt(block, mark=block.iters[1].var).split("\n")[1].strip() == "^" * len("k: reduce 4 = k_1")
     around = print_around(p, value, 1).split("\n")
-    assert around[0] == "…" and len(around) == 5 and around[-1].endswith("B[i] = acc[0]")
+    assert around[0] == "…" and len(around) == 4 and around[-1].endswith("B[i] = acc[0]")
     assert print_around(p, Var("stranger")) == TEXT
 
 

@@ -336,9 +336,10 @@ def _launch(c: _Check, s: ir.Launch) -> None:
     c.need(s.callee in c.callees, f"there is no program {s.callee}", s)
     params = list(c.callees[s.callee].params)
     if s.tasks is not None:
-        c.need(len(params) >= 2 and all(isinstance(q, ir.Var) and q.dtype.is_int for q in params[:2]),
-               f"the first parameters of the region {s.callee} are not a range of tasks, begin and end", s)
-        del params[:2]
+        own = 2 if len(params) == len(s.args) + 2 else 1
+        c.need(len(params) >= own and all(isinstance(q, ir.Var) and q.dtype.is_int for q in params[:own]),
+               f"the first parameter of {s.callee} is not the task's number, nor are the first two a range of tasks", s)
+        del params[:own]
     c.need(len(params) == len(s.args), f"{s.callee} takes {len(params)} arguments, not {len(s.args)}", s)
     for q, a in zip(params, s.args, strict=True):
         fits = a.dtype is q.dtype if isinstance(q, ir.Var) else a.dtype.kind == "handle"
