@@ -1,0 +1,308 @@
+"""The compute language: what a kernel computes, as tensors defined by expressions of their indices.
+
+    A, B = placeholder((m, k), "f32", "A"), placeholder((k, n), "f32", "B")
+    r = reduce_axis(k)
+    C = compute((m, n), lambda i, j: sum(A[i, r] * B[r, j], axis=[r]), name="C")
+    program = create_program("matmul", [A, B], [C])
+
+It is no third IR: `create_program` gives a Program with one Block per tensor in a nest of serial loops, to be scheduled.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+import numpy as np
+
+from tilewright.core.dtype import DType, dtype, i64
+from tilewright.core.errors import InternalError
+from tilewright.loop.ir import (
+    TRUE,
+    ZERO,
+    Allocate,
+    Block,
+    Buffer,
+    Call,
+    Expr,
+    For,
+    Guard,
+    IntoExpr,
+    IterVar,
+    Let,
+    Load,
+    Program,
+    Select,
+    Seq,
+    Stmt,
+    Store,
+    Var,
+    const,
+    expr,
+)
+from tilewright.tensor import reducers
+from tilewright.tensor.reducers import Reducer
+
+Index = Union[IntoExpr, "ReduceAxis"]
+
+
+@dataclass(frozen=True, eq=False)
+class ReduceAxis:
+    """An axis that is reduced over, 0 ≤ var < extent; usable as an index."""
+    var: Var
+    extent: Expr
+
+
+@dataclass(frozen=True, eq=False)
+class Reduction:
+    """A reduction of `terms` (one per state) over axes: what a compute's function may return, not an expression."""
+    reducer: Reducer
+    terms: tuple[Expr, ...]
+    axes: tuple[ReduceAxis, ...]
+
+
+@dataclass(eq=False)
+class Stage:
+    """One compute: the block that defines `outputs` over `axes`, in terms of `inputs`."""
+    name: str
+    axes: tuple[Var, ...]
+    body: Expr | Reduction
+    outputs: tuple[Tensor, ...] = ()
+    inputs: tuple[Tensor, ...] = ()
+    attrs: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(eq=False)
+class Tensor:
+    """A tensor: its buffer, and the stage that defines it (None for a placeholder or a table)."""
+    buffer: Buffer
+    stage: Stage | None = None
+    readers: list[Stage] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.buffer.name
+
+    @property
+    def shape(self) -> tuple[Expr, ...]:
+        return self.buffer.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.buffer.dtype
+
+    @property
+    def rank(self) -> int:
+        return len(self.buffer.shape)
+
+    def __getitem__(self, indices: Index | tuple[Index, ...]) -> Load:
+        """The element at the indices, as an expression."""
+        idx = indices if isinstance(indices, tuple) else (indices,)
+        if _READ:
+            _READ[-1][self.buffer] = self
+        return self.buffer[tuple([i.var if isinstance(i, ReduceAxis) else i for i in idx])]
+
+    def __call__(self, *indices: Index) -> Load:
+        return self[indices]
+
+
+_READ: list[dict[Buffer, Tensor]] = []
+"""The tensors that each compute function now running has read: expressions hold buffers only."""
+
+
+def placeholder(shape: Iterable[IntoExpr], dtype_: DType | str = "f32", name: str = "x") -> Tensor:
+    """An input of a program."""
+    return Tensor(Buffer(name, dtype(dtype_), tuple([expr(d) for d in shape])))
+
+
+def const_table(data: np.ndarray[Any, Any], dtype_: DType | str | None = None, name: str = "table") -> Tensor:
+    """A small constant tensor that lives in the code: loads at constant indices become literals."""
+    t = dtype(data.dtype if dtype_ is None else dtype_)
+    values = tuple(np.asarray(data).reshape(-1).tolist()) if t.name not in _AS_FLOAT else tuple(
+        np.asarray(data).astype(np.float64 if t.is_float else np.int64).reshape(-1).tolist())
+    return Tensor(Buffer(name, t, tuple([expr(d) for d in data.shape]), "const", data=values))
+
+
+_AS_FLOAT = frozenset({"bf16", "f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz", "f8e8m0fnu", "f4e2m1fn", "i4", "u4",
+                       "i2", "u2"})
+
+
+def reduce_axis(extent: IntoExpr, name: str = "r") -> ReduceAxis:
+    """An axis to reduce over."""
+    return ReduceAxis(Var(name, i64), expr(extent))
+
+
+def compute(shape: Iterable[IntoExpr], fn: Callable[..., Any], name: str = "t",
+            attrs: Sequence[tuple[str, Any]] = ()) -> Any:
+    """The tensor whose element at (i, j, …) is `fn(i, j, …)`: an expression, or a reduction at the top.
+
+    Returns one Tensor; a tuple of Tensors for a reduction with several states.
+    """
+    dims = tuple([expr(d) for d in shape])
+    axes = tuple([Var(f"{_AXIS_NAMES[k] if k < len(_AXIS_NAMES) else 'i'}{k}", i64) for k in range(len(dims))])
+    _READ.append({})
+    try:
+        value = fn(*axes)
+    finally:
+        read = _READ.pop()
+    if isinstance(value, tuple | list) and len(value) == 1:
+        (value,) = value
+    body: Expr | Reduction = value if isinstance(value, Reduction) else expr(value)
+    terms = body.terms if isinstance(body, Reduction) else (body,)
+    stage = Stage(name, axes, body, attrs=tuple(attrs))
+    suffix = [""] if len(terms) == 1 else [f"_{k}" for k in range(len(terms))]
+    stage.outputs = tuple([Tensor(Buffer(name + s, t.dtype, dims), stage) for s, t in zip(suffix, terms, strict=True)])
+    stage.inputs = tuple(read.values())
+    return stage.outputs[0] if len(stage.outputs) == 1 else stage.outputs
+
+
+_AXIS_NAMES = "ijklmn"
+
+
+# ---- reductions ------------------------------------------------------------------------------------------------------
+def reducer(combine: Callable[[tuple[Expr, ...], tuple[Expr, ...]], tuple[Expr, ...]],
+            identity: Callable[[Sequence[DType]], tuple[Expr, ...]], name: str = "user") -> Callable[..., Reduction]:
+    """A commutative reducer of one's own: use it like `sum`, with a tuple of terms for a tuple state."""
+    made = Reducer(name, combine, identity)
+
+    def apply(terms: Expr | tuple[Expr, ...], axis: Sequence[ReduceAxis]) -> Reduction:
+        return Reduction(made, terms if isinstance(terms, tuple) else (terms,), tuple(axis))
+    return apply
+
+
+def sum(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:  # noqa: A001 – the language's word
+    return Reduction(reducers.SUM, (term,), tuple(axis))
+
+
+def prod(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:
+    return Reduction(reducers.PROD, (term,), tuple(axis))
+
+
+def max(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:  # noqa: A001
+    return Reduction(reducers.MAX, (term,), tuple(axis))
+
+
+def min(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:  # noqa: A001
+    return Reduction(reducers.MIN, (term,), tuple(axis))
+
+
+def argmax(term: Expr, axis: Sequence[ReduceAxis], index: Expr | None = None) -> Reduction:
+    """(index, value) of the largest term; the first of equals. `index` defaults to the (only) axis' variable."""
+    return Reduction(reducers.ARGMAX, (axis[0].var if index is None else index, term), tuple(axis))
+
+
+def argmin(term: Expr, axis: Sequence[ReduceAxis], index: Expr | None = None) -> Reduction:
+    return Reduction(reducers.ARGMIN, (axis[0].var if index is None else index, term), tuple(axis))
+
+
+# ---- expressions -----------------------------------------------------------------------------------------------------
+def select(cond: Expr, a: IntoExpr, b: IntoExpr) -> Expr:
+    """`a` where `cond`, else `b`; both are evaluated."""
+    x, y = _pair(a, b)
+    return Select(cond, x, y)
+
+
+def if_then_else(cond: Expr, a: IntoExpr, b: IntoExpr) -> Expr:
+    """`a` if `cond`, else `b`; only the chosen one is evaluated, so it may be out of bounds on the other side."""
+    x, y = _pair(a, b)
+    return Guard(cond, x, y)
+
+
+def _pair(a: IntoExpr, b: IntoExpr) -> tuple[Expr, Expr]:
+    from_a = a if isinstance(a, Expr) else None
+    from_b = b if isinstance(b, Expr) else None
+    if from_a is None and from_b is None:
+        return expr(a), expr(b)
+    like = from_a if from_a is not None else from_b
+    assert like is not None
+    return _like(a, like), _like(b, like)
+
+
+def _like(v: IntoExpr, like: Expr) -> Expr:
+    return v if isinstance(v, Expr) else const(v, like)
+
+
+def _unary(name: str) -> Callable[[Expr], Expr]:
+    def f(x: Expr) -> Expr:
+        return Call(name, (x,), x.dtype)
+    f.__name__, f.__doc__ = name, f"{name} of each element."
+    return f
+
+
+exp, log, sqrt, erf, tanh, floor, ceil = (_unary(n) for n in ("exp", "log", "sqrt", "erf", "tanh", "floor", "ceil"))
+
+
+# ---- programs ----------------------------------------------------------------------------------------------------------
+def create_program(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor],
+                   weights: Iterable[str] = ()) -> Program:
+    """The unscheduled program of `outputs` in terms of `inputs`; `weights` names inputs that may be laid out anew.
+
+    Tensors between are allocated around the body; each stage is a serial nest around one block, in dependence order.
+    An output that is an input (nothing computed) is an error of the caller.
+    """
+    order: list[Stage] = []
+    for t in outputs:
+        _collect(t, order, set(inputs), set())
+    params = [t.buffer for t in [*inputs, *outputs]]
+    names: dict[str, int] = {}
+    body: Stmt = Seq(tuple([_nest(s, names) for s in order]))
+    if len(order) == 1:
+        body = body.stmts[0]  # type: ignore[attr-defined]
+    for s in reversed(order):
+        for t in s.outputs:
+            if not any(t.buffer is p for p in params):
+                body = Allocate(t.buffer, body)
+    return Program(name, tuple(params), body, (("noalias", True), ("weights", tuple(sorted(weights)))))
+
+
+def _collect(t: Tensor, order: list[Stage], given: set[Tensor], open_: set[Stage]) -> None:
+    if t.stage is None or t in given or t.stage in order:
+        return
+    if t.stage in open_:
+        raise InternalError(f"{t.name} depends on itself")
+    open_.add(t.stage)
+    for x in t.stage.inputs:
+        _collect(x, order, given, open_)
+    order.append(t.stage)
+
+
+def _nest(s: Stage, names: dict[str, int]) -> Stmt:
+    """A stage's block within serial loops: spatial axes, then reduced ones."""
+    n = names.get(s.name, 0)
+    names[s.name] = n + 1
+    buffers = [t.buffer for t in s.outputs]
+    axes = s.body.axes if isinstance(s.body, Reduction) else ()
+    iters = [IterVar(v, d, "spatial") for v, d in zip(s.axes, buffers[0].shape, strict=True)]
+    iters += [IterVar(a.var, a.extent, "reduce") for a in axes]
+    loops = [Var(it.var.name, i64) for it in iters]
+    init, body = _update(s, buffers)
+    block: Stmt = Block(s.name if n == 0 else f"{s.name}_{n}", tuple(iters), tuple(loops), TRUE, body, init, s.attrs)
+    for v, it in zip(reversed(loops), reversed(iters), strict=True):
+        block = For(v, ZERO, it.extent, block)
+    return block
+
+
+def _update(s: Stage, buffers: list[Buffer]) -> tuple[Stmt | None, Stmt]:
+    """(init, body) of a stage's block."""
+    at = tuple(s.axes)
+    if not isinstance(s.body, Reduction):
+        return None, Store(buffers[0], at, s.body)
+    r = s.body.reducer
+    identity = r.identity([b.dtype for b in buffers])
+    init = _stores(buffers, at, identity)
+    old = tuple([Load(b, at) for b in buffers])
+    if len(buffers) == 1:
+        return init, Store(buffers[0], at, r.combine(old, s.body.terms)[0])
+    before = tuple([Var(f"old{k}", b.dtype) for k, b in enumerate(buffers)])
+    terms = tuple([Var(f"term{k}", b.dtype) for k, b in enumerate(buffers)])
+    after = tuple([Var(f"new{k}", b.dtype) for k, b in enumerate(buffers)])
+    body = _stores(buffers, at, after)
+    for v, e in reversed([*zip(before, old, strict=True), *zip(terms, s.body.terms, strict=True),
+                          *zip(after, r.combine(before, terms), strict=True)]):
+        body = Let(v, e, body)
+    return init, body
+
+
+def _stores(buffers: list[Buffer], at: tuple[Expr, ...], values: Sequence[Expr]) -> Stmt:
+    stores = tuple([Store(b, at, v) for b, v in zip(buffers, values, strict=True)])
+    return stores[0] if len(stores) == 1 else Seq(stores)
