@@ -8,14 +8,47 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tilewright.core.dtype import DType, bf16, boolean, f16, f32, f64, i8, i32, i64, u8, u64
 from tilewright.core.errors import UserError
 from tilewright.core.node import Node, alpha_equal
 from tilewright.loop import ir
 from tilewright.loop.interpret import run
 from tilewright.loop.ir import (
-    ONE, TRUE, ZERO, Add, Address, Allocate, Assert, Block, Broadcast, Buffer, Call, Const, Evaluate, Expr, For, Guard, If,
-    IterVar, Launch, Let, Load, Module, Not, Program, Ramp, Select, Seq, Stmt, Store, Var, While, const, seq)
+    ONE,
+    TRUE,
+    ZERO,
+    Add,
+    Address,
+    Allocate,
+    Assert,
+    Block,
+    Broadcast,
+    Buffer,
+    Call,
+    Const,
+    Evaluate,
+    Expr,
+    For,
+    Guard,
+    If,
+    IterVar,
+    Launch,
+    Let,
+    Load,
+    Module,
+    Not,
+    Program,
+    Ramp,
+    Select,
+    Seq,
+    Stmt,
+    Store,
+    Var,
+    While,
+    const,
+    seq,
+)
 from tilewright.loop.parser import parse_module, parse_program
 from tilewright.loop.printer import free_tables, print_around, print_expr, print_module, print_program, print_stmt
 from tilewright.loop.verify import verify

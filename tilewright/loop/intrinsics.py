@@ -131,7 +131,7 @@ def _fma_f64(x: float, y: float, z: float) -> Any:
     try:
         return np.float64(float(exact))
     except OverflowError:
-        return np.float64(math.copysign(math.inf, exact))
+        return np.float64(math.inf if exact > 0 else -math.inf)
 
 
 # ---- result rules ----------------------------------------------------------------------------------------------------
