@@ -137,7 +137,7 @@ class Executable:
         """The C array of the inputs' shapes; None if all of them are fixed."""
         if not self._dynamic_inputs:
             return None
-        rows = (ctypes.POINTER(ctypes.c_int64) * len(shapes))()
+        rows: Any = (ctypes.POINTER(ctypes.c_int64) * len(shapes))()
         for i, shape in enumerate(shapes):
             rows[i] = (ctypes.c_int64 * max(1, len(shape)))(*shape)
         return rows
