@@ -55,7 +55,7 @@ def compact_storage(program: Program) -> Program:
         if not accesses:
             continue
         place, dims = _place(buffer, accesses, depth, found.ranges)
-        shape = tuple([e if d is None else const(d.high - d.low + 1) for e, d in zip(buffer.shape, dims, strict=True)])
+        shape = tuple([e if d is None else const(max(1, d.high - d.low + 1)) for e, d in zip(buffer.shape, dims, strict=True)])
         new = buffer if all(d is None for d in dims) else buffer.replace(shape=shape)
         new_buffers[buffer] = (new, dims)
         wraps.setdefault(id(place), []).append(new)
@@ -109,7 +109,7 @@ def _place(buffer: Buffer, accesses: list[_Access], depth: int, ranges: dict[Var
             path = path[:i + 1]
             break
     while True:
-        regions = [_region(a, len(path), ranges) for a in accesses]
+        regions = [_region(buffer, a, len(path), ranges) for a in accesses]
         if _covered(buffer, accesses, regions):
             break
         outer = [i for i in range(depth, len(path) - 1) if isinstance(path[i], For)]
@@ -128,13 +128,13 @@ def _place(buffer: Buffer, accesses: list[_Access], depth: int, ranges: dict[Var
     return path[-1], dims
 
 
-def _region(a: _Access, depth: int, ranges: dict[Var, Any]) -> list[_Dim | None]:
+def _region(buffer: Buffer, a: _Access, depth: int, ranges: dict[Var, Any]) -> list[_Dim | None]:
     """Per dimension what one access touches, in terms of variables defined above `path[depth-1]`."""
     if a.indices is None:
         return []
     inner = {s.var for s in a.path[depth - 1:] if isinstance(s, For | Let)}
     out: list[_Dim | None] = []
-    for e in a.indices:
+    for e, extent in zip(a.indices, buffer.shape, strict=True):
         terms, low = linear(e)
         high = low
         outer: Terms = {}
@@ -147,6 +147,9 @@ def _region(a: _Access, depth: int, ranges: dict[Var, Any]) -> list[_Dim | None]
                 break
             low, high = low + min(c * lo, c * hi), high + max(c * lo, c * hi)
         else:
+            if not outer:  # accesses are in bounds
+                whole = as_int(extent)
+                low, high = max(low, 0), high if whole is None else min(high, whole - 1)
             out.append(_Dim(outer, low, high))
             continue
         out.append(None)

@@ -36,15 +36,15 @@ def partition_loops(program: Program) -> Program:
     """Loops split so that affine conditions are decided outside the hot part."""
     if not any(isinstance(n, If | Guard | Select) for n in walk(program.body)):
         return program
-    return program.replace(body=_Partitioner().stmt(program.body))
+    return program.replace(body=_Partitioner(GROWTH_LIMIT).stmt(program.body))
 
 
 @dataclass(slots=True)
 class _Partitioner:
     """One walk, outside in. `ranges` are inclusive ranges of the variables in scope where they are known constants."""
 
+    budget: int
     ranges: dict[Var, Range] = field(default_factory=dict)
-    budget: int = GROWTH_LIMIT
     conditional: dict[int, tuple[Node, bool]] = field(default_factory=dict)
 
     # ---- statements ----
