@@ -124,9 +124,12 @@ def own_conditions(block: Block) -> list[Expr]:
 
 
 def cuts_only_overshoot(block: Block, algebra: Algebra) -> bool:
-    """Whether the predicate says nothing but that iteration variables lie in their domains."""
+    """Whether the predicate leaves every point of the domain of the spatial variables: it says that iteration variables
+    lie in their domains, or leaves out steps of a reduction other than the first."""
     bound = dict(zip([i.var for i in block.iters], block.bindings, strict=True))
-    return all(_within_domain(substitute(c, bound), block, algebra) for c in conjuncts(block.predicate))
+    first = {i.var: ZERO for i in block.iters if i.kind == "reduce"}
+    return all(_within_domain(substitute(c, bound), block, algebra)
+               or algebra.proves(substitute(substitute(c, first), bound)) for c in conjuncts(block.predicate))
 
 
 def _within_domain(c: Expr, block: Block, algebra: Algebra) -> bool:

@@ -1,0 +1,110 @@
+"""What a reduction block combines: read from its update, so that rfactor can split it.
+
+In: a Block with `init` and a body of the form C[i…] = C[i…] op value, or (a tuple of buffers, or a reducer that is no single
+operator) `let old… = C[i…]…; let term… = value…; let new… = combine(old…, term…); C[i…] = new…`.
+Out: a `Reduction`, or None if the update has another form.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tilewright.core.node import walk
+from tilewright.loop.ir import Add, And, Binary, Block, Buffer, Expr, Let, Load, Max, Min, Mul, Or, Seq, Stmt, Store, Var, seq
+from tilewright.loop.substitute import substitute
+
+Combine = Callable[[Sequence[Expr], Sequence[Expr]], list[Expr]]
+_OPERATORS = (Add, Mul, Min, Max, And, Or)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """`buffers[k][indices]` = combine(the buffers there, values)[k], starting at identity[k]."""
+    buffers: tuple[Buffer, ...]
+    indices: tuple[Expr, ...]
+    values: tuple[Expr, ...]
+    identity: tuple[Expr, ...]
+    combine: Combine
+    operator: bool
+
+    def update(self, buffers: Sequence[Buffer], at: tuple[Expr, ...], values: Sequence[Expr]) -> Stmt:
+        """The statement that combines `values` into the elements at `at` of other buffers."""
+        old = [Load(b, at) for b in buffers]
+        if self.operator:
+            return Store(buffers[0], at, self.combine(old, values)[0])
+        names = [[Var(f"{wish}{k}", b.dtype) for k, b in enumerate(buffers)] for wish in ("old", "term", "new")]
+        body: Stmt = seq(*[Store(b, at, v) for b, v in zip(buffers, names[2], strict=True)])
+        for group, given in ((names[2], self.combine(names[0], names[1])), (names[1], values), (names[0], old)):
+            for v, e in reversed(list(zip(group, given, strict=True))):
+                body = Let(v, e, body)
+        return body
+
+    def start(self, buffers: Sequence[Buffer], at: tuple[Expr, ...]) -> Stmt:
+        """The statement that stores the identity."""
+        return seq(*[Store(b, at, v) for b, v in zip(buffers, self.identity, strict=True)])
+
+
+def reduction_of(block: Block) -> Reduction | None:
+    """The reduction that a block computes."""
+    starts = _stores(block.init)
+    if starts and isinstance(block.body, Let):
+        return _named(block.body, starts)
+    updates = _stores(block.body)
+    return _single(updates[0], starts[0]) if len(starts) == len(updates) == 1 else None
+
+
+def _named(body: Stmt, starts: list[Store]) -> Reduction | None:
+    """The form with names."""
+    lets: list[Let] = []
+    while isinstance(body, Let):
+        lets.append(body)
+        body = body.body
+    updates = _stores(body)
+    n = len(updates)
+    if not n or len(lets) != 3 * n or len(starts) != n:
+        return None
+    old, term, new = lets[:n], lets[n:2 * n], lets[2 * n:]
+    at = updates[0].indices
+    for k, (u, s) in enumerate(zip(updates, starts, strict=True)):
+        if u.buffer is not s.buffer or u.indices != at or s.indices != at or u.value is not new[k].var:
+            return None
+        if old[k].value != Load(u.buffer, at):
+            return None
+    olds, terms = [x.var for x in old], [x.var for x in term]
+    if any(v in olds or v in terms for t in term for v in _variables(t.value)):
+        return None
+
+    def combine(a: Sequence[Expr], b: Sequence[Expr]) -> list[Expr]:
+        return [substitute(x.value, {**dict(zip(olds, a, strict=True)), **dict(zip(terms, b, strict=True))}) for x in new]
+
+    return Reduction(tuple([u.buffer for u in updates]), at, tuple([t.value for t in term]),
+                     tuple([s.value for s in starts]), combine, False)
+
+
+def _variables(e: Expr) -> set[Expr]:
+    return {n for n in walk(e) if isinstance(n, Var)}
+
+
+def _stores(s: Stmt | None) -> list[Store]:
+    if isinstance(s, Store):
+        return [s]
+    if isinstance(s, Seq) and all(isinstance(x, Store) for x in s.stmts):
+        return [x for x in s.stmts if isinstance(x, Store)]
+    return []
+
+
+def _single(update: Store, start: Store) -> Reduction | None:
+    own = Load(update.buffer, update.indices)
+    v = update.value
+    if start.buffer is not update.buffer or start.indices != update.indices or type(v) not in _OPERATORS:
+        return None
+    assert isinstance(v, Binary)
+    value = v.b if v.a == own else v.a if v.b == own else None
+    if value is None or own in set(walk(value)):
+        return None
+    op = type(v)
+
+    def combine(a: Sequence[Expr], b: Sequence[Expr]) -> list[Expr]:
+        return [op(a[0], b[0])]
+
+    return Reduction((update.buffer,), update.indices, (value,), (start.value,), combine, True)
