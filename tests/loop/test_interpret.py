@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tilewright.core.dtype import DType, bf16, boolean, dtype, f16, f32, f64, i4, i8, i32, i64, u4, u8, u32, u64
 from tilewright.core.errors import InternalError
 from tilewright.loop import ir
-from tilewright.loop.interpret import AssertFailed, Interpreter, convert, run
+from tilewright.loop.interpret import AssertFailed, Interpreter, run
 from tilewright.loop.ir import (
     ONE,
     ZERO,
@@ -36,6 +36,7 @@ from tilewright.loop.ir import (
     const,
 )
 from tilewright.loop.parser import parse_module, parse_program
+from tilewright.loop.values import convert
 from tilewright.loop.verify import verify
 
 INTEGERS = (i64, i32, i8, i4, u64, u32, u8, u4)

@@ -12,26 +12,17 @@ from hypothesis import strategies as st
 from tilewright.core.dtype import DType, bf16, boolean, dtype, f16, f32, f64, i4, i8, i16, i32, i64, u8, u16, u32, u64
 from tilewright.core.errors import InternalError
 from tilewright.loop.interpret import run
-from tilewright.loop.intrinsics import (
-    INTRINSICS,
-    Intrinsic,
-    TensorIntrinsic,
-    fused_multiply_add,
-    intrinsic,
-    is_pure,
-    register,
-    round_to,
-    wrap,
-)
-from tilewright.loop.ir import ONE, ZERO, Buffer, Call, Evaluate, Program, Ramp, Seq, Store, const
+from tilewright.loop.intrinsics import INTRINSICS, Intrinsic, TensorIntrinsic, intrinsic, is_pure, register
+from tilewright.loop.ir import ONE, ZERO, Buffer, Call, Evaluate, Expr, Program, Ramp, Seq, Store, const
 from tilewright.loop.parser import parse_program
+from tilewright.loop.values import fused_multiply_add, round_to, wrap
 from tilewright.loop.verify import verify
 
 
 def call(name: str, to: DType, *values: Any, frm: DType | None = None) -> Any:
     """A call evaluated by the interpreter, checked by the verifier; lists are vectors."""
     frm = frm or to.with_lanes(len(values[0]) if isinstance(values[0], list) else 1)
-    args = []
+    args: list[Expr] = []
     for v in values:
         if isinstance(v, list):
             table = Buffer("t", frm.element, (const(len(v)),), "const", data=tuple(v))
@@ -105,7 +96,7 @@ def test_bits(t: DType, data: Any) -> None:
         assert int(call(name, t, a, v)) == wrap(t, expected), name
         assert int(call(name, t.with_lanes(2), [a, 0], [v, 0])[0]) == wrap(t, expected), name
     assert int(call("bit_not", t, a)) == wrap(t, ~a) == int(call("bit_not", t.with_lanes(2), [a, a])[1])
-    ones = bin(a & ((1 << t.bits) - 1)).count("1")
+    ones = (a & ((1 << t.bits) - 1)).bit_count()
     assert int(call("popcount", t, a)) == wrap(t, ones) == int(call("popcount", t.with_lanes(2), [a, a])[1])
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tilewright.core.dtype import DType, bf16, boolean, f16, f32, f64, i8, i32, i64, u8, u64
+from tilewright.core.dtype import DType, bf16, boolean, f16, f32, f64, handle, i4, i8, i32, i64, u8, u64
 from tilewright.core.errors import UserError
 from tilewright.core.node import Node, alpha_equal
 from tilewright.loop import ir
@@ -174,9 +174,9 @@ def test_a_long_sum() -> None:
 
 
 def test_rare_forms() -> None:
-    n, h, i, w = Var("n"), Var("h", ir.handle), Var("for", i32), Var("a b")
+    n, h, i, w = Var("n"), Var("h", handle), Var("for", i32), Var("a b")
     a = Buffer("A", u8, (n, const(2)), "shared", (const(4), ONE), 1)
-    c = Buffer("9", ir.dtype("i4"), (const(8),), "arena", None, 2)
+    c = Buffer("9", i4, (const(8),), "arena", None, 2)
     z = Buffer("z", f32, ())
     x = Call("exp", (const(1, f32),), f32)
     vector = Ramp(const(0, i64), ONE, 4)
@@ -314,7 +314,7 @@ class Maker:
         if t.is_bool:
             u = self.pick(*TYPES[:-1])
             x, y = self.expr(u, depth - 1), self.expr(u, depth - 1)
-            return self.pick(a & self.expr(t, depth - 1), a | self.expr(t, depth - 1), Not(a), x < y, x <= y, x.eq(y), x.ne(y))
+            return self.pick(a & self.expr(t, depth - 1), a | self.expr(t, depth - 1), Not(a), x < y, x <= y, x.eq(y), x.ne(y))  # type: ignore[no-any-return]
         b = self.expr(t, depth - 1)
         if kind == "minmax":
             return self.pick(ir.Min, ir.Max)(a, b)  # type: ignore[no-any-return]

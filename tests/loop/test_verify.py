@@ -3,9 +3,8 @@ from typing import Any
 
 import pytest
 
-from tilewright.core.dtype import boolean, f32, f64, handle, i8, i32, i64, u8
+from tilewright.core.dtype import boolean, f32, f64, handle, i4, i8, i32, i64, u8
 from tilewright.core.errors import InternalError
-from tilewright.loop import ir
 from tilewright.loop.ir import (
     ONE,
     TRUE,
@@ -117,7 +116,7 @@ def test_statements(s: Stmt, message: str) -> None:
 
 
 def test_a_right_program_passes_with_everything_in_it() -> None:
-    q = Buffer("Q", ir.dtype("i4"), (const(8),), "local", None, 2)
+    q = Buffer("Q", i4, (const(8),), "local", None, 2)
     table = Buffer("T", u8, (const(2),), "const", data=(1, 2))
     prefetch = Evaluate(Call("prefetch", (Address(A, (ZERO, ZERO)), const(3)), i32))
     inner = seq(block(init=Store(A, (ZERO, ZERO), X)), prefetch, Store(A, (ZERO, Ramp(ZERO, ONE, 2)), Broadcast(X, 2)),

@@ -21,8 +21,19 @@ from tilewright.core.dtype import DType
 from tilewright.core.errors import InternalError, TilewrightError
 from tilewright.core.node import Node, walk
 from tilewright.loop import ir
-from tilewright.loop.intrinsics import from_memory, intrinsic, maximum, minimum, round_to, widen, wrap
+from tilewright.loop.intrinsics import intrinsic
 from tilewright.loop.printer import print_around
+from tilewright.loop.values import (
+    convert,
+    divide_truncating,
+    from_memory,
+    maximum,
+    minimum,
+    poison,
+    round_to,
+    vector_kind,
+    wrap,
+)
 
 Env = list[Any]
 Value = Callable[[Env], Any]
@@ -106,21 +117,6 @@ class Interpreter:
         memory = self._arena[offset:end].view(fresh.dtype)
         memory[:] = fresh
         return memory
-
-
-def poison(t: DType, n: int) -> Any:
-    """`n` elements as undefined memory: NaN, or bytes 0xCD (as much of it as fits; true for bool)."""
-    kind = t.numpy()
-    if t.kind == "handle":
-        return np.empty(n, object)
-    if t.is_bool:
-        return np.ones(n, kind)
-    if t.is_float and t.bits >= 8:
-        return np.full(n, np.nan).astype(kind)
-    if t.bits < 8:
-        return np.full(n, 0xCD & ((1 << t.bits) - 1), np.uint8).view(kind) if t.is_float else \
-            np.full(n, wrap(t, 0xCD)).astype(kind)
-    return np.full(n * kind.itemsize, 0xCD, np.uint8).view(kind)
 
 
 # ---- arguments -------------------------------------------------------------------------------------------------------
@@ -253,7 +249,7 @@ class _Compiled:
             _, _, shape, strides = view(env, None, 0)
             n = 1 + sum((d - 1) * s for d, s in zip(shape, strides, strict=True)) if all(shape) else 0
             if b.data is not None:
-                memory = np.array(b.data, np.float64 if t.is_float else _vector_kind(t)).astype(t.numpy())
+                memory = np.array(b.data, np.float64 if t.is_float else vector_kind(t)).astype(t.numpy())
             elif offset is not None:
                 memory = self.owner.arena(offset(env), t, n)
             else:
@@ -351,14 +347,6 @@ def _arithmetic(on_float: Callable[[Any, Any], Any] | None, on_int: Callable[[An
     return build
 
 
-def _truncating(a: Any, b: Any) -> Any:
-    """Integer division that truncates towards zero."""
-    if isinstance(a, np.ndarray):
-        return a // b if a.dtype == np.uint64 else np.where((a % b != 0) & ((a < 0) != (b < 0)), a // b + 1, a // b)
-    q = abs(a) // abs(b)
-    return q if (a < 0) == (b < 0) else -q
-
-
 def _extreme(f: Callable[[Any, Any], Any]) -> Callable[[_Compiled, Any], Value]:
     def build(c: _Compiled, e: Any) -> Value:
         a, b = c.expr(e.a), c.expr(e.b)
@@ -402,25 +390,6 @@ def _cast(c: _Compiled, e: ir.Cast) -> Value:
     return lambda env: convert(to, frm, a(env))
 
 
-def convert(to: DType, frm: DType, v: Any) -> Any:
-    """A value of one type as another: rounds to nearest even, truncates to an integer (its least value if out of range)."""
-    if to.is_bool:
-        return v != 0 if to.lanes > 1 else bool(v != 0)
-    if to.is_float:
-        if frm.is_float:
-            return round_to(to, widen(v))
-        wide = np.uint64 if frm.kind == "uint" and frm.bits == 64 else np.int64
-        exact = np.asarray(v).astype(wide)
-        return exact.astype(to.numpy())[()] if to.bits >= 32 else round_to(to, exact.astype(np.float64))
-    if not frm.is_float:
-        return wrap(to, v if frm.lanes > 1 else int(v))
-    lo, hi = to.range()
-    if to.lanes == 1:
-        x = float(v)
-        return int(x) if lo - 1 < x < hi + 1 else lo
-    return np.array([convert(to.element, frm.element, x) for x in v], _vector_kind(to))
-
-
 def _load(c: _Compiled, e: ir.Load) -> Value:
     at, t = c.element(e), e.dtype
     if t.lanes > 1 or t.is_bool:
@@ -439,7 +408,7 @@ def _load(c: _Compiled, e: ir.Load) -> Value:
 
 def _ramp(c: _Compiled, e: ir.Ramp) -> Value:
     base, stride, t = c.expr(e.base), c.expr(e.stride), e.dtype
-    kind = _vector_kind(t)
+    kind = vector_kind(t)
 
     def ramp(env: Env) -> Any:
         first, step = base(env), stride(env)
@@ -447,15 +416,8 @@ def _ramp(c: _Compiled, e: ir.Ramp) -> Value:
     return ramp
 
 
-def _vector_kind(t: DType) -> Any:
-    """The NumPy dtype of vector values of elements `t`."""
-    if t.is_int:
-        return np.dtype(np.uint64 if t.kind == "uint" and t.bits == 64 else np.int64)
-    return t.numpy()
-
-
 def _broadcast(c: _Compiled, e: ir.Broadcast) -> Value:
-    a, n, kind = c.expr(e.a), e.lanes, _vector_kind(e.dtype)
+    a, n, kind = c.expr(e.a), e.lanes, vector_kind(e.dtype)
     return lambda env: np.full(n, a(env), kind)
 
 
@@ -623,7 +585,7 @@ _EXPRS: dict[type, Callable[[_Compiled, Any], Value]] = {
     ir.Add: _arithmetic(lambda a, b: a + b, lambda a, b: a + b),
     ir.Sub: _arithmetic(lambda a, b: a - b, lambda a, b: a - b),
     ir.Mul: _arithmetic(lambda a, b: a * b, lambda a, b: a * b),
-    ir.Div: _arithmetic(lambda a, b: a / b, _truncating, divides=True),
+    ir.Div: _arithmetic(lambda a, b: a / b, divide_truncating, divides=True),
     ir.FloorDiv: _arithmetic(None, lambda a, b: a // b, divides=True),
     ir.FloorMod: _arithmetic(None, lambda a, b: a % b, divides=True),
     ir.Min: _extreme(minimum), ir.Max: _extreme(maximum),

@@ -1,7 +1,7 @@
 """Intrinsics: the functions that `Call` names, one record each – arity, result dtype, effect, and meaning in NumPy.
 
 The interpreter runs the meanings, the verifier checks calls against the records, code generators look up effects.
-Values: floats are NumPy scalars of the dtype, integers Python ints, bools Python bools; vectors are arrays (`loop/interpret.py`).
+Values: floats are NumPy scalars of the dtype, integers Python ints, bools Python bools; vectors are arrays (`loop/values.py`).
 Transcendental functions are computed in float64 and rounded once to the type; compiled code may differ by a few units
 in the last place.
 """
@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import DType, boolean, f32, i64
+from tilewright.core.dtype import DType, boolean, i64
 from tilewright.core.errors import InternalError
 from tilewright.loop.ir import Program
+from tilewright.loop.values import from_memory, fused_multiply_add, maximum, minimum, round_to, widen, wrap
 
 Meaning = Callable[..., Any]
 
@@ -72,66 +72,6 @@ def intrinsic(name: str) -> Intrinsic:
 def is_pure(name: str) -> bool:
     """Whether calls may be dropped, doubled and reordered."""
     return intrinsic(name).pure
-
-
-# ---- values: rounding and wrapping -----------------------------------------------------------------------------------
-def wrap(t: DType, v: Any) -> Any:
-    """An integer (Python int, or an array of int64 or uint64) reduced to the range of `t`."""
-    if isinstance(v, np.ndarray):
-        if t.bits == 64:
-            return v.astype(np.int64 if t.kind == "int" else np.uint64)
-        v = v.astype(np.int64) & ((1 << t.bits) - 1)
-        return v - ((v >> (t.bits - 1)) << t.bits) if t.kind == "int" else v
-    v = int(v) & ((1 << t.bits) - 1)
-    return v - (1 << t.bits) if t.kind == "int" and v >> (t.bits - 1) else v
-
-
-def round_to(t: DType, v: Any) -> Any:
-    """A float64 (scalar or array) rounded once, to nearest even, to the float type `t`."""
-    v = np.asarray(v, np.float64)
-    if t.name in ("f64", "f32", "f16"):
-        return v.astype(t.numpy())[()]
-    # Small types are converted from f32; rounding to odd on the way keeps the second rounding exact.
-    near = v.astype(np.float32)
-    bits = near.view(np.int32)
-    fix = np.isfinite(near) & (near.astype(np.float64) != v) & (bits & 1 == 0)
-    away = (np.abs(near.astype(np.float64)) < np.abs(v)).astype(np.int32) * 2 - 1
-    away = np.where(near == 0, 1, away).astype(np.int32)
-    odd = np.where(fix, bits + away, bits).astype(np.int32).view(np.float32)
-    return np.where(near == 0, np.copysign(np.abs(odd), v), odd).astype(np.float32).astype(t.numpy())[()]
-
-
-def widen(v: Any) -> Any:
-    """A float value of any type as float64."""
-    return v.astype(np.float64) if isinstance(v, np.ndarray) else np.float64(v)
-
-
-def fused_multiply_add(t: DType, a: Any, b: Any, c: Any) -> Any:
-    """a*b + c rounded once. For types narrower than f64 the product is exact in f64 and the sum is rounded to odd first."""
-    if isinstance(a, np.ndarray):
-        return np.array([fused_multiply_add(t.element, *abc) for abc in zip(a, b, c, strict=True)], t.numpy())
-    x, y, z = float(a), float(b), float(c)
-    if not (math.isfinite(x) and math.isfinite(y) and math.isfinite(z)):
-        return round_to(t, np.float64(x) * np.float64(y) + np.float64(z))
-    if t.bits == 64:
-        return _fma_f64(x, y, z)
-    p = x * y
-    s = p + z
-    d = s - p
-    error = (p - (s - d)) + (z - d)
-    if error and not int(math.frexp(s)[0] * 2.0**53) & 1:
-        s = math.nextafter(s, math.inf if error > 0 else -math.inf)
-    return np.float32(s) if t is f32 else round_to(t, s)
-
-
-def _fma_f64(x: float, y: float, z: float) -> Any:
-    exact = Fraction(x) * Fraction(y) + Fraction(z)
-    if exact == 0:
-        return np.float64(x) * np.float64(y) + np.float64(z)  # the sign of zero
-    try:
-        return np.float64(float(exact))
-    except OverflowError:
-        return np.float64(math.inf if exact > 0 else -math.inf)
 
 
 # ---- result rules ----------------------------------------------------------------------------------------------------
@@ -228,17 +168,6 @@ def _reinterpret(to: DType, frm: DType, v: Any) -> Any:
     return from_memory(to, out if to.lanes > 1 else out[0])
 
 
-def from_memory(t: DType, v: Any) -> Any:
-    """An element, or an array of elements, as the value that expressions compute with (see the head of this file)."""
-    if t.lanes > 1:
-        if t.is_int:
-            return v.astype(np.uint64 if t.kind == "uint" and t.bits == 64 else np.int64)
-        return v
-    if t.is_int:
-        return int(v)
-    return bool(v) if t.is_bool else v
-
-
 def _fold(combine: Callable[[DType, Any, Any], Any]) -> Meaning:
     """Halves are combined while their number of lanes is even, then lanes from left to right."""
     def meaning(to: DType, frm: DType, v: Any) -> Any:
@@ -253,20 +182,6 @@ def _fold(combine: Callable[[DType, Any, Any], Any]) -> Meaning:
 
 def _plus(t: DType, a: Any, b: Any) -> Any:
     return wrap(t, a + b) if t.is_int else a + b
-
-
-def maximum(a: Any, b: Any) -> Any:
-    """The larger; NaN if either is; the first if they are equal."""
-    if isinstance(a, np.ndarray):
-        return np.where((a >= b) | np.isnan(a), a, b)
-    return a if a >= b or math.isnan(a) else b
-
-
-def minimum(a: Any, b: Any) -> Any:
-    """The smaller; NaN if either is; the first if they are equal."""
-    if isinstance(a, np.ndarray):
-        return np.where((a <= b) | np.isnan(a), a, b)
-    return a if a <= b or math.isnan(a) else b
 
 
 _erf_array = np.frompyfunc(math.erf, 1, 1)
