@@ -13,8 +13,9 @@ import numpy as np
 from tilewright.core.dtype import DType, boolean
 from tilewright.core.errors import UserError
 from tilewright.graph.ir import Operation, TensorType, Value
-from tilewright.loop.ir import Const, Expr, IntoExpr, as_int, const, expr, i64
+from tilewright.loop.ir import Const, Expr, IntoExpr, Var, as_int, const, expr, i64
 from tilewright.loop.simplify import simplify
+from tilewright.loop.substitute import free_vars
 
 Shape = tuple[Expr, ...]
 Array = np.ndarray[Any, Any]
@@ -25,9 +26,9 @@ MAX_ELEMENTS = 256
 
 # ---- dimensions ------------------------------------------------------------------------------------------------------
 def dim(value: IntoExpr) -> Expr:
-    """A dimension in its simplest form."""
+    """A dimension in its simplest form; symbols stand for sizes, which are not negative."""
     e = expr(value)
-    return e if isinstance(e, Const) else simplify(e)
+    return e if isinstance(e, Const | Var) else simplify(e, {v: (0, None) for v in free_vars(e)})
 
 
 def dims(values: Iterable[IntoExpr]) -> Shape:
@@ -42,7 +43,7 @@ def same(a: IntoExpr, b: IntoExpr) -> bool | None:
     x, y = as_int(a), as_int(b)
     if x is not None and y is not None:
         return x == y
-    d = as_int(simplify(a - b))
+    d = as_int(dim(a - b))
     return None if d is None else d == 0
 
 

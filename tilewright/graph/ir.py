@@ -108,20 +108,26 @@ class Operation:
 
 
 class Graph:
-    """Operations in topological order. Constants are values with `data` used by operations; they need no definition."""
+    """Operations in topological order. Constants are values with `data` used by operations; they need no definition.
+    `output_names` are the names by which the user knows the outputs: they outlive rewrites of the values."""
 
-    __slots__ = ("name", "inputs", "outputs", "operations")
+    __slots__ = ("name", "inputs", "outputs", "operations", "output_names")
 
     def __init__(self, name: str, inputs: Sequence[Value], outputs: Sequence[Value],
-                 operations: Sequence[Operation]) -> None:
+                 operations: Sequence[Operation], output_names: Sequence[str] | None = None) -> None:
         self.name, self.inputs = name, tuple(inputs)
         self.outputs, self.operations = tuple(outputs), tuple(operations)
+        self.output_names = tuple([v.name for v in self.outputs] if output_names is None else output_names)
+        if len(self.output_names) != len(self.outputs):
+            raise InternalError(f"{name}: {len(self.output_names)} names for {len(self.outputs)} outputs")
 
     def replace(self, *, inputs: Sequence[Value] | None = None, outputs: Sequence[Value] | None = None,
                 operations: Sequence[Operation] | None = None) -> Graph:
+        """A copy with some parts changed; the outputs' names stay while their number does."""
+        keep = outputs is None or len(outputs) == len(self.outputs)
         return Graph(self.name, self.inputs if inputs is None else inputs,
                      self.outputs if outputs is None else outputs,
-                     self.operations if operations is None else operations)
+                     self.operations if operations is None else operations, self.output_names if keep else None)
 
     def producers(self) -> dict[Value, Operation]:
         """Which operation defines each value."""

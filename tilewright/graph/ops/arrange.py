@@ -175,14 +175,14 @@ def _compute_cumsum(op: Operation, x: Tensor) -> Tensor:
     k = reduce_axis(x.shape[axis], name="k")
     acc = accumulator(x.dtype)
 
-    def pick(*i: Expr) -> Expr:
+    def pick(*i: Expr) -> Any:
         here = i[axis]
         if a["reverse"]:
             counts = k.var > here if a["exclusive"] else k.var >= here
         else:
             counts = k.var < here if a["exclusive"] else k.var <= here
         v = x[(*i[:axis], k.var, *i[axis + 1:])].cast(acc)
-        return sum_over(Select(counts, v, const(0, acc)), axis=k)
+        return sum_over(Select(counts, v, const(0, acc)), axis=[k])
     total = compute(x.shape, pick, name="cumsum")
     return total if acc is x.dtype else compute(x.shape, lambda *i: total[i].cast(x.dtype), name="cumsum_cast")
 

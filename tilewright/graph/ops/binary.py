@@ -9,6 +9,7 @@ import numpy as np
 from tilewright.core.dtype import boolean
 from tilewright.graph.infer import (
     broadcast,
+    dim,
     element_grid,
     expect_dtype,
     expect_same_dtype,
@@ -17,9 +18,8 @@ from tilewright.graph.infer import (
 )
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import BINARY, binary_recipe, where_recipe
-from tilewright.graph.registry import Array, Attr, OpRecord
+from tilewright.graph.registry import Array, OpRecord
 from tilewright.loop.ir import Const, Expr, Select, maximum, minimum
-from tilewright.loop.simplify import simplify
 
 
 def _narrow(x: Array) -> bool:
@@ -130,7 +130,7 @@ def _elements(op: Operation) -> list[tuple[Expr, ...] | None]:
         e = f(a, b)
         if e is None:
             return [None]
-        out.append(simplify(e))
+        out.append(dim(e))
     return [tuple(out)]
 
 
@@ -142,7 +142,7 @@ def _where_elements(op: Operation) -> list[tuple[Expr, ...] | None]:
     picked = np.empty(cond.shape, dtype=object)
     for k in np.ndindex(cond.shape):
         c = cond[k]
-        picked[k] = (a[k] if c.value else b[k]) if isinstance(c, Const) else simplify(Select(c, a[k], b[k]))
+        picked[k] = (a[k] if c.value else b[k]) if isinstance(c, Const) else dim(Select(c, a[k], b[k]))
     return [grid_elements(picked)]
 
 

@@ -144,7 +144,7 @@ def padded(x: Tensor, pads: Sequence[int], layout: str) -> Tensor:
     for k in range(rank):
         shape[2 + k] = dim(shape[2 + k] + (pads[k] + pads[rank + k]))
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         at, inside = list(i), TRUE
         for k in range(rank):
             at[2 + k] = i[2 + k] - pads[k]
@@ -183,7 +183,7 @@ def _plain_cell(op: Operation, x: Tensor, w: Tensor, acc: DType, kernel: list[An
     ic = reduce_axis(w.shape[1], name="ic") if c > g else None
     axes = ([ic] if ic is not None else []) + kernel
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         n, oc = i[0], i[1]
         inner = ic.var if ic is not None else const(0)
         first = const(0) if g == 1 else (oc if g == o else oc // (o // g)) * (c // g)
@@ -212,7 +212,7 @@ def _blocked_cell(op: Operation, x: Tensor, w: Tensor, acc: DType, kernel: list[
         return value if inside is TRUE else read_or(inside, value, 0)
 
     if depthwise:
-        def depthwise_cell(*i: Expr) -> Expr:
+        def depthwise_cell(*i: Expr) -> Any:
             oc, p = i[1] * b + i[-1], places(i[2:-1])
             if not blocked_in:
                 value = x[(i[0], oc, *p)].cast(acc)
@@ -227,7 +227,7 @@ def _blocked_cell(op: Operation, x: Tensor, w: Tensor, acc: DType, kernel: list[
     ico = reduce_axis(ceil_div(per_group, bi), name="ico" if blocked_in else "ic")
     ici = reduce_axis(const(bi), name="ici") if blocked_in else None
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         oc, p = i[1] * b + i[-1], places(i[2:-1])
         if ici is not None:
             first = ico.var if g == 1 else i[1] // (o // g // b) * (per_group // b) + ico.var
@@ -308,7 +308,7 @@ def _compute_transposed(op: Operation, x: Tensor, w: Tensor) -> Tensor:
     ic = reduce_axis(const(per_group), name="ic")
     ks = [reduce_axis(n, name=f"k{k}") for k, n in enumerate(w.shape[2:])]
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         n, oc = i[0], i[1]
         c = ic.var if g == 1 else oc // o * per_group + ic.var
         at = [i[2 + k] + r.var * d[k] for k, r in enumerate(ks)]

@@ -21,7 +21,6 @@ from tilewright.graph.infer import (
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.loop.ir import Expr, Select, Var, const, maximum
-from tilewright.loop.simplify import simplify
 from tilewright.tensor.compute import Tensor, compute
 
 
@@ -70,7 +69,7 @@ def _range_elements(op: Operation) -> list[tuple[Expr, ...] | None]:
     first, step = elements_of(op.inputs[0]), elements_of(op.inputs[2])
     if not is_small_int(op.output.type) or first is None or step is None:
         return [None]
-    return [tuple([simplify(first[0] + step[0] * k) for k in range(op.output.type.sizes()[0])])]
+    return [tuple([dim(first[0] + step[0] * k) for k in range(op.output.type.sizes()[0])])]
 
 
 def _compute_range(op: Operation, start: Tensor, limit: Tensor, step: Tensor) -> Tensor:

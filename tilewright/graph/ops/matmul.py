@@ -52,7 +52,7 @@ def _compute(op: Operation, a: Tensor, b: Tensor) -> Tensor:
     k = reduce_axis(a.shape[-1], name="k")
     lead = shape[:-2]
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         m, n = i[-2], i[-1]
         left = broadcast_read(a, (*i[:-2], m, k.var), (*lead, a.shape[-2], a.shape[-1]))
         at = (*i[:-2], n, k.var) if flip else (*i[:-2], k.var, n)

@@ -76,7 +76,7 @@ def _softmax_stages(x: Tensor, axis: int, acc: DType) -> tuple[Tensor, Tensor]:
     top = reduce_over(x, (axis,), False, "row_max", tc.max, lambda v: v.cast(acc))
     r = reduce_axis(x.shape[axis], name="r")
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         return tc.sum(exp(x[(*i[:axis], r.var, *i[axis:])].cast(acc) - top[i]), axis=[r])
     return top, compute(top.shape, cell, name="row_sum")
 
@@ -196,7 +196,7 @@ def _batch_norm(attrs: dict[str, Any], x: Array, scale: Array, bias: Array, mean
 def _compute_batch_norm(op: Operation, x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     acc = accumulator(x.dtype)
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         s, b, m, v = (p[i[1]].cast(acc) for p in (scale, bias, mean, var))
         return ((x[i].cast(acc) - m) / call("sqrt", v + op.attrs["eps"]) * s + b).cast(x.dtype)
     return compute(x.shape, cell, name="batch_norm")
@@ -220,7 +220,7 @@ def _compute_group_norm(op: Operation, x: Tensor, scale: Tensor, bias: Tensor) -
     rs = [reduce_axis(d, name=f"r{k}") for k, d in enumerate((const(size), *x.shape[2:]))]
 
     def total(name: str, f: Any) -> Tensor:
-        def cell(n: Expr, g: Expr) -> Expr:
+        def cell(n: Expr, g: Expr) -> Any:
             v = x[(n, g * size + rs[0].var, *[r.var for r in rs[1:]])].cast(acc)
             return tc.sum(f(v, n, g), axis=rs)
         return compute((x.shape[0], groups), cell, name=name)
@@ -228,7 +228,7 @@ def _compute_group_norm(op: Operation, x: Tensor, scale: Tensor, bias: Tensor) -
     squares = total("group_squares", lambda v, n, g: (v - sums[n, g] / count) * (v - sums[n, g] / count))
     assert rank >= 2
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         n, g = i[0], i[1] if size == 1 else i[1] // size
         y = (x[i].cast(acc) - sums[n, g] / count) / call("sqrt", squares[n, g] / count + op.attrs["eps"])
         return (y * scale[i[1]].cast(acc) + bias[i[1]].cast(acc)).cast(x.dtype)
@@ -256,7 +256,7 @@ def _compute_lrn(op: Operation, x: Tensor) -> Tensor:
     below = (a["size"] - 1) // 2
     r = reduce_axis(const(a["size"]), name="r")
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         c = i[1] + r.var - below
         v = read_or((c >= 0) & (c < x.shape[1]), x[(i[0], c, *i[2:])].cast(acc), 0.0)
         return tc.sum(v * v, axis=[r])

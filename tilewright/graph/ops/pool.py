@@ -110,7 +110,7 @@ def _window_total(op: Operation, x: Tensor, fill: float | int, combine: Callable
     a, rank, out = op.attrs, len(op.attrs["kernel"]), op.output.shape
     rs = [reduce_axis(const(k), name=f"k{n}") for n, k in enumerate(a["kernel"])]
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         at, inside = list(i), TRUE
         for k in range(rank):
             at[2 + k] = i[2 + k] * a["strides"][k] + rs[k].var * a["dilations"][k] - a["pads"][k]
@@ -141,14 +141,14 @@ def _compute_avg(op: Operation, x: Tensor) -> Tensor:
         pad_end = a["pads"][rank + k] if a["count_include_pad"] else 0
         pad_start = a["pads"][k] if a["count_include_pad"] else 0
 
-        def cell(p: Expr) -> Expr:
+        def cell(p: Expr) -> Any:
             at = p * a["strides"][k] + r.var * a["dilations"][k] - a["pads"][k]
             counted = (at >= -pad_start) & (at < x.shape[2 + k] + pad_end)
             return tc.sum(Select(counted, const(1.0, acc), const(0.0, acc)), axis=[r])
         return compute((total.shape[2 + k],), cell, name=f"count{k}")
     per_axis = [counts(k) for k in range(rank)]
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         n = per_axis[0][i[2]]
         for k in range(1, rank):
             n = n * per_axis[k][i[2 + k]]

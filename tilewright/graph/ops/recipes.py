@@ -12,7 +12,21 @@ from typing import Any
 from tilewright.core.dtype import DType, boolean, f32, f64
 from tilewright.graph.infer import is_one
 from tilewright.graph.ir import Operation
-from tilewright.loop.ir import Call, Cast, Div, Expr, FloorMod, Guard, IntoExpr, Not, Or, Select, const, maximum, minimum
+from tilewright.loop.ir import (
+    Call,
+    Cast,
+    Div,
+    Expr,
+    FloorMod,
+    Guard,
+    IntoExpr,
+    Not,
+    Or,
+    Select,
+    const,
+    maximum,
+    minimum,
+)
 from tilewright.tensor.compute import Tensor, compute
 
 Attrs = dict[str, Any]

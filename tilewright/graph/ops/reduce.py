@@ -11,6 +11,7 @@ from tilewright.graph.infer import (
     Shape,
     axes_of,
     axis_of,
+    dim,
     element_grid,
     expect_dtype,
     grid_elements,
@@ -18,10 +19,9 @@ from tilewright.graph.infer import (
     product,
 )
 from tilewright.graph.ir import Operation, TensorType
-from tilewright.graph.ops.recipes import accumulator
+from tilewright.graph.ops.recipes import accumulator, widened
 from tilewright.graph.registry import Array, Attr, OpRecord
-from tilewright.loop.ir import Expr, Select, const, maximum, minimum
-from tilewright.loop.simplify import simplify
+from tilewright.loop.ir import FALSE, TRUE, Expr, const, maximum, minimum
 from tilewright.tensor import compute as tc
 from tilewright.tensor.compute import Tensor, compute, reduce_axis
 
@@ -73,7 +73,7 @@ def reduce_over(x: Tensor, axes: Sequence[int], keepdims: bool, name: str,
     rs = {k: reduce_axis(x.shape[k], name=f"r{k}") for k in axes}
     shape = reduced_shape(x.shape, axes, keepdims)
 
-    def cell(*i: Expr) -> Expr:
+    def cell(*i: Expr) -> Any:
         free = iter(i)
         at: list[Expr] = []
         for k in range(len(x.shape)):
@@ -83,8 +83,8 @@ def reduce_over(x: Tensor, axes: Sequence[int], keepdims: bool, name: str,
                     next(free)
             else:
                 at.append(next(free))
-        return combine(value(x[tuple(at)]), axis=list(rs.values()))  # type: ignore[no-any-return]
-    return compute(shape, cell, name=name)
+        return combine(value(x[tuple(at)]), axis=list(rs.values()))
+    return compute(shape, cell, name=name)  # type: ignore[no-any-return]
 
 
 def _recipe(name: str, combine: Callable[..., Any]) -> Callable[[Operation, Tensor], Tensor]:
@@ -134,9 +134,11 @@ def _elements(op: Operation) -> list[tuple[Expr, ...] | None]:
         return [None]
     if op.attrs["axes"]:
         grid = np.frompyfunc(_FOLD[op.op], 2, 1).reduce(grid, axis=op.attrs["axes"], keepdims=op.attrs["keepdims"])
-    return [tuple([simplify(e) for e in grid_elements(grid)])]
+    return [tuple([dim(e) for e in grid_elements(grid)])]
 
 
+_ANY = tc.reducer(lambda s, t: (s[0] | t[0],), lambda types: (FALSE,), "any")
+_ALL = tc.reducer(lambda s, t: (s[0] & t[0],), lambda types: (TRUE,), "all")
 _ATTRS = {"axes": Attr("ints", None, "all by default"), "keepdims": Attr("bool", True)}
 _ARG_ATTRS = {"axis": Attr("int", 0), "keepdims": Attr("bool", True),
               "select_last": Attr("bool", False, "of equal elements, the last")}
@@ -149,7 +151,17 @@ def _record(name: str, infer: Any, fn: Callable[..., Any], combine: Callable[...
 
 def _compute_arg(largest: bool) -> Callable[[Operation, Tensor], Tensor]:
     def recipe(op: Operation, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The reducer prefers the smaller index among equals, so for the last one it works on negative indices."""
+        axis, keep, last = op.attrs["axis"], op.attrs["keepdims"], op.attrs["select_last"]
+        r = reduce_axis(x.shape[axis], name="r")
+        pick = tc.argmax if largest else tc.argmin
+
+        def cell(*i: Expr) -> Any:
+            rest = (*i[:axis], *i[axis + keep:])
+            value = widened(x[(*rest[:axis], r.var, *rest[axis:])])
+            return pick(value, [r], index=0 - r.var if last else r.var)
+        at, _ = compute(op.output.shape, cell, name=op.op)
+        return compute(at.shape, lambda *i: 0 - at[i], name=f"{op.op}_last") if last else at
     return recipe
 
 
@@ -159,8 +171,8 @@ RECORDS = (
     _record("reduce_max", _infer_number, np.max, tc.max, "Largest element; NaN wins."),
     _record("reduce_min", _infer_number, np.min, tc.min, "Least element; NaN wins."),
     _record("reduce_prod", _infer_number, np.prod, tc.prod, "Product."),
-    _record("reduce_any", _infer_any, np.any, tc.any, "Whether any element is true."),
-    _record("reduce_all", _infer_any, np.all, tc.all, "Whether every element is true."),
+    _record("reduce_any", _infer_any, np.any, _ANY, "Whether any element is true."),
+    _record("reduce_all", _infer_any, np.all, _ALL, "Whether every element is true."),
     OpRecord("argmax", "reduction", _infer_arg, _arg(np.argmax), _compute_arg(True), _ARG_ATTRS, _normalize_arg,
              doc="Index (i64) of the largest element along an axis, the first of equal ones."),
     OpRecord("argmin", "reduction", _infer_arg, _arg(np.argmin), _compute_arg(False), _ARG_ATTRS, _normalize_arg,

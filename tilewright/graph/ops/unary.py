@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.core.dtype import boolean
-from tilewright.graph.infer import Shape, elements_of, expect_dtype, operands
+from tilewright.graph.infer import elements_of, expect_dtype, operands
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import UNARY, unary_recipe
 from tilewright.graph.registry import Array, Attr, OpRecord

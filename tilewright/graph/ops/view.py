@@ -12,7 +12,6 @@ from tilewright.graph.infer import (
     axis_of,
     broadcast,
     dim,
-    dims,
     element_grid,
     elements_of,
     expect,
@@ -195,7 +194,7 @@ def _infer_slice(op: Operation) -> Sequence[TensorType]:
         expect(step != 0, "attribute-invalid", "slice: a step of 0")
         if s is not None and n is not None and e is not None and n:
             expect(0 <= min(s, s + (n - 1) * step) and max(s, s + (n - 1) * step) < e, "shape-mismatch",
-                   lambda: f"slice: {n} elements from {s} by {step} leave axis {k} of {show(x.shape)}")
+                   f"slice: {n} elements from {s} by {step} leave axis {k} of {show(x.shape)}")
     return [TensorType(x.dtype, a["sizes"])]
 
 
@@ -264,6 +263,9 @@ def _transpose_elements(op: Operation) -> list[tuple[Expr, ...] | None]:
 
 
 RECORDS = (
+    OpRecord("identity", "view", lambda op: [operands(op, 1)[0].type], lambda a, x: x,
+             lambda op, x: compute(x.shape, lambda *i: x[i], name="identity"), elements=_keep_elements,
+             doc="The same value; where two outputs of a graph must be values of their own."),
     OpRecord("reshape", "view", _infer_reshape, lambda a, x: x.reshape(a["shape"]), _compute_reshape,
              {"shape": Attr("dims", doc="one entry may be -1")}, _normalize_reshape, _keep_elements,
              doc="The same elements, row major, in another shape."),
