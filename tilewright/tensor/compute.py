@@ -21,6 +21,7 @@ from tilewright.loop.ir import (
     TRUE,
     ZERO,
     Allocate,
+    Binary,
     Block,
     Buffer,
     Call,
@@ -291,8 +292,9 @@ def _update(s: Stage, buffers: list[Buffer]) -> tuple[Stmt | None, Stmt]:
     identity = r.identity([b.dtype for b in buffers])
     init = _stores(buffers, at, identity)
     old = tuple([Load(b, at) for b in buffers])
-    if len(buffers) == 1:
-        return init, Store(buffers[0], at, r.combine(old, s.body.terms)[0])
+    new = r.combine(old, s.body.terms)[0]
+    if len(buffers) == 1 and isinstance(new, Binary) and new.a is old[0] and new.b is s.body.terms[0]:
+        return init, Store(buffers[0], at, new)
     before = tuple([Var(f"old{k}", b.dtype) for k, b in enumerate(buffers)])
     terms = tuple([Var(f"term{k}", b.dtype) for k, b in enumerate(buffers)])
     after = tuple([Var(f"new{k}", b.dtype) for k, b in enumerate(buffers)])
