@@ -8,7 +8,22 @@ import numpy as np
 from tilewright.core.dtype import f32
 from tilewright.loop.interpret import run
 from tilewright.loop.ir import (
-    TRUE, ZERO, Allocate, Block, Buffer, Expr, For, Guard, IterVar, Module, Program, Stmt, Store, Var, const, seq,
+    TRUE,
+    ZERO,
+    Allocate,
+    Block,
+    Buffer,
+    Expr,
+    For,
+    Guard,
+    IterVar,
+    Module,
+    Program,
+    Stmt,
+    Store,
+    Var,
+    const,
+    seq,
 )
 
 
@@ -31,7 +46,7 @@ def variables(names: str) -> list[Var]:
 
 
 def matmul(m: int, n: int, k: int, tm: int, tn: int, uk: int = 4, lanes: int = 16, decomposed: bool = True) -> Program:
-    """C = relu(A·B + bias): tiles of tm rows × tn columns accumulate in a local copy; predicates where tiles do not divide."""
+    """C = relu(A·B + bias): tiles of tm by tn accumulate in a local copy; predicates where tiles do not divide."""
     a, b = Buffer("A", f32, (const(m), const(k))), Buffer("B", f32, (const(k), const(n)))
     bias, c = Buffer("bias", f32, (const(n),)), Buffer("C", f32, (const(m), const(n)))
     acc = Buffer("C_local", f32, (const(m), const(n)), "local")
@@ -66,10 +81,11 @@ def matmul(m: int, n: int, k: int, tm: int, tn: int, uk: int = 4, lanes: int = 1
     return Program("matmul", (a, b, bias, c), Allocate(acc, body))
 
 
-def conv(h: int, tile: int, pad: bool = True) -> Program:
-    """3×3 convolution of 4 channels into 2 blocks of 8, rows parallel, `tile` columns at a time, borders by a Guard."""
+def conv(h: int, tile: int) -> Program:
+    """3x3 convolution of 4 channels into 2 blocks of 8, rows parallel, `tile` columns at a time, borders by a Guard."""
     ic, lanes = 4, 8
-    x, w = Buffer("X", f32, (const(ic), const(h), const(h))), Buffer("W", f32, (const(2), const(ic), const(3), const(3), const(lanes)))
+    x = Buffer("X", f32, (const(ic), const(h), const(h)))
+    w = Buffer("W", f32, (const(2), const(ic), const(3), const(3), const(lanes)))
     out = Buffer("Y", f32, (const(2), const(h), const(h), const(lanes)))
     acc = Buffer("Y_local", f32, out.shape, "local")
     oc, oh, owo = variables("oc oh owo")
@@ -78,7 +94,8 @@ def conv(h: int, tile: int, pad: bool = True) -> Program:
         owi, v, c, kh, kw = variables("owi v c kh kw")
         ow = owo * tile + owi
         predicate = ow < h if h % tile else TRUE
-        spatial = [("o", 2, "spatial", oc), ("y", h, "spatial", oh), ("x", h, "spatial", ow), ("l", lanes, "spatial", v)]
+        spatial = [("o", 2, "spatial", oc), ("y", h, "spatial", oh), ("x", h, "spatial", ow),
+                   ("l", lanes, "spatial", v)]
         if what == "update":
             def update(o: Var, y: Var, xx: Var, l: Var, ci: Var, i: Var, j: Var) -> tuple[None, Stmt]:
                 r, s = y + i - 1, xx + j - 1

@@ -9,7 +9,7 @@ import pytest
 from tilewright.core.dtype import DType, bf16, f16, f32, f64
 from tilewright.core.node import walk
 from tilewright.loop.interpret import run
-from tilewright.loop.ir import Buffer, Call, For, Guard, Let, Program, Ramp, Store, Var, ZERO, const
+from tilewright.loop.ir import ZERO, Buffer, Call, For, Guard, Let, Program, Ramp, Store, Var, const
 from tilewright.loop.lower.legalize_math import legalize_math
 
 _erf = np.vectorize(math.erf, otypes=[float])

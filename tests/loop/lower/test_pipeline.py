@@ -20,7 +20,7 @@ from tilewright.loop.verify import verify
 
 @pytest.mark.parametrize("program", [
     matmul(30, 40, 10, 14, 32), matmul(8, 32, 8, 4, 32), matmul(9, 24, 6, 4, 16, 2, 8, decomposed=False),
-    matmul(7, 13, 5, 3, 8, 2, 8), conv(5, 3), conv(6, 4), conv(4, 2)], ids=str)
+    matmul(7, 13, 5, 3, 8, 2, 8), conv(5, 3), conv(6, 4), conv(4, 2)], ids=lambda p: p.name)
 def test_meaning_is_kept(program: Program) -> None:
     with config.override(debug=True):
         same(program, lower(program))

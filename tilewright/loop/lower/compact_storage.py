@@ -19,12 +19,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilewright.core.node import Node
-from tilewright.loop.ir import (
-    Address, Allocate, Buffer, Expr, For, Let, Load, Program, Stmt, Store, Var, as_int, const, seq,
-)
-from tilewright.loop.lower.linear import Terms, from_linear, linear, loop_range
 from tilewright.loop.bounds import bounds
+from tilewright.loop.ir import (
+    Address,
+    Allocate,
+    Buffer,
+    Expr,
+    For,
+    Let,
+    Load,
+    Program,
+    Stmt,
+    Store,
+    Var,
+    as_int,
+    const,
+    seq,
+)
 from tilewright.loop.lower.flatten_blocks import REDUCES
+from tilewright.loop.lower.linear import Terms, from_linear, linear, loop_range
 
 _SHRINKING = ("local", "shared", "warp")
 

@@ -12,9 +12,21 @@ iteration variables replaced by their bindings. A predicate becomes an If around
 """
 from __future__ import annotations
 
-from tilewright.core.node import walk
+from tilewright.core.node import Node, walk
 from tilewright.loop.ir import (
-    TRUE, And, Block, Const, Expr, For, If, Node, Program, Stmt, Store, Var, const, seq,
+    TRUE,
+    And,
+    Block,
+    Const,
+    Expr,
+    For,
+    If,
+    Program,
+    Stmt,
+    Store,
+    Var,
+    const,
+    seq,
 )
 from tilewright.loop.substitute import substitute
 

@@ -20,7 +20,22 @@ from collections.abc import Callable
 from tilewright.core.dtype import DType, f32, i32
 from tilewright.core.node import Node
 from tilewright.loop.ir import (
-    FALSE, Assert, Call, Evaluate, Expr, For, Guard, If, Launch, Let, Program, Select, Stmt, Store, Var, While,
+    FALSE,
+    Assert,
+    Call,
+    Evaluate,
+    Expr,
+    For,
+    Guard,
+    If,
+    Launch,
+    Let,
+    Program,
+    Select,
+    Stmt,
+    Store,
+    Var,
+    While,
     const,
 )
 
@@ -112,7 +127,7 @@ class _Legalizer:
             return False
         found = self.has.get(id(n))
         if found is None:
-            yes = _is_legalized(n) or any([self.concerned(c) for c in n.children()])
+            yes = _is_legalized(n) or any(self.concerned(c) for c in n.children())
             found = self.has[id(n)] = (n, yes)
         return found[1]
 

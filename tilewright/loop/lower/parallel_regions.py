@@ -12,7 +12,16 @@ from __future__ import annotations
 
 from tilewright.core.node import Node
 from tilewright.loop.ir import (
-    Address, Expr, For, Launch, Module, Program, Stmt, Var, as_int, const,
+    Address,
+    Expr,
+    For,
+    Launch,
+    Module,
+    Program,
+    Stmt,
+    Var,
+    as_int,
+    const,
 )
 from tilewright.loop.substitute import free_buffers, free_vars, substitute
 

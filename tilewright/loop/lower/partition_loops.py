@@ -17,11 +17,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
 
 from tilewright.core.node import Node, transform, walk
 from tilewright.loop.ir import (
-    FALSE, TRUE, And, Compare, Const, Eq, Expr, FloorDiv, FloorMod, For, Guard, If, Le, Let, Lt, Ne, Not, Or, Program, Select,
-    Seq, Stmt, Var, as_int, const, seq,
+    FALSE,
+    TRUE,
+    And,
+    Compare,
+    Const,
+    Eq,
+    Expr,
+    FloorDiv,
+    FloorMod,
+    For,
+    Guard,
+    If,
+    Le,
+    Let,
+    Lt,
+    Ne,
+    Not,
+    Or,
+    Program,
+    Select,
+    Seq,
+    Stmt,
+    Var,
+    as_int,
+    const,
+    seq,
 )
 from tilewright.loop.lower.linear import Range, from_linear, interval, is_scalar_int, linear, loop_range
 from tilewright.loop.substitute import fresh_copy, substitute
@@ -166,7 +192,7 @@ class _Partitioner:
             for comparison in _comparisons(c):
                 cuts.update(_changes(comparison, v, inner))
         edges = [low, *sorted(x for x in cuts if low < x <= high), high + 1]
-        return [(a, b - 1) for a, b in zip(edges, edges[1:], strict=False)]
+        return [(a, b - 1) for a, b in pairwise(edges)]
 
     def inner_ranges(self, body: Stmt) -> dict[Var, Range]:
         """Ranges of the variables that loops in `body` define; of outer ones only those of a single value."""
@@ -191,12 +217,12 @@ class _Partitioner:
             return False
         found = self.conditional.get(id(n))
         if found is None:
-            yes = isinstance(n, If | Guard | Select) or any([self.has_condition(c) for c in n.children()])
+            yes = isinstance(n, If | Guard | Select) or any(self.has_condition(c) for c in n.children())
             found = self.conditional[id(n)] = (n, yes)
         return found[1]
 
     # ---- conditions ----
-    def expr(self, e: Node) -> Node:
+    def expr(self, e: Any) -> Any:
         if not self.has_condition(e):
             return e
         if isinstance(e, Guard | Select):

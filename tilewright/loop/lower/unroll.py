@@ -14,7 +14,23 @@ from typing import Any
 
 from tilewright.core.node import Node
 from tilewright.loop.ir import (
-    Address, Allocate, Buffer, Const, Expr, For, If, Let, Load, Program, Seq, Stmt, Store, Var, as_int, const, seq,
+    Address,
+    Allocate,
+    Buffer,
+    Const,
+    Expr,
+    For,
+    If,
+    Let,
+    Load,
+    Program,
+    Seq,
+    Stmt,
+    Store,
+    Var,
+    as_int,
+    const,
+    seq,
 )
 from tilewright.loop.lower.linear import from_linear, is_scalar_int, linear
 from tilewright.loop.simplify import simplify

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilewright.core.node import Node
 from tilewright.loop.ir import Address, Allocate, Buffer, Expr, For, Load, Program, Stmt, Store, as_int
 
 STACK_LIMIT = 64 << 10
@@ -50,7 +49,7 @@ class _Hoist:
         new_s = s.map(lambda c: self.stmt(c, parallel) if isinstance(c, Stmt) else self.expr(c))
         return self.accessed(new_s) if isinstance(new_s, Store) else new_s
 
-    def expr(self, e: Node) -> Node:
+    def expr(self, e: Any) -> Any:
         if not self.moved or e.by_identity:
             return e
         return self.accessed(e.map(self.expr))
