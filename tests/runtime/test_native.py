@@ -90,8 +90,9 @@ def test_python_mirrors_the_header():
     codes = {name.lower(): int(code) for name, code in re.findall(r"TW_([A-Z]\w*) = (\d+)[,\s]", header)
              if not name.startswith("ERROR") and name != "OK"}
     assert codes == native.DTYPE_CODES
-    checks = [f"_Static_assert(TW_ABI_VERSION == {native.ABI_VERSION} && TW_MAX_RANK == {native.MAX_RANK} "
-              f"&& TW_PROFILE == {native.PROFILE} && TW_TAP == {native.TAP} && TW_POISON == {native.POISON}, \"\");"]
+    constants = {"ABI_VERSION": native.ABI_VERSION, "MAX_RANK": native.MAX_RANK, "ALIGNMENT": native.ALIGNMENT,
+                 "PROFILE": native.PROFILE, "TAP": native.TAP, "POISON": native.POISON}
+    checks = [f'_Static_assert(TW_{name} == {value}, "{name}");' for name, value in constants.items()]
     for name, struct in (("tw_model", native.Model), ("tw_tensor_info", native.TensorInfo),
                          ("tw_result", native.Result), ("tw_runtime", native._Table)):
         checks.append(f'_Static_assert(sizeof({name}) == {ctypes.sizeof(struct)}, "{name}");')

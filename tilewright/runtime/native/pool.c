@@ -11,10 +11,10 @@
  * A region started while another one runs (nested, or from another thread) runs on its caller alone.
  */
 #define _GNU_SOURCE
-#include <errno.h>
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -25,7 +25,9 @@
 
 #include "runtime.h"
 
-#define SPIN_NANOSECONDS 500000
+#define SPIN_NANOSECONDS 500000   /* a worker, for the next region */
+#define AWAIT_NANOSECONDS 2000000 /* the caller, for the last workers of its region */
+#define YIELD_AFTER 4096          /* pauses, about a tenth of a millisecond */
 #define STACK_BYTES ((size_t)8 << 20)
 #define CHUNKS_PER_RANGE 32
 
@@ -251,9 +253,15 @@ __attribute__((destructor)) static void stop_workers(void) {
 
 static void await_workers(uint32_t joined) {
   uint32_t done;
-  for (int32_t i = 0; i < (pool.spins ? 1 << 16 : 64); ++i) {
+  int64_t until = 0;
+  for (int32_t i = 0; pool.spins || i < 64; ++i) {
     if (atomic_load_explicit(&pool.finished, memory_order_acquire) == joined) return;
     RELAX();
+    if ((i & 63) != 63) continue;
+    int64_t t = now();
+    if (until == 0) until = t + AWAIT_NANOSECONDS;
+    if (t > until) break;
+    if (i >= YIELD_AFTER) sched_yield(); /* perhaps a worker waits for this very CPU */
   }
   atomic_store(&pool.caller_sleeps, 1);
   while ((done = atomic_load(&pool.finished)) != joined) futex_wait(&pool.finished, done);
