@@ -18,7 +18,6 @@ from tilewright.codegen.llvm.function import Function, Memory, ModuleText
 from tilewright.codegen.llvm.memory import memory_of, store, table
 from tilewright.codegen.llvm.types import memory_scalar, register_type, scalar_type
 from tilewright.core.errors import InternalError
-from tilewright.core.node import walk
 from tilewright.loop import ir
 from tilewright.target.target import Target
 
@@ -34,7 +33,7 @@ def emit(module: ir.Module, target: Target) -> str:
     m.node('!{!"llvm.loop.vectorize.enable", i1 false}')
     m.node('!{!"branch_weights", i32 1, i32 1048575}')
     m.node('!{}')
-    regions = {n.callee for p in module.programs for n in walk(p.body) if isinstance(n, ir.Launch) and n.tasks is not None}
+    regions = {name for p in module.programs for name in _regions(p.body)}
     for p in module.programs:
         m.functions.append(_program(m, p, p.name in regions))
         if p.attr("entry"):
@@ -45,6 +44,17 @@ def emit(module: ir.Module, target: Target) -> str:
         f"attributes #0 = {{ nounwind{wide if target.is_x86 else ''} }}",
         "attributes #1 = { nounwind willreturn memory(none) }", "attributes #2 = { cold nounwind }",
         *[f"!{i} = {text}" for i, text in enumerate(m.metadata)], ""])
+
+
+def _regions(body: ir.Stmt) -> set[str]:
+    """Programs launched as parallel regions. Expressions are not entered: as trees they may be exponentially large."""
+    found, stack = set(), [body]
+    while stack:
+        s = stack.pop()
+        if isinstance(s, ir.Launch) and s.tasks is not None:
+            found.add(s.callee)
+        stack.extend([x for x in s.children() if isinstance(x, ir.Stmt)])
+    return found
 
 
 def _parameters(p: ir.Program) -> list[str]:

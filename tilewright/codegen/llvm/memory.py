@@ -211,8 +211,8 @@ def _store_scalar(f: Function, b: ir.Buffer, m: Memory, p: Poly, v: str) -> None
 
 
 def _to_memory(f: Function, v: str, t: DType) -> str:
-    """A value in its memory type: bool as 0 or 1, sub-byte integers extended to a byte."""
+    """A value in its memory type: bool as 0 or 1, sub-byte elements with the byte's upper bits 0, as ml_dtypes has them."""
     kind, rt = vector_of(memory_scalar(t), t.lanes), register_type(t)
     if kind == rt:
         return v
-    return f.op(f"{'sext' if t.kind == 'int' else 'zext'} {rt} {v} to {kind}")
+    return f.op(f"zext {rt} {v} to {kind}")
