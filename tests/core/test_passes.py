@@ -29,7 +29,7 @@ def suffix(text: str, *, by: str) -> str:
     return text + "\n" + by
 
 
-PIPELINE = Pipeline("texts", [double, keep, functools.partial(suffix, by="z")])
+PIPELINE: Pipeline[str] = Pipeline("texts", [double, keep, functools.partial(suffix, by="z")])
 
 
 def test_run_and_description() -> None:

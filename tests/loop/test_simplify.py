@@ -66,7 +66,8 @@ ARITHMETIC = (Add, Sub, Mul, FloorDiv, FloorMod, Min, Max, Div)
 
 
 # ---- property tests -----------------------------------------------------------------------------------------------------
-def integers_of(t: DType, variables: list[Var], extremes: bool) -> st.SearchStrategy[Expr]:
+def integers_of(t: DType, variables: list[Var], extremes: bool, most: int = 14,
+                operations: tuple[Any, ...] = ARITHMETIC) -> st.SearchStrategy[Expr]:
     low, high = t.range()
     numbers = st.sampled_from([x for x in (0, 1, 2, 3, 4, 6, 7, 8, 12, 16, -1, -3) if low <= x <= high])
     if extremes:
@@ -78,13 +79,13 @@ def integers_of(t: DType, variables: list[Var], extremes: bool) -> st.SearchStra
         conditions = st.one_of(condition, condition.map(Not), st.builds(And, condition, condition),
                                st.builds(Or, condition, condition))
         return st.one_of(
-            st.builds(lambda c, a, b: c(a, b), st.sampled_from(ARITHMETIC), inner, inner),
+            st.builds(lambda c, a, b: c(a, b), st.sampled_from(operations), inner, inner),
             st.builds(lambda c, a, b: c(a, b), st.sampled_from((Add, Sub, Mul)), inner, inner),
             st.builds(lambda c, a, v: c(a, Const(v, t)), st.sampled_from((FloorDiv, FloorMod, Mul)), inner,
                       st.sampled_from((1, 2, 3, 4, 6, 8, 12))),
             st.builds(lambda c, s, a, b: s(c, a, b), conditions, st.sampled_from((Select, Guard)), inner, inner),
             st.builds(lambda c: Cast(t, c), conditions))
-    return st.recursive(leaves, grow, max_leaves=14)
+    return st.recursive(leaves, grow, max_leaves=most)
 
 
 def same_value(before: Expr, after: Expr, env: dict[Var, int]) -> None:
