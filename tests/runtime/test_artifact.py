@@ -243,3 +243,36 @@ def test_names_and_metadata_survive_c(tmp_path, cache, scale_object):
     (tmp_path / "use.c").write_text('#include "9 nets.h"\nint main(void) { return m9_nets_input_count() - 1; }')
     subprocess.run(["cc", "use.c", "./9 nets.so", "-o", "use"], cwd=tmp_path, check=True)
     subprocess.run(["./use"], cwd=tmp_path, check=True)
+
+
+def test_interrupted_save_leaves_nothing(tmp_path, cache, scale_object, monkeypatch):
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(artifact, "run_compiler", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        artifact.save(tmp_path / "net.so", [scale_object], SCALE_MODEL, cache=cache)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_runtime_is_compiled_once(tmp_path, cache, scale_object, monkeypatch):
+    artifact.save(tmp_path / "net.so", [scale_object], SCALE_MODEL, cache=cache)
+
+    def refuse(*_args):
+        raise AssertionError("compiled again")
+
+    monkeypatch.setattr(toolchain, "run_compiler", refuse)
+    artifact.save(tmp_path / "net.so", [scale_object], SCALE_MODEL, cache=cache)
+
+
+def test_weights_from_a_file_are_page_aligned_and_read_only(tmp_path, cache):
+    source = compile_c('#include "tilewright_abi.h"\n'
+                       "int32_t tw_main(tw_ctx *ctx, void *const *in, void *const *out) {\n"
+                       "  float *y = out[0]; const float *c = (const float *)ctx->consts;\n"
+                       "  for (int i = 0; i < 1000; ++i) y[i] = c[i + 5000];\n"
+                       "  return (intptr_t)c % 4096 ? TW_ERROR_VALUE : TW_OK; }")
+    weights = np.arange(6000, dtype=np.float32)
+    weights.tofile(tmp_path / "weights.bin")
+    artifact.save(tmp_path / "net.so", [source], SCALE_MODEL, tmp_path / "weights.bin", cache=cache)
+    y = artifact.load(tmp_path / "net.so").run([np.zeros(1000, np.float32)])[0]
+    np.testing.assert_array_equal(y, weights[5000:])

@@ -57,8 +57,10 @@ static int32_t cpu_load(tw_device *self, const void *image, int64_t bytes, void 
   }
   snprintf(path, sizeof path, "/proc/self/fd/%d", file);
   *module = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+  /* The linker knows libraries by path: were the file closed, the next module could get its number and be taken for it. */
+  if (*module != NULL) return TW_OK;
   close(file);
-  return *module != NULL ? TW_OK : refuse("load", dlerror());
+  return refuse("load", dlerror());
 }
 
 static int32_t cpu_launch(tw_device *self, tw_ctx *ctx, void *module, const char *kernel, const int64_t grid[3],
