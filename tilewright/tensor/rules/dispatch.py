@@ -53,11 +53,10 @@ def inline_prologues(sch: Schedule) -> None:
         changed = False
         for block in state.blocks(sch.program):
             info = classify(block)
-            ref = BlockRef(block.name)
-            readers = consumers(sch.program, ref)
+            readers = consumers(sch.program, block)
             if info.kind not in ("elementwise", "injective") or not readers:
                 continue
-            kinds = [classify(state.find_block(sch.program, r)).kind for r in readers]
+            kinds = [classify(r).kind for r in readers]
             alone = len(readers) == 1 and kinds[0] in ("elementwise", "injective") and not reads_reduction(sch, block.name)
             if is_view(info) or alone:
                 sch.compute_inline(sch.block(block.name))

@@ -45,14 +45,11 @@ def merge_chain(sch: Schedule, anchor: BlockRef) -> tuple[BlockRef | None, list[
     fills: list[BlockRef] = []
     at = anchor
     while True:
-        after = consumers(sch.program, at)
-        if len(after) != 1:
+        after = consumers(sch.program, state.find_block(sch.program, at))
+        if len(after) != 1 or classify(after[0]).kind not in ("elementwise", "injective"):
             break
-        info = classify(state.find_block(sch.program, after[0]))
-        if info.kind not in ("elementwise", "injective"):
-            break
-        chain.append(after[0])
-        at = after[0]
+        at = sch.block(after[0].name)
+        chain.append(at)
     if not chain:
         return None, fills
     if is_padding(state.find_block(sch.program, chain[-1])):

@@ -14,7 +14,7 @@ from tilewright.loop.ir import (
 from tilewright.loop.affine import affine_of
 from tilewright.loop.substitute import free_vars, substitute
 from tilewright.tensor.regions import (
-    Access, Box, accesses, block_boxes, conjunction, contains, cuts_only_overshoot, disjoint, inputs, loops_between,
+    Access, Box, accesses, block_boxes, conjunction, consumers, contains, cuts_only_overshoot, disjoint, inputs, loops_between,
     outputs, own_conditions, statements, writers,
 )
 from tilewright.tensor.schedule.state import blocks, loops_around, path_to
@@ -264,29 +264,29 @@ def _replace(e: Expr, old: Expr, new: Expr) -> Expr:
     return e.map(lambda c: _replace(c, old, new) if isinstance(c, Expr) else c)
 
 
-def missing_input(program: Program, block: Block) -> str | None:
+def missing_input(program: Program, block: Block, only: Block | None = None) -> str | None:
     """Why `block` may not find its inputs finished at its place, or None if it surely does.
 
     Every writer of an input must come before it; under the loops that both share, the writer must have finished (none of
-    its reductions runs over them) exactly a box that contains what the block reads there.
+    its reductions runs over them) exactly a box that contains what the block reads there. `only`: look at this writer only.
     """
     order = {id(b): k for k, b in enumerate(blocks(program))}
     reads = accesses(block)[0]
     for buffer in inputs(block):
-        for q in writers(program, buffer):
+        for q in writers(program, buffer) if only is None else [only] if buffer in outputs(only) else []:
             if order[id(q)] > order[id(block)]:
-                return f"block {q.name} writes {buffer.name} only after it"
+                return f"block {q.name} writes {buffer.name} only after block {block.name} reads it"
             shared = shared_loops(program, q, block)
             if not shared:
                 if not runs_whole_domain(program, q) and not _covers(program, q, block, buffer, reads, []):
-                    return f"block {q.name} may not have computed all of {buffer.name} that it reads"
+                    return f"block {q.name} may not have computed all of {buffer.name} that block {block.name} reads"
                 continue
             carried = reduces_over(q, shared)
             if carried is not None:
                 return f"block {q.name} is still reducing {buffer.name} over loop {carried.var.name}"
             if not _covers(program, q, block, buffer, reads, shared):
                 return (f"in one step of loop {shared[-1].var.name}, block {q.name} may not have computed all of "
-                        f"{buffer.name} that it reads")
+                        f"{buffer.name} that block {block.name} reads")
     return None
 
 
@@ -296,6 +296,15 @@ def _covers(program: Program, q: Block, block: Block, buffer: Buffer, reads: lis
     written = block_boxes([a for a in accesses(q)[1] if a.buffer is buffer], q, qi, Algebra([*shared, *qi]))[buffer]
     read = block_boxes([a for a in reads if a.buffer is buffer], block, bi, Algebra([*shared, *bi]))[buffer]
     return written.exact and contains(written, read, Algebra(shared))
+
+
+def starved_consumer(program: Program, block: Block) -> str | None:
+    """Why a consumer of `block` may not find it finished, or None."""
+    for c in consumers(program, block):
+        why = missing_input(program, c, block)
+        if why is not None:
+            return why
+    return None
 
 
 def shared_writer(program: Program, block: Block) -> str | None:

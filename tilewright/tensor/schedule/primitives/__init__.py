@@ -1,0 +1,27 @@
+"""Where each schedule primitive lives: name → module of this folder. A module is loaded when one of its primitives is first
+applied; each enters its functions with @primitive."""
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from tilewright.tensor.schedule.trace import PRIMITIVES
+
+WHERE: dict[str, str] = {
+    "block": "look", "loops": "look",
+    "split": "loops", "fuse": "loops", "reorder": "loops", "tile": "loops",
+    "unroll": "kinds", "vectorize": "kinds", "parallel": "kinds", "annotate": "kinds",
+    "compute_at": "compute_at", "reverse_compute_at": "reverse_compute_at",
+    "compute_inline": "inline", "reverse_compute_inline": "inline",
+    "cache_read": "cache", "cache_write": "cache", "set_scope": "cache",
+    "decompose_reduction": "decompose", "decompose_padding": "decompose",
+    "rfactor": "rfactor", "transform_layout": "transform_layout",
+    "sample_tile": "sample", "sample_choice": "sample",
+}
+
+def primitive_named(name: str) -> Callable[..., Any]:
+    """A primitive by name. Raises UserError with the nearest names if there is none."""
+    if name in WHERE:
+        importlib.import_module(f"{__name__}.{WHERE[name]}")
+    return PRIMITIVES.get(name)

@@ -17,7 +17,7 @@ from tilewright.tensor.regions import (
     Access, Box, access_box, accesses, block_boxes, contains, inputs, loops_between, outputs, writers,
 )
 from tilewright.tensor.schedule.nest import (
-    Part, build_nest, insert, invert, missing_input, not_repeatable, reduces_over, runs_whole_domain, shared_writer, whole,
+    Part, build_nest, insert, invert, missing_input, not_repeatable, reduces_over, runs_whole_domain, shared_writer, starved_consumer, whole,
 )
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
@@ -60,7 +60,8 @@ def reverse_compute_at(sch: Schedule, block: BlockRef, loop: Var) -> None:
     for part, covered in _parts(program, b, target, made, outer):
         new = _move(program, b, target, part, made)
         first = first or new
-        why = covered or missing_input(new, find_block(new, block))
+        moved = find_block(new, block)
+        why = covered or missing_input(new, moved) or starved_consumer(new, moved)
         if why is None:
             sch.program = new
             return

@@ -1,0 +1,222 @@
+"""split, fuse, reorder, tile: the same instances of the blocks below, visited by other loops or in another order.
+
+    split(i, [None, 4])     for i in 0..n:   →   for i0 in 0..ceil(n/4): for i1 in 0..4:  [i0*4 + i1 < n]
+    fuse(i, j)              for i in 0..n: for j in 0..m:   →   for f in 0..n*m:    (i = f // m, j = f % m)
+    reorder(j, i)           for i: for j:   →   for j: for i:
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilewright.loop.bounds import prove
+from tilewright.loop.ir import (
+    ONE,
+    TRUE,
+    ZERO,
+    Allocate,
+    Block,
+    Expr,
+    For,
+    IntoExpr,
+    Stmt,
+    Var,
+    as_int,
+    expr,
+)
+from tilewright.loop.substitute import substitute
+from tilewright.tensor.regions import conjunction, conjuncts, inputs, outputs
+from tilewright.tensor.schedule.nest import not_repeatable
+from tilewright.tensor.schedule.schedule import Schedule
+from tilewright.tensor.schedule.state import (
+    ScheduleError,
+    blocks_under,
+    edit,
+    find_loop,
+    loops_around,
+    path_to,
+    refuse,
+    sub_statements,
+)
+from tilewright.tensor.schedule.trace import primitive
+from tilewright.tensor.span import Algebra, vars_of
+
+
+@primitive
+def split(sch: Schedule, loop: Var, factors: Sequence[IntoExpr | None]) -> list[Var]:
+    """Split a loop into len(factors) nested ones; one factor may be None and is inferred.
+
+    Where the factors' product exceeds the extent, the blocks below get a predicate. Only serial loops are split.
+    Raises ScheduleError: factors that are not positive, more than one None, a product below the extent.
+    """
+    f = find_loop(sch.program, loop)
+    if f.kind != "serial":
+        raise ScheduleError("split", f"loop {loop.name} is {f.kind}: split before", sch.program, loop)
+    if not factors or sum(x is None for x in factors) > 1:
+        raise ScheduleError("split", "give one factor per new loop, at most one of them None", sch.program, loop)
+    sizes = [None if x is None else expr(x) for x in factors]
+    known = ONE
+    for s in sizes:
+        if s is not None:
+            if (as_int(s) if as_int(s) is not None else 1) < 1:  # type: ignore[operator]
+                raise ScheduleError("split", f"a factor of {s} is not positive", sch.program, loop)
+            known = known * s
+    outer = Algebra(loops_around(sch.program, f))
+    if None in sizes:
+        inferred = outer.simplify((f.extent + (known - 1)) // known)
+        sizes[sizes.index(None)] = inferred
+        known = outer.simplify(known * inferred)
+    elif not outer.at_most(f.extent, known):
+        raise ScheduleError("split", f"factors of {known} in all do not cover the extent {f.extent}", sch.program, loop)
+    extents = [s for s in sizes if s is not None]
+    names = [Var(f"{loop.name}_{k}", loop.type) for k in range(len(extents))]
+    index: Expr = ZERO
+    for v, e in zip(names, extents, strict=True):
+        index = index * e + v
+    inner = For(names[-1], ZERO, extents[-1], f.body, "serial", f.attrs)
+    for v, e in zip(reversed(names[:-1]), reversed(extents[:-1]), strict=True):
+        inner = For(v, ZERO, e, inner, "serial", f.attrs)
+    cut = None if outer.equal(known, f.extent) else index < f.extent
+    sch.program = edit(sch.program, f, _rebind(inner, loop, f.start + index, cut, loops_around(sch.program, f)))
+    return names
+
+
+@primitive
+def fuse(sch: Schedule, *loops: Var) -> Var:
+    """Fuse perfectly nested loops, outermost first, into one. Raises ScheduleError if they are not nested in that order,
+    not serial, or an extent depends on an outer one of them."""
+    nest = _nested(sch, "fuse", loops)
+    for f in nest:
+        if f.kind != "serial":
+            raise ScheduleError("fuse", f"loop {f.var.name} is {f.kind}: fuse before", sch.program, f.var)
+    if len(nest) == 1:
+        return loops[0]
+    total: Expr = ONE
+    for f in nest:
+        total = total * f.extent
+    fused = Var("_".join(f.var.name for f in nest[:3]) + "_f", loops[0].type)
+    new: Stmt = For(fused, ZERO, total, nest[-1].body, "serial", nest[0].attrs)
+    around = loops_around(sch.program, nest[0])
+    rest: Expr = fused
+    mapping: dict[Var, Expr] = {}
+    for f in reversed(nest[1:]):
+        mapping[f.var] = f.start + rest % f.extent
+        rest = rest // f.extent
+    mapping[nest[0].var] = nest[0].start + rest
+    sch.program = edit(sch.program, nest[0], _rebind_all(new, mapping, None, around))
+    return fused
+
+
+@primitive
+def reorder(sch: Schedule, *loops: Var) -> None:
+    """Nest loops of one chain in the given order; other loops of the chain keep their places.
+
+    Legal if the loops are perfectly nested (only allocations between), no extent depends on a loop that would come to
+    stand inside it, and every block below may run its instances in any order. Raises ScheduleError.
+    """
+    if len(set(loops)) != len(loops) or not loops:
+        raise ScheduleError("reorder", "name each loop once", sch.program)
+    found = sorted((find_loop(sch.program, v) for v in loops), key=lambda f: len(loops_around(sch.program, f)))
+    chain = _chain(sch, "reorder", found[0], found[-1])
+    for f in found:
+        if not any(f is c for c in chain):
+            raise ScheduleError("reorder", f"loop {f.var.name} is not in one nest with {found[0].var.name}",
+                                sch.program, f.var)
+    wanted = iter(loops)
+    by_var = {f.var: f for f in found}
+    order = [by_var[next(wanted)] if any(c is f for f in found) else c for c in chain]
+    seen: set[Var] = set()
+    inside = {f.var for f in order}
+    for f in order:
+        late = (vars_of(f.extent) | vars_of(f.start)) & (inside - seen)
+        if late:
+            refuse("reorder", f"the extent of loop {f.var.name} depends on loop {next(iter(late)).name}, which would come "
+                   "inside it", sch.program, f.var)
+        seen.add(f.var)
+    for b in blocks_under(chain[-1]):
+        why = not_repeatable(b)
+        if why is not None:
+            refuse("reorder", f"the order of the instances of block {b.name} matters: {why}", sch.program, found[0].var)
+    if len(blocks_under(chain[-1])) > 1:
+        _independent(sch, chain, order)
+    new: Stmt = chain[-1].body
+    for f in reversed(order):
+        new = f.replace(body=new)
+    sch.program = edit(sch.program, chain[0], new)
+
+
+@primitive
+def tile(sch: Schedule, i: Var, j: Var, size_i: IntoExpr, size_j: IntoExpr) -> list[Var]:
+    """split i and j and reorder to (i outer, j outer, i inner, j inner)."""
+    io, ii = sch.split(i, [None, size_i])
+    jo, ji = sch.split(j, [None, size_j])
+    sch.reorder(io, jo, ii, ji)
+    return [io, jo, ii, ji]
+
+
+def _nested(sch: Schedule, name: str, loops: Sequence[Var]) -> list[For]:
+    if not loops:
+        raise ScheduleError(name, "name at least one loop", sch.program)
+    nest = [find_loop(sch.program, v) for v in loops]
+    for outer, inner in zip(nest, nest[1:], strict=False):
+        if outer.body is not inner:
+            raise ScheduleError(name, f"loop {inner.var.name} is not directly inside loop {outer.var.name}",
+                                sch.program, inner.var)
+        if outer.var in vars_of(inner.extent) | vars_of(inner.start):
+            raise ScheduleError(name, f"the extent of loop {inner.var.name} depends on loop {outer.var.name}",
+                                sch.program, inner.var)
+    return nest
+
+
+def _chain(sch: Schedule, name: str, top: For, bottom: For) -> list[For]:
+    """All loops from `top` down to `bottom`, each the only statement of the one above."""
+    path = path_to(top, bottom)
+    if not path:
+        raise ScheduleError(name, f"loop {bottom.var.name} is not inside loop {top.var.name}", sch.program, bottom.var)
+    for s in path[:-1]:
+        if isinstance(s, Allocate) or len(sub_statements(s)) != 1 or not isinstance(s, For):
+            raise ScheduleError(name, f"the loops are not perfectly nested between {top.var.name} and {bottom.var.name}",
+                                sch.program, bottom.var)
+    return [s for s in path if isinstance(s, For)]
+
+
+def _independent(sch: Schedule, chain: list[For], order: list[For]) -> None:
+    """Several blocks below: their order within an iteration stays, so nothing may pass between different iterations
+    of the loops that move; refused unless no block reads what another one there writes."""
+    below = blocks_under(chain[-1])
+    from_others = [(a, b) for a in below for b in below if a is not b]
+    for a, b in from_others:
+        if set(outputs(a)) & set(inputs(b)):
+            moved = next(f for f, c in zip(order, chain, strict=True) if f is not c) if order != chain else chain[0]
+            refuse("reorder", f"block {b.name} reads what block {a.name} writes in these loops", sch.program, moved.var)
+
+
+def _rebind(new: Stmt, old: Var, value: Expr, cut: Expr | None, around: list[For]) -> Stmt:
+    return _rebind_all(new, {old: value}, cut, around)
+
+
+def _rebind_all(new: Stmt, mapping: dict[Var, Expr], cut: Expr | None, around: list[For]) -> Stmt:
+    """Put values for loop variables into everything below; blocks get the cut as a predicate; bindings are simplified."""
+    new = substitute(new, mapping)
+    inside: list[For] = []
+
+    def visit(s: Stmt) -> Stmt:
+        if isinstance(s, For):
+            inside.append(s)
+            body = visit(s.body)
+            inside.pop()
+            return s if body is s.body else s.replace(body=body)
+        if isinstance(s, Block):
+            algebra = Algebra([*around, *inside])
+            bindings = tuple([algebra.simplify(e) for e in s.bindings])
+            parts = conjuncts(s.predicate) + ([] if cut is None else [cut])
+            kept = [algebra.simplify(p) if _loop_only(p, s) else p for p in parts]
+            kept = [c for c in kept if c != TRUE and not (_loop_only(c, s) and prove(c, algebra.ranges))]
+            return s.replace(bindings=bindings, predicate=conjunction(kept))
+        return s.map(lambda c: visit(c) if isinstance(c, Stmt) else c)
+
+    return visit(new)
+
+
+def _loop_only(c: Expr, b: Block) -> bool:
+    return not vars_of(c) & {i.var for i in b.iters}
+
