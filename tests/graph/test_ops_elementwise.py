@@ -1,0 +1,152 @@
+"""Elementwise operators: recipes against NumPy, types, broadcasting, symbolic sizes, errors, known elements."""
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from opcheck import build, check, floats, ints
+
+from tilewright.core.dtype import dtype, i64
+from tilewright.core.errors import InternalError, UserError
+from tilewright.graph.builder import GraphBuilder
+from tilewright.graph.ir import tensor_type
+from tilewright.graph.ops import binary, unary
+from tilewright.loop.ir import Const, Var, as_int
+
+POSITIVE = {"log", "sqrt", "rsqrt", "reciprocal"}
+UNIT = {"asin", "acos", "atanh"}
+FLOAT_UNARY = sorted(r.name for r in unary.RECORDS if r.name not in ("logical_not", "bitwise_not", "cast"))
+
+
+def _input(name: str) -> np.ndarray:
+    if name in POSITIVE:
+        return floats(3, 7, low=0.1, high=5)
+    if name in UNIT:
+        return floats(3, 7, low=-0.95, high=0.95)
+    if name == "acosh":
+        return floats(3, 7, low=1.1, high=5)
+    if name == "log1p":
+        return np.concatenate([floats(10, low=-0.9, high=5), floats(10, low=-0.02, high=0.02)])
+    if name == "expm1":
+        return np.concatenate([floats(10), floats(10, low=-1e-3, high=1e-3)])
+    if name in ("isnan", "isinf"):
+        return np.array([0, 1, np.nan, np.inf, -np.inf], np.float32)
+    return np.concatenate([floats(40, low=-8, high=8), np.array([0.0, -0.0, 0.5, -0.5, 1.5, 2.5], np.float32)])
+
+
+@pytest.mark.parametrize("name", FLOAT_UNARY)
+def test_unary_recipe(name: str) -> None:
+    attrs = {"clip": {"min": -1.5, "max": 2}}.get(name)
+    check(name, [_input(name)], attrs)
+
+
+@pytest.mark.parametrize("name", ["exp", "gelu", "relu", "sqrt", "silu", "neg"])
+@pytest.mark.parametrize("type", [np.float16, ml_dtypes.bfloat16, np.float64])
+def test_unary_widths(name: str, type: object) -> None:
+    check(name, [floats(2, 9, low=0.1, high=2, type=type)], rtol=1e-2 if np.dtype(type).itemsize == 2 else 1e-12)
+
+
+def test_extremes_stay_finite_or_exact() -> None:
+    x = np.array([-100, -30, -20, 20, 30, 100], np.float32)
+    for name in ("sigmoid", "softplus", "mish", "silu", "elu", "tanh", "celu", "selu"):
+        want, = check(name, [x], rtol=2e-5, atol=1e-7)
+        assert np.isfinite(want).all()
+
+
+def test_attributes_change_the_result() -> None:
+    x = floats(20)
+    check("leaky_relu", [x], {"alpha": 0.3})
+    check("gelu", [x], {"approximate": "tanh"})
+    check("clip", [x], {"max": 0.5})
+    check("clip", [ints(9)], {"min": -2})
+    check("isinf", [np.array([1, np.inf, -np.inf], np.float32)], {"negative": False})
+    check("celu", [x], {"alpha": 2.0})
+    check("hard_sigmoid", [x], {"alpha": 0.5, "beta": 0.1})
+    with pytest.raises(InternalError, match="no attribute 'alfa'"):
+        check("elu", [x], {"alfa": 2.0})
+
+
+@pytest.mark.parametrize("name", ["neg", "abs", "sign", "relu", "bitwise_not"])
+def test_integers(name: str) -> None:
+    check(name, [ints(11)])
+    check(name, [ints(11, type=np.int8)])
+
+
+def test_logic_and_casts() -> None:
+    check("logical_not", [np.array([True, False])])
+    for to in ("i32", "i64", "f64", "bool", "f16", "u8"):
+        check("cast", [floats(7, low=0, high=200)], {"to": to}, rtol=1e-3)
+    check("cast", [np.array([True, False])], {"to": "f32"})
+    check("cast", [ints(5)], {"to": "bf16"}, rtol=1e-2)
+
+
+ARITHMETIC = ["add", "sub", "mul", "div", "mod", "fmod", "min", "max", "prelu"]
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_arithmetic(name: str) -> None:
+    a, b = floats(2, 1, 5), floats(3, 1, seed=1)
+    check(name, [a, b])
+    whole = ints(3, 4, low=1, high=7, seed=2) * np.where(ints(3, 4, low=0, high=2, seed=3), 1, -1)
+    check(name, [ints(2, 3, 4), whole])
+
+
+def test_power() -> None:
+    check("pow", [floats(4, 3, low=0.1), floats(3, low=-2, high=2)])
+    check("pow", [ints(4, 3), ints(3, low=0, high=5)])
+
+
+@pytest.mark.parametrize("name", [r.name for r in binary.RECORDS if r.name in binary._COMPARE])
+def test_comparisons(name: str) -> None:
+    check(name, [ints(4, 3, low=0, high=3), ints(3, low=0, high=3, seed=1)])
+    check(name, [floats(4, 1), floats(2, 1, 3, seed=1)])
+
+
+def test_bits_and_logic() -> None:
+    for name in ("bitwise_and", "bitwise_or", "bitwise_xor"):
+        check(name, [ints(5, 2), ints(2, seed=1)])
+    for name in ("shift_left", "shift_right"):
+        check(name, [ints(6, low=0, high=99), ints(6, low=0, high=8)])
+    for name in ("logical_and", "logical_or", "logical_xor"):
+        check(name, [np.array([True, True, False, False]), np.array([True, False, True, False])])
+
+
+def test_where() -> None:
+    check("where", [np.array([[True], [False]]), floats(2, 3), floats(3, seed=1)])
+
+
+def test_symbolic_broadcast() -> None:
+    n = Var("n")
+    graph = build("add", [floats(4, 3), floats(1, 3)], shapes={0: (n, 3)})
+    assert graph.outputs[0].shape[0] is n
+    check("add", [floats(4, 3), floats(3)], shapes={0: (n, 3)})
+    check("exp", [floats(4, 3)], shapes={0: (n, 3)})
+
+
+def test_errors_say_what_was_given() -> None:
+    with pytest.raises(UserError, match=r"\[2, 3\] and \[4\] do not broadcast") as e:
+        build("add", [floats(2, 3), floats(4)])
+    assert e.value.code == "shape-mismatch"
+    with pytest.raises(UserError, match="f32 and %x1 is i64"):
+        build("add", [floats(2), ints(2)])
+    with pytest.raises(UserError, match="floating-point"):
+        build("exp", [ints(2)])
+    with pytest.raises(UserError, match="takes 2 inputs, 1"):
+        build("add", [floats(2)])
+
+
+def test_elements_of_shape_arithmetic() -> None:
+    b, n = GraphBuilder(), Var("n")
+    x = b.input("x", tensor_type("f32", (n, 8, 4)))
+    s = b.add("shape_of", [x])
+    twice = b.add("mul", [s, b.constant([2, 2, 2])])
+    back = b.add("div", [twice, b.constant([2])])
+    assert back.elements == (n, Const(8, i64), Const(4, i64))
+    narrow = b.add("cast", [s], {"to": "i32"})
+    assert narrow.elements == s.elements and narrow.dtype is dtype("i32")
+    known = b.add("equal", [s, b.constant([8, 8, 8])])
+    assert known.elements is not None and known.elements[1].value is True and known.elements[2].value is False
+    picked = b.add("where", [b.constant([True, False, True]), s, b.constant([7, 7, 7])])
+    assert picked.elements is not None and [as_int(e) for e in picked.elements] == [None, 7, 4]
+    folded = b.add("floor", [b.add("cast", [b.constant([3, 4])], {"to": "f32"})])
+    assert folded.elements is not None and [e.value for e in folded.elements] == [3.0, 4.0]
