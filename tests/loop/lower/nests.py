@@ -107,10 +107,10 @@ def conv(h: int, tile: int) -> Program:
             parts.append(loops(blk, (c, ic, "serial"), (kh, 3, "serial"), (kw, 3, "serial"), (owi, tile, "unrolled"),
                                (v, lanes, "vectorized")))
         elif what == "init":
-            blk = block("Y_init", spatial, lambda o, y, xx, l: (None, Store(acc, (o, y, xx, l), const(0, f32))), predicate)
+            blk = block("Y_init", spatial, lambda *at: (None, Store(acc, at, const(0, f32))), predicate)
             parts.append(loops(blk, (owi, tile, "unrolled"), (v, lanes, "vectorized")))
         else:
-            blk = block("Y", spatial, lambda o, y, xx, l: (None, Store(out, (o, y, xx, l), acc[o, y, xx, l])), predicate)
+            blk = block("Y", spatial, lambda *at: (None, Store(out, at, acc[at])), predicate)
             parts.append(loops(blk, (owi, tile, "unrolled"), (v, lanes, "vectorized")))
     body = loops(seq(parts), (oc, 2, "serial"), (oh, h, "parallel"), (owo, -(-h // tile), "serial"))
     return Program("conv", (x, w, out), Allocate(acc, body))

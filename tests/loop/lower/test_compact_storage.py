@@ -117,6 +117,18 @@ program f(A: f32[4, 6], C: f32[4, 6]):
     assert allocation(out) == (["n"], [4, 6])
 
 
+def test_shared_memory_stays_outside_the_threads_that_share_it() -> None:
+    out = compacted("""
+program f(A: f32[4, 6], C: f32[4, 6]):
+    alloc t: f32[4, 6] shared
+    for i in 0..4 blockIdx.x:
+        for j in 0..6 threadIdx.x:
+            t[i, j] = A[i, j] * 2.0
+            C[i, j] = t[i, j]
+""")
+    assert allocation(out) == (["i"], [1, 6])
+
+
 def test_indices_by_quotient_and_remainder() -> None:
     out = compacted("""
 program f(A: f32[6, 10], C: f32[6, 10]):

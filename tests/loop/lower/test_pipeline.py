@@ -1,4 +1,4 @@
-"""The whole lowering: the meaning of scheduled programs is kept, the result is what code generators accept, and it is fast."""
+"""The whole lowering: meaning is kept, the result is what code generators accept, and it does not take long."""
 from __future__ import annotations
 
 import time

@@ -108,7 +108,11 @@ program f(A: f32[8], C: f32[8], D: f32[1]):
 def test_guards_become_selects_where_both_sides_are_safe() -> None:
     out = vectorized("program f(C: f32[8]):\n    for v in 0..8 vectorized:\n        C[v] = guard(v < 3, 1.0, 2.0)\n")
     assert any(isinstance(n, Select) for n in walk(out)) and not any(isinstance(n, Guard) for n in walk(out))
-    out = vectorized("program f(A: f32[3], C: f32[8]):\n    for v in 0..8 vectorized:\n        C[v] = guard(v < 3, A[v], 2.0)\n")
+    out = vectorized("""
+program f(A: f32[3], C: f32[8]):
+    for v in 0..8 vectorized:
+        C[v] = guard(v < 3, A[v], 2.0)
+""")
     assert loops(out) == 1  # A[v] is out of bounds in the other lanes
     out = vectorized("""
 program f(A: f32[3], C: f32[2, 8]):
@@ -120,7 +124,11 @@ program f(A: f32[3], C: f32[2, 8]):
 
 
 def test_calls_take_vectors() -> None:
-    p = parse_program("program f(A: f32[8], B: f32[1], C: f32[8]):\n    for v in 0..8 vectorized:\n        C[v] = fma(A[v], B[0], exp(A[v]))\n")
+    p = parse_program("""
+program f(A: f32[8], B: f32[1], C: f32[8]):
+    for v in 0..8 vectorized:
+        C[v] = fma(A[v], B[0], exp(A[v]))
+""")
     out = vectorize(p)
     assert loops(out) == 0
     a, b = np.linspace(-2, 2, 8).astype(np.float32), np.array([3], np.float32)
@@ -152,13 +160,15 @@ def test_random_statements(seed: int) -> None:
     rng = random.Random(seed)
 
     def index(limit: int) -> str:
-        return f"({rng.choice(['v', 'k', 'v + k', 'v * 3 + k', '7 - v', 'v // 2', 'v % 3 * k', 'i', 'k * i'])}) % {limit}"
+        e = rng.choice(["v", "k", "v + k", "v * 3 + k", "7 - v", "v // 2", "v % 3 * k", "i", "k * i"])
+        return f"({e}) % {limit}"
 
     def value(depth: int = 2) -> str:
         if depth == 0:
             return rng.choice([f"A[{index(8)}, {index(5)}]", f"B[{index(6)}]", "1.5", f"f32({index(9)})"])
         a, b = value(depth - 1), value(depth - 1)
-        return rng.choice([f"{a} + {b}", f"({a}) * ({b})", f"min({a}, {b})", f"select({index(4)} < {index(4)}, {a}, {b})",
+        return rng.choice([f"{a} + {b}", f"({a}) * ({b})", f"min({a}, {b})",
+                           f"select({index(4)} < {index(4)}, {a}, {b})",
                            f"guard({index(4)} < {rng.choice(['2', 'k'])}, {a}, {b})", f"max({a}, {b})"])
 
     p = parse_program(f"""

@@ -1,17 +1,18 @@
 """compact_storage: buffers allocated by schedule primitives shrink to what is live, next to where it is used.
 
-In: flat loops; allocations anywhere above the uses, typically at the top. Out: each allocation at the smallest statement that
-encloses all its uses and across which no value is carried; buffers of scope "local" and "shared" are shrunk to the
-region touched there, their indices relative to its start. Allocations of scope "global" only move, and never into a
-parallel loop (they would multiply). An allocation without uses goes away.
+In: flat loops; allocations anywhere above the uses, typically at the top. Out: each allocation at the smallest
+statement that encloses all its uses and across which no value is carried; buffers of scope "local" and "shared" are
+shrunk to the region touched there, their indices relative to its start. Allocations of scope "global" only move, and
+never into a parallel loop (they would multiply); shared ones stay outside the loops over the threads that share them.
+An allocation without uses goes away.
 
     alloc c_local[64, 56]                          for oh in 0..64:
     for oh in 0..64:                                 for owo in 0..4:
       for owo in 0..4:                      →          alloc c_local[1, 14]
         for owi in 0..14: c_local[oh, owo*14+owi]        for owi in 0..14: c_local[0, owi] …
 
-A loop carries a value of a buffer if it reduces into it (`reduces`, left by flatten_blocks), or if an iteration reads elements
-that it does not itself write.
+A loop carries a value of a buffer if it reduces into it (`reduces`, left by flatten_blocks), or if an iteration reads
+elements that it does not itself write.
 """
 from __future__ import annotations
 
@@ -68,7 +69,8 @@ def compact_storage(program: Program) -> Program:
         if not accesses:
             continue
         place, dims = _place(buffer, accesses, depth, found.ranges)
-        shape = tuple([e if d is None else const(max(1, d.high - d.low + 1)) for e, d in zip(buffer.shape, dims, strict=True)])
+        shape = tuple([e if d is None else const(max(1, d.high - d.low + 1))
+                       for e, d in zip(buffer.shape, dims, strict=True)])
         new = buffer if all(d is None for d in dims) else buffer.replace(shape=shape)
         new_buffers[buffer] = (new, dims)
         wraps.setdefault(id(place), []).append(new)
@@ -108,7 +110,8 @@ class _Accesses:
                 self.expr(c, path)
 
 
-def _place(buffer: Buffer, accesses: list[_Access], depth: int, ranges: dict[Var, Any]) -> tuple[Stmt, list[_Dim | None]]:
+def _place(buffer: Buffer, accesses: list[_Access], depth: int,
+           ranges: dict[Var, Any]) -> tuple[Stmt, list[_Dim | None]]:
     """The statement to allocate around, and what to keep of each dimension (None: all of it)."""
     paths = [a.path for a in accesses]
     common = min(len(p) for p in paths)
@@ -118,7 +121,8 @@ def _place(buffer: Buffer, accesses: list[_Access], depth: int, ranges: dict[Var
     for i in range(depth, common):
         s = path[i]
         if isinstance(s, For) and (buffer.name in dict(s.attrs).get(REDUCES, ())
-                                   or buffer.scope == "global" and s.kind == "parallel"):
+                                   or buffer.scope == "global" and s.kind == "parallel"
+                                   or buffer.scope == "shared" and s.kind.startswith("threadIdx")):
             path = path[:i + 1]
             break
     while True:
@@ -185,7 +189,7 @@ def _hull(dims: list[_Dim | None]) -> _Dim | None:
 def _covered(buffer: Buffer, accesses: list[_Access], regions: list[list[_Dim | None]]) -> bool:
     """Whether what is read here lies within what is written here (both as boxes)."""
     if any(a.indices is None for a in accesses):
-        return True  # by address: a call that fills it and one that reads it; flow is between statements, not iterations
+        return True  # by address: one call fills it, another reads it; flow is between statements
     written = [r for a, r in zip(accesses, regions, strict=True) if a.is_write]
     if not written:
         return False

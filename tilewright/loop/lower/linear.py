@@ -1,4 +1,4 @@
-"""Integer expressions as sums `Σ coefficient · atom + constant`: the view of indices and conditions that lowering works on.
+"""Integer expressions as sums `Σ coefficient · atom + constant`: how lowering looks at indices and conditions.
 
 In: scalar integer expressions. Out: linear forms, and expressions rebuilt from them. An atom is whatever is not a sum
 or a product with a constant: a variable, or a FloorDiv, FloorMod, Min, Load, … taken as opaque.

@@ -1,7 +1,8 @@
-"""parallel_regions: each parallel loop becomes a program of its own, which the runtime's threads call for ranges of tasks.
+"""parallel_regions: each parallel loop becomes a program of its own, which threads call for ranges of tasks.
 
 In: flat loops. Out: a module: the program with a Launch in place of each outermost parallel loop, and per loop a
-program `<name>__region<k>(begin, end, captured…)` that runs the iterations begin..end. Parallel loops inside a region become serial.
+program `<name>__region<k>(begin, end, captured…)` that runs the iterations begin..end. Parallel loops inside a region
+become serial.
 Captured buffers that are parameters of the program or allocated around the loop become parameters of the region; so do
 scalar variables defined around it (also those in the shapes of captured buffers).
 
@@ -63,7 +64,7 @@ def _outline(loop: For, program: Program, name: str) -> tuple[Program, Launch]:
     order = {p: i for i, p in enumerate(program.params)}
     captured = sorted(buffers, key=lambda b: order.get(b, len(order)))
     # A region keeps the buffers as they are: one object names one memory throughout the module.
-    attrs = tuple([(k, v) for k, v in program.attrs if k == "noalias"]) + (("region_of", program.name),)
+    attrs = tuple([(k, v) for k, v in program.attrs if k in ("noalias", "aligned", "fp")]) + (("internal", True),)
     region = Program(name, (begin, end, *captured, *scalars), body, attrs)
     args: list[Expr] = [Address(b, tuple([const(0)] * b.rank)) for b in captured]
     return region.at(loop.loc), Launch(name, (*args, *scalars), loop.extent).at(loop.loc)

@@ -9,9 +9,9 @@ each piece with the conditions that are decided in it gone.
         if owo*14 + owi < 52: S                   for owi in unrolled 0..10: S[owo := 3]
 
 A condition over several variables is decided outside in: the outer loop is split into where it holds for all values of
-the inner ones, where it fails for all, and the mixed rest, in which the inner loop is split in turn. A parallel loop stays
-one loop: its body is versioned, the hot version chosen by a test of the variable (or of `f // n`, `f % n` of it). A
-remainder of a vectorized loop becomes vectors of powers of two. Growth is limited by `GROWTH_LIMIT`.
+the inner ones, where it fails for all, and the mixed rest, in which the inner loop is split in turn. A parallel loop
+stays one loop: its body is versioned, the hot version chosen by a test of the variable (or of `f // n`, `f % n` of it).
+A remainder of a vectorized loop becomes vectors of powers of two. Growth is limited by `GROWTH_LIMIT`.
 """
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ class _Partitioner:
         if s.kind != "unrolled":
             pieces = self.afford(pieces, s.body)
         done: dict[Range, Stmt] = {}
-        for piece in sorted(pieces, key=_length, reverse=True):  # the hot one first: what it needs comes out of the budget
+        for piece in sorted(pieces, key=_length, reverse=True):  # the hot one first: it may spend the budget
             self.ranges[s.var] = span
             new = self.piece(fresh_copy(s) if done else s, *piece)
             if done and s.kind != "unrolled":
@@ -281,7 +281,7 @@ def _truth(c: Compare, low: int, high: int) -> bool | None:
 
 
 def _changes(c: Compare, v: Var, inner: dict[Var, Range]) -> list[int]:
-    """The values of `v` at which `c` becomes or ceases to be true for all, or false for all, values of the inner variables."""
+    """The values of `v` at which `c` begins or ceases to be true, or false, for all values of the inner variables."""
     terms, constant = linear(c.a - c.b)
     k = terms.pop(v, 0)
     if k == 0:

@@ -1,7 +1,7 @@
 """unroll: loops of kind "unrolled" with constant bounds become copies of their body.
 
-In: flat loops, vector loops already turned into vector expressions. Out: no loop of kind "unrolled"; one whose extent is
-not constant becomes serial. Each copy has its own definitions (inner loop variables, lets, allocated buffers).
+In: flat loops, vector loops already turned into vector expressions. Out: no loop of kind "unrolled"; one whose extent
+is not constant becomes serial. Each copy has its own definitions (inner loop variables, lets, allocated buffers).
 Indices come out as `base + constant`, the base shared by all copies, so that accumulators are indexed by constants and
 a code generator sees equal addresses as one object.
 
@@ -158,7 +158,7 @@ class _Unroller:
         return new if new.dtype.is_float else simplify(new)
 
     def _form(self, e: Expr) -> tuple[list[tuple[Var, int]], list[tuple[Expr, int]], int] | None:
-        """`e` as (terms in variables of the copy, terms equal in all copies, constant), or None if it is no such sum."""
+        """`e` as (terms in variables of the copy, terms equal in all copies, constant); None if it is no such sum."""
         if id(e) in self.forms:
             return self.forms[id(e)]
         terms, constant = linear(e)

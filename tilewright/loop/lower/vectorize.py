@@ -2,8 +2,8 @@
 
 In: flat loops. Out: no loop of kind "vectorized". What does not depend on the loop's variable stays scalar and is
 broadcast where it meets a vector; an index that is linear in the variable becomes a Ramp. Loops inside stay loops
-around vector statements; buffers allocated inside get a trailing dimension of one element per lane. A statement that has no
-vector form (a branch on the variable, a store to one place from all lanes, an effectful call) stays a serial loop.
+around vector statements; buffers allocated inside get a trailing dimension of one element per lane. A statement
+without a vector form (a branch on the variable, a store to one place from all lanes, an effectful call) stays a serial loop.
 
     for v in vectorized 0..8:  C[i, v] = A[i] * B[v*2]
     →  C[i, ramp(0, 1, 8)] = broadcast(A[i], 8) * B[ramp(0, 2, 8)]
@@ -82,7 +82,7 @@ class _NotVector(Exception):
 
 
 class _Vectorizer:
-    """One loop. `vector_vars` are the lets inside that became vectors, `widened` the allocations with one slot per lane."""
+    """One loop. `vector_vars`: lets inside that became vectors; `widened`: allocations with one element per lane."""
 
     def __init__(self, loop: For, lanes: int) -> None:
         self.loop, self.lanes = loop, lanes
@@ -113,7 +113,8 @@ class _Vectorizer:
                 return s.replace(start=self.expr(start), extent=self.expr(extent), body=self.stmt(body))
             case If(cond, then, otherwise):
                 self.needs_scalar(cond)
-                return s.replace(cond=self.expr(cond), then=self.stmt(then), otherwise=otherwise and self.stmt(otherwise))
+                arms = self.stmt(then), otherwise and self.stmt(otherwise)
+                return s.replace(cond=self.expr(cond), then=arms[0], otherwise=arms[1])
             case Let(var, value, body):
                 new = self.expr(value)
                 if new.dtype.lanes == 1:

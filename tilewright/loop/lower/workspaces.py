@@ -1,8 +1,8 @@
 """workspaces: buffers too large for the stack become parameters, whose memory the caller plans.
 
 In: flat loops, storage compacted. Out: allocations of scope "global", and local ones of more than `STACK_LIMIT` bytes,
-are trailing parameters of the program; its attribute `workspaces` counts them. Within a parallel loop each iteration gets
-its own slice. Allocations with a planned offset, and those whose size is not constant, stay.
+are trailing parameters of the program; its attribute `workspaces` counts them. Within a parallel loop each iteration
+gets its own slice. Allocations with a planned offset, and those whose size is not constant, stay.
 
     f(A, C):                                 f(A, C, t: f32[4, 9000]):  # workspaces=1
       for i in parallel 0..4:        →         for i in parallel 0..4:
