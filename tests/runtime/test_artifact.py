@@ -1,6 +1,7 @@
 """Saved libraries: written whole or not at all, loaded, checked, called from C without Python."""
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -276,3 +277,19 @@ def test_weights_from_a_file_are_page_aligned_and_read_only(tmp_path, cache):
     artifact.save(tmp_path / "net.so", [source], SCALE_MODEL, tmp_path / "weights.bin", cache=cache)
     y = artifact.load(tmp_path / "net.so").run([np.zeros(1000, np.float32)])[0]
     np.testing.assert_array_equal(y, weights[5000:])
+
+
+def test_ziglang_links_where_there_is_no_compiler_and_for_other_processors(tmp_path, cache, scale_object, monkeypatch):
+    pytest.importorskip("ziglang")
+    monkeypatch.setattr(toolchain.shutil, "which", lambda name: None)
+    artifact.save(tmp_path / "net.so", [scale_object], SCALE_MODEL, SCALE_CONSTS, cache=cache)
+    assert artifact.load(tmp_path / "net.so").run([np.ones(1000, np.float32)])[0][0] == 3
+    triple = "aarch64-unknown-linux-gnu" if platform.machine() == "x86_64" else "x86_64-unknown-linux-gnu"
+    command = [*toolchain.find_compiler(triple), "-O2", "-fPIC", f"-I{native.NATIVE_FOLDER}", "-c", "-o"]
+    (tmp_path / "scale.c").write_text(SCALE)
+    subprocess.run([*command, str(tmp_path / "scale.o"), str(tmp_path / "scale.c")], check=True)
+    artifact.save(tmp_path / "other.so", [(tmp_path / "scale.o").read_bytes()], SCALE_MODEL, SCALE_CONSTS,
+                  triple=triple, cache=cache)
+    with pytest.raises(UserError, match="was made for") as caught:
+        artifact.load(tmp_path / "other.so")
+    assert caught.value.code == "artifact-cpu"

@@ -61,7 +61,7 @@ def save(path: str | Path, objects: Sequence[bytes], descriptor: Descriptor, con
         (folder / "exports").write_text(version_script(prefix))
         run_compiler([*compiler, "-c", "-o", "weights.o", "weights.s"], folder, "placing the weights")
         (folder / "weights").unlink()
-        run_compiler([*compiler, "-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", *architecture_flags(triple),
+        run_compiler([*compiler, "-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", *architecture_flags(compiler, triple),
                       f"-I{native.NATIVE_FOLDER}", "-o", "library", "descriptor.c", "weights.o",
                       *(f"{name}.o" for name in parts), *_LINK_FLAGS], folder, "linking")
         (folder / "header").write_text(c_header(descriptor, prefix))

@@ -47,15 +47,17 @@ def run_compiler(command: Sequence[str], folder: Path, what: str) -> None:
         raise UserError("save-failed", f"{what} failed: {said}", hint="is the disk full, or the compiler incomplete?")
 
 
-def architecture_flags(triple: str | None) -> list[str]:
+def architecture_flags(compiler: Sequence[str], triple: str | None) -> list[str]:
     """Flags that hold the runtime to the plainest CPU of its kind: it must run before it can say what is missing."""
+    if "ziglang" in compiler:
+        return ["-mcpu=baseline"]
     machine = platform.machine() if triple is None else triple.split("-")[0]
-    return ["-march=x86-64", "-mtune=generic"] if machine in ("x86_64", "AMD64") else []
+    return ["-march=x86-64"] if machine in ("x86_64", "AMD64") else []
 
 
 def runtime_objects(compiler: Sequence[str], triple: str | None, cache: Cache) -> dict[str, bytes]:
     """Object files of the runtime, by name; from the cache if these sources met this compiler before."""
-    command = [*compiler, *_FLAGS, *architecture_flags(triple)]
+    command = [*compiler, *_FLAGS, *architecture_flags(compiler, triple)]
     version = subprocess.run([*compiler, "--version"], capture_output=True, check=False).stdout
     base = hashlib.sha256("\0".join(command).encode() + version)
     for header in sorted(NATIVE_FOLDER.glob("*.h")):
