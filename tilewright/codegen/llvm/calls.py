@@ -66,13 +66,15 @@ def suffix(t: DType) -> str:
     return one if t.lanes == 1 else f"v{t.lanes}{one}"
 
 
-def llvm_math(f: Function, name: str, t: DType, args: list[str], flag: str = "") -> str:
+def llvm_math(f: Function, name: str, t: DType, args: list[str], flag: str = "", flags: str | None = None) -> str:
     """A call of llvm.`name`, whose arguments have the type of its result, but for a last i1 `flag`."""
     rt = register_type(t)
     full = f"@llvm.{name}.{suffix(t)}"
     f.module.declare(full, f"declare {rt} {full}({', '.join([rt] * len(args))}{', i1' if flag else ''})")
     more = f", i1 {flag}" if flag else ""
-    return f.op(f"call {f.flags if t.is_float else ''}{rt} {full}({', '.join([f'{rt} {a}' for a in args])}{more})")
+    if flags is None:
+        flags = f.flags if t.is_float else ""
+    return f.op(f"call {flags}{rt} {full}({', '.join([f'{rt} {a}' for a in args])}{more})")
 
 
 def libm(f: Function, name: str, t: DType, args: list[str]) -> str:
@@ -90,24 +92,13 @@ def libm(f: Function, name: str, t: DType, args: list[str]) -> str:
     return out
 
 
-def float_min_max(f: Function, low: bool, t: DType, x: str, y: str, x_number: bool = False, y_number: bool = False) -> str:
-    """The lesser (or greater) of f32 or f64 values, NaN if either is; `x_number`: x is a constant and no NaN.
+def float_min_max(f: Function, low: bool, t: DType, x: str, y: str) -> str:
+    """The lesser (or greater) of f32 or f64 values, NaN if either is.
 
-    minps(p, q) is p < q ? p : q: its second operand where the two are equal or unordered. With p = y and q = x the result
-    is x where they are equal, as the loop IR has it, and only a NaN of y needs another instruction. A constant x becomes
-    p instead (then max(0, -0) may be either zero).
+    `nsz` leaves a minps and a blend for NaN (nothing but the minps if one side is a constant). minps gives its second
+    operand where the two are equal: hence the order, so that it is x, as the loop IR has it.
     """
-    if not f.target.is_x86:
-        return llvm_math(f, "minimum" if low else "maximum", t, [x, y])
-    if x_number and not y_number:
-        x, y, y_number = y, x, True
-    rt, one = register_type(t), vector_of("i1", t.lanes)
-    beyond = f.op(f"fcmp {'olt' if low else 'ogt'} {rt} {y}, {x}")
-    got = f.op(f"select {one} {beyond}, {rt} {y}, {rt} {x}")
-    if y_number:
-        return got
-    nan = f.op(f"fcmp uno {rt} {y}, {y}")
-    return f.op(f"select {one} {nan}, {rt} {y}, {rt} {got}")
+    return llvm_math(f, "minimum" if low else "maximum", t, [y, x], flags="nsz ")
 
 
 def int_min_max(f: Function, low: bool, t: DType, a: str, b: str) -> str:

@@ -22,6 +22,9 @@ SPEED_LEVEL = 2
 """LLVM's -O level of the middle end. Level 3 adds argument promotion and more inlining, which kernels have no use for."""
 
 
+_ENDED = "a compile worker ended (out of memory?)"
+
+
 @functools.cache
 def _machine(target: Target) -> Any:
     import llvmlite.binding as llvm
@@ -104,7 +107,10 @@ class CompilePool:
             if not idle:
                 idle.extend(_collect(busy, done))
             c = idle.popleft()
-            c.send(text)
+            try:
+                c.send(text)
+            except BrokenPipeError as e:
+                raise InternalError(_ENDED) from e
             busy[c] = number
         while busy:
             _collect(busy, done)
@@ -147,8 +153,8 @@ def _collect(busy: dict[Any, int], done: dict[int, bytes]) -> list[Any]:
         number = busy.pop(c)
         try:
             error, result = c.recv()
-        except EOFError as e:
-            raise InternalError("a compile worker ended (out of memory?)") from e
+        except (EOFError, ConnectionResetError) as e:
+            raise InternalError(_ENDED) from e
         if error:
             raise InternalError(error)
         done[number] = result

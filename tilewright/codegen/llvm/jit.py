@@ -74,7 +74,8 @@ class Library:
 def load(objects: Iterable[bytes], symbols: Mapping[str, int] | None = None) -> Library:
     """Link objects in this process. `symbols`: addresses of the runtime's functions that they call.
 
-    Raises InternalError if a symbol stays unresolved or is defined twice.
+    Code is linked when an address is first asked for: a symbol that is defined nowhere is reported then (its name on
+    standard error, by LLVM). Raises InternalError if a symbol is defined twice.
     """
     import llvmlite.binding as llvm
     builder = llvm.JITLibraryBuilder()

@@ -193,14 +193,8 @@ def _min_max(f: Function, e: ir.Binary) -> str:
         return calls.int_min_max(f, low, t, a, b)
     wa, wide = convert.widen_to_float(f, a, t)
     wb, _ = convert.widen_to_float(f, b, t)
-    got = calls.float_min_max(f, low, wide, wa, wb, _is_number(e.a), _is_number(e.b))
+    got = calls.float_min_max(f, low, wide, wa, wb)
     return convert.from_float(f, got, t) if is_small_float(t) else got
-
-
-def _is_number(e: ir.Expr) -> bool:
-    """A constant that is no NaN."""
-    e = e.a if isinstance(e, ir.Broadcast) else e
-    return isinstance(e, ir.Const) and e.value == e.value
 
 
 _PREDICATES = {ir.Eq: ("eq", "oeq"), ir.Ne: ("ne", "une"), ir.Lt: ("lt", "olt"), ir.Le: ("le", "ole")}
