@@ -82,6 +82,20 @@ program f(A: f32[3, 30], C: f32[3, 30]):
     assert conditions(out) == 1
 
 
+def test_several_functions_of_a_fused_loop_are_versioned_one_in_the_other() -> None:
+    out = partitioned("""
+program f(A: f32[5, 5], C: f32[5, 5]):
+    for f in 0..25 parallel:
+        C[f // 5, f % 5] = 0.0
+        for i in 0..3:
+            for j in 0..3:
+                if 1 <= f // 5 + i and f // 5 + i < 6 and 1 <= f % 5 + j and f % 5 + j < 6:
+                    C[f // 5, f % 5] = C[f // 5, f % 5] + A[f // 5 + i - 1, f % 5 + j - 1]
+""")
+    inner = [n for n in walk(out) if isinstance(n, For) and n.kind == "serial"]
+    assert inner and not any(isinstance(x, If) for n in inner for x in walk(n))
+
+
 def test_a_vector_remainder_is_cut_into_powers_of_two() -> None:
     out = partitioned("""
 program f(A: f32[45], C: f32[45]):

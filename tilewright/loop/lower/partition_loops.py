@@ -107,7 +107,7 @@ class _Partitioner:
         constant = as_int(s.start) is not None and as_int(s.extent) is not None
         self.ranges[s.var] = span
         if s.kind == "parallel" or not constant or s.kind not in _SPLITTABLE:
-            body = self.version(s.var, s.body) if constant and s.kind == "parallel" else s.body
+            body = self.version(s.var, s.body, s.var) if constant and s.kind == "parallel" else s.body
             body = self.stmt(self.name_atoms(s.var, body))
             return Seq(()) if _empty(body) else s.replace(body=body)
         pieces = self.pieces(s.var, s.body)
@@ -137,28 +137,29 @@ class _Partitioner:
             return _powers_of_two(s.replace(body=body), low, high)
         return s.replace(start=const(low, s.var), extent=const(high - low + 1, s.extent), body=body)
 
-    def version(self, v: Var, body: Stmt) -> Stmt:
-        """`body` behind a test of `v`: the largest piece first, then the others in order."""
+    def version(self, v: Var, body: Stmt, loop: Var) -> Stmt:
+        """`body` behind tests of `v` (`loop`, or a function of it): the largest piece first, then the others."""
         pieces = self.afford(self.pieces(v, body), body)
         if len(pieces) == 1:
             return body
         span = self.ranges[v]
         hot = max(pieces, key=_length)
-        hot_body = self.under(v, hot, body)
+        hot_body = self.under(v, hot, body, loop)
         out: Stmt | None = None
         for low, high in reversed([p for p in pieces if p is not hot]):
-            copy = self.under(v, (low, high), fresh_copy(body))
+            copy = self.under(v, (low, high), fresh_copy(body), loop)
             self.budget -= _size(copy)
             out = copy if out is None else If(v < const(high + 1, v), copy, out)
         self.ranges[v] = span
         tests = [const(hot[0], v) <= v] * (hot[0] > span[0]) + [v < const(hot[1] + 1, v)] * (hot[1] < span[1])
         return If(And(*tests) if len(tests) == 2 else tests[0], hot_body, out)
 
-    def under(self, v: Var, piece: Range, body: Stmt) -> Stmt:
-        if piece[0] == piece[1]:
-            return self.stmt(substitute(body, {v: const(piece[0], v)}))
+    def under(self, v: Var, piece: Range, body: Stmt, loop: Var) -> Stmt:
+        """`body` for the values of one piece; other functions of the loop's variable are tested inside."""
         self.ranges[v] = piece
-        return self.stmt(body)
+        if piece[0] == piece[1]:
+            body = substitute(body, {v: const(piece[0], v)})
+        return self.stmt(self.name_atoms(loop, body))
 
     def name_atoms(self, v: Var, body: Stmt) -> Stmt:
         """Versions of `body` by the quotients and remainders of `v` that its conditions mention."""
@@ -177,7 +178,7 @@ class _Partitioner:
                 continue
             self.ranges[name] = span
             renamed = transform(body, lambda n, atom=atom, name=name: name if n == atom else n)  # type: ignore[misc]
-            versioned = self.version(name, renamed)
+            versioned = self.version(name, renamed, v)
             if versioned is not renamed:
                 return Let(name, atom, versioned)
         return body

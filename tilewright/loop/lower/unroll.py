@@ -77,8 +77,9 @@ class _Unroller:
                 return s.replace(value=self.expr(value), var=self.fresh(var), body=self.stmt(body))
             case Allocate(buffer, body, offset):
                 shape = tuple([self.expr(e) for e in buffer.shape])
-                if self.copying or any(x is not y for x, y in zip(shape, buffer.shape, strict=True)):
-                    self.buffers[buffer] = new = buffer.replace(shape=shape)
+                strides = buffer.strides and tuple([self.expr(e) for e in buffer.strides])
+                if self.copying or (shape, strides) != (buffer.shape, buffer.strides):
+                    self.buffers[buffer] = new = buffer.replace(shape=shape, strides=strides)
                     self.alive.append(new)
                 return s.replace(buffer=self.buffer(buffer), body=self.stmt(body), offset=offset and self.expr(offset))
         return s.map(lambda c: self.stmt(c) if isinstance(c, Stmt) else self.expr(c))

@@ -3,7 +3,8 @@
 In: flat loops. Out: no loop of kind "vectorized". What does not depend on the loop's variable stays scalar and is
 broadcast where it meets a vector; an index that is linear in the variable becomes a Ramp. Loops inside stay loops
 around vector statements; buffers allocated inside get a trailing dimension of one element per lane. A statement
-without a vector form (a branch on the variable, a store to one place from all lanes, an effectful call) stays a serial loop.
+without a vector form (a branch on the variable, a store to one place from all lanes, an effectful call) stays a serial
+loop.
 
     for v in vectorized 0..8:  C[i, v] = A[i] * B[v*2]
     →  C[i, ramp(0, 1, 8)] = broadcast(A[i], 8) * B[ramp(0, 2, 8)]
