@@ -157,10 +157,12 @@ class Model:
         feeds = self._arguments((), inputs or self.random_inputs())
         for _ in range(3):
             self._executable.run(feeds)
-        self._executable.start_profile()
+        self._executable.set_profiling(True)
+        self._executable.profile(reset=True)
         for _ in range(runs):
             self._executable.run(feeds)
-        measured = self._executable.stop_profile()
+        measured = self._executable.profile(reset=True)
+        self._executable.set_profiling(False)
         total = sum(t.seconds for t in measured) or 1.0
         out = []
         for i, t in enumerate(measured):

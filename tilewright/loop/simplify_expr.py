@@ -223,6 +223,8 @@ class ExprSimplifier:
             return None
         if cls is Min or cls is Max:
             first = self.known.compare(Le, a, b)
+            if first is None and self.known.compare(Le, b, a):
+                first = False  # a >= b: where they are equal, either will do
             if first is None:
                 return None
             return a if first == (cls is Min) else b

@@ -13,12 +13,12 @@ import numpy as np
 from tilewright.core.dtype import DType
 from tilewright.graph.infer import (
     axis_of,
-    broadcast,
     expect,
     expect_dtype,
     expect_rank,
     expect_same_dim,
     expect_same_dtype,
+    is_one,
     operand,
     operands,
     optional,
@@ -104,11 +104,10 @@ def _infer_row_norm(op: Operation) -> Sequence[TensorType]:
         if v is None:
             continue
         expect_same_dtype(op, x, v)
-        expect(v.rank <= x.rank - axis, "shape-mismatch",
-               lambda v=v: f"{op.op}: %{v.name} {show(v.shape)} is wider than the normalised axes {show(x.shape[axis:])}")
-        full = broadcast(op, x.shape[axis:], v.shape)
-        expect(all(same(a, b) is not False for a, b in zip(full, x.shape[axis:], strict=True)), "shape-mismatch",
-               lambda v=v: f"{op.op}: %{v.name} {show(v.shape)} does not fit the axes {show(x.shape[axis:])}")
+        rest = x.shape[axis:]
+        fits = v.rank <= len(rest) and all(is_one(d) or same(d, n) is not False for d, n in
+                                           zip(reversed(v.shape), reversed(rest), strict=False))
+        expect(fits, "shape-mismatch", f"{op.op}: %{v.name} {show(v.shape)} does not fit the axes {show(rest)}")
     return [x.type]
 
 
@@ -212,21 +211,20 @@ def _group_norm(attrs: dict[str, Any], x: Array, scale: Array, bias: Array) -> A
 
 def _compute_group_norm(op: Operation, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """Statistics over the channels of a group and all places; instance_norm is the case of one channel per group."""
-    acc, rank = accumulator(x.dtype), len(x.shape)
-    channels = x.shape[1]
+    acc, channels = accumulator(x.dtype), x.shape[1]
     groups = const(op.attrs["groups"]) if "groups" in op.attrs else channels
     size = 1 if "groups" not in op.attrs else (as_int(channels) or 0) // op.attrs["groups"]
     count = (product(x.shape[2:]) * size).cast(acc)
-    rs = [reduce_axis(d, name=f"r{k}") for k, d in enumerate((const(size), *x.shape[2:]))]
 
     def total(name: str, f: Any) -> Tensor:
+        rs = [reduce_axis(d, name=f"r{k}") for k, d in enumerate((const(size), *x.shape[2:]))]
+
         def cell(n: Expr, g: Expr) -> Any:
             v = x[(n, g * size + rs[0].var, *[r.var for r in rs[1:]])].cast(acc)
             return tc.sum(f(v, n, g), axis=rs)
-        return compute((x.shape[0], groups), cell, name=name)
+        return compute((x.shape[0], groups), cell, name=name)  # type: ignore[no-any-return]
     sums = total("group_sum", lambda v, n, g: v)
     squares = total("group_squares", lambda v, n, g: (v - sums[n, g] / count) * (v - sums[n, g] / count))
-    assert rank >= 2
 
     def cell(*i: Expr) -> Any:
         n, g = i[0], i[1] if size == 1 else i[1] // size

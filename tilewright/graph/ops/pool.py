@@ -105,7 +105,7 @@ def _avg_pool(attrs: dict[str, Any], x: Array) -> Array:
 
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------
-def _window_total(op: Operation, x: Tensor, fill: float | int, combine: Callable[..., Any], acc: DType) -> Tensor:
+def _window_total(op: Operation, x: Tensor, fill: float, combine: Callable[..., Any], acc: DType) -> Tensor:
     """`combine` over each window; places outside the tensor count as `fill`."""
     a, rank, out = op.attrs, len(op.attrs["kernel"]), op.output.shape
     rs = [reduce_axis(const(k), name=f"k{n}") for n, k in enumerate(a["kernel"])]

@@ -67,7 +67,8 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
         attach_epilogue(sch, epilogue, home)
     if k_loops + k_unrolled:
         init = sch.decompose_reduction(ref, (k_loops + k_unrolled)[0])
-        _unroll_tile(sch, sch.loops(init)[-len(inside):])
+        around = sch.loops(init)
+        _unroll_tile(sch, around[around.index(home) + 1:] if home is not None else around)
     for v in k_unrolled:
         sch.unroll(v)
     _unroll_tile(sch, inside)

@@ -50,9 +50,10 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
         attach_epilogue(sch, epilogue, outer[-1])
     if reduce:
         init = sch.decompose_reduction(ref, reduce[0])
-        for v in sch.loops(init)[len(outer):-1]:
+        around = sch.loops(init)
+        for v in around[len(outer):-1]:
             sch.unroll(v)
-        sch.vectorize(sch.loops(init)[-1])
+        sch.vectorize(around[-1])
     if window * rows * columns <= UNROLLED:
         for v in reduce:
             sch.unroll(v)
