@@ -65,6 +65,17 @@ def test_gemm_is_right() -> None:
     np.testing.assert_allclose(got, a @ b.transpose(1, 0, 2).reshape(64, 96), rtol=1e-5)
 
 
+def test_unrolling_by_request() -> None:
+    p, target = gemm(8, 48, 64, 4, 48, 16), get_target("x86-64-v4")
+
+    def hinted(s: ir.Stmt) -> ir.Stmt:
+        s = s.map(lambda x: hinted(x) if isinstance(x, ir.Stmt) else x)
+        return s.replace(attrs=(("unroll", 4),)) if isinstance(s, ir.For) and s.var.name == "z" else s
+
+    p = p.replace(body=hinted(p.body))
+    assert "\n".join(hot_loop(assembly(emit(ir.Module((p,)), target), target))).count("vfmadd") == 4 * 12
+
+
 FORBIDDEN = {"x86-64": r"%[yz]mm|\bv[a-z]+ps|pshufb|roundps|pminsd", "x86-64-v2": r"%[yz]mm|\bv[a-z]+ps|vfmadd",
              "x86-64-v3": r"%zmm|%k[0-7]"}
 

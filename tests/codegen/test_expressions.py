@@ -59,7 +59,7 @@ def test_division(t: DType, op: type[ir.Binary], by: str | int) -> None:
     if by == -3 and t.kind == "uint":
         by = 3
     rng = np.random.default_rng(1)
-    low, high = t.range()
+    low = t.range()[0]
     a = samples(t, N)
     a[a == low] = 1 if low else 0  # least / -1 overflows
     if by == "variable":

@@ -88,6 +88,21 @@ def test_let_if_while_and_guard() -> None:
     same(p, [5, np.arange(8, dtype=np.int32), np.zeros(9, np.int32)])
 
 
+def test_sizes_read_between_statements() -> None:
+    """Addresses that leave a loop may use what was loaded just before it, in every kind of inner scope."""
+    x, o, i, j, n = buffer("X", 4, t=i64), buffer("O", 64, t=i64), ir.Var("i"), ir.Var("j"), ir.Var("n")
+
+    def use(k: int) -> ir.Stmt:
+        write = ir.For(j, c(0), c(2), ir.Store(o, (i * n + j + c(k) * n,), ir.FloorDiv(i * n + n * 4, c(3)) + j))
+        branch = ir.If(ir.Lt(n, c(100)), ir.For(i, c(0), c(2), ir.If(ir.Lt(i, n), write, ir.Store(o, (n * 2,), n * 3))),
+                       ir.Store(o, (n * 2,), n * 3))
+        return ir.Let(n, x[k] + 1, branch)
+    kept = ir.Guard(ir.Lt(x[0], x[1]), o[x[2] * x[1]], x[2] * x[1])
+    p = ir.Program("f", (x, o), ir.seq(ir.Store(o, (c(0),), c(9)), use(0), ir.Store(x, (c(1),), x[0] + 2), use(1),
+                                       ir.Store(o, (x[2] * x[1] + 1,), kept)))
+    same(p, [np.array([2, 3, 4, 5]), np.zeros(64, np.int64)])
+
+
 def test_a_guard_does_not_touch_the_other_side() -> None:
     a, o, i = buffer("A", 1 << 60), buffer("O", 4), ir.Var("i")
     far = ir.Guard(ir.Lt(i, c(2)), a[i], ir.Guard(ir.Lt(i, c(100)), ir.Const(-1.0, f32), a[i * (1 << 40)]))

@@ -183,9 +183,9 @@ def _loop(f: Function, s: ir.For) -> None:
     body, done = f.fresh_label("loop"), f.fresh_label("done")
     if extent is None:
         enter = f.op(f"icmp sgt {t} {count}, 0")
-        f.line(f"br i1 {enter}, label %{body}, label %{done}")
+        f.branch(f"br i1 {enter}, label %{body}, label %{done}")
     else:
-        f.line(f"br label %{body}")
+        f.branch(f"br label %{body}")
     before = f.label
     f.start(body)
     names = len(f.scopes)
@@ -222,7 +222,7 @@ def _if(f: Function, s: ir.If) -> None:
     cond = f.value(s.cond)
     yes, done = f.fresh_label("then"), f.fresh_label("join")
     no = f.fresh_label("else") if s.otherwise is not None else done
-    f.line(f"br i1 {cond}, label %{yes}, label %{no}")
+    f.branch(f"br i1 {cond}, label %{yes}, label %{no}")
     for label, side in ((yes, s.then), (no, s.otherwise)):
         if side is None:
             continue
@@ -235,10 +235,11 @@ def _if(f: Function, s: ir.If) -> None:
 
 def _while(f: Function, s: ir.While) -> None:
     test, body, done = f.fresh_label("test"), f.fresh_label("while"), f.fresh_label("done")
-    f.line(f"br label %{test}")
+    f.branch(f"br label %{test}")
     f.start(test)
     with f.scope():
-        f.line(f"br i1 {f.value(s.cond)}, label %{body}, label %{done}")
+        cond = f.value(s.cond)
+        f.branch(f"br i1 {cond}, label %{body}, label %{done}")
         f.start(body)
         f.statement()
         with f.scope():

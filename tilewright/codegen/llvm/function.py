@@ -1,8 +1,8 @@
 """LLVM code generation, the page to write on: one function's text, its SSA names, and the scopes that they live in.
 
 A scope is a stretch of code entered by one way: the entry, a loop's body, a branch. Pure integer operations are written
-once per scope, at the head of the outermost scope where their operands exist, so that addresses leave the loops here
-and LLVM has less to look at.
+once per scope: in the outermost scope where their operands exist, before the branch that leads to the inner ones, so that
+addresses leave the loops here and LLVM has less to look at.
 """
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Lines = list[Any]  # of str and of nested Lines
 
 
 class Scope:
-    """`head` is the text at the scope's beginning (to which hoisted operations are added), `known` what it computed."""
+    """`hoisted` is the text before the latest branch into an inner scope, `known` what the scope computed."""
 
-    __slots__ = ("head", "known")
+    __slots__ = ("hoisted", "known")
 
     def __init__(self) -> None:
-        self.head: Lines = []
+        self.hoisted: Lines = []
         self.known: dict[str, str] = {}
 
 
@@ -71,14 +71,13 @@ class Function:
         self.names = 0
         self.labels = 0
         self.closure_slots = 0
-        self.scopes: list[Scope] = []
+        self.scopes: list[Scope] = [Scope()]
         self.depth: dict[str, int] = {}
         self.vars: dict[ir.Var, str] = {}
         self.affine: dict[ir.Var, dict[tuple[str, ...], int]] = {}
         self.memory: dict[ir.Buffer, Memory] = {}
         self.nonnegative: set[str] = set()
         self.memo: dict[int, str] = {}
-        self._enter_scope()
 
     def value(self, e: ir.Expr) -> str:
         return self._value(self, e)
@@ -104,7 +103,7 @@ class Function:
         return name
 
     def pure(self, text: str, *operands: str) -> str:
-        """A cheap pure operation without traps, at the head of the outermost scope that has its operands."""
+        """A cheap pure operation without traps, in the outermost scope that has its operands."""
         depth = 0
         for o in operands:
             depth = max(depth, self.depth.get(o, 0))
@@ -112,10 +111,16 @@ class Function:
         got = scope.known.get(text)
         if got is None:
             got = self.fresh(depth)
-            here = self.lines if depth == len(self.scopes) - 1 else scope.head
+            here = self.lines if depth == len(self.scopes) - 1 else scope.hoisted
             here.append(f"  {got} = {text}")
             scope.known[text] = got
         return got
+
+    def branch(self, text: str) -> None:
+        """The terminator by which control enters scopes inside of this one; hoisted operations go before it."""
+        self.scopes[-1].hoisted = hoisted = []
+        self.lines.append(hoisted)
+        self.line(text)
 
     def start(self, label: str) -> None:
         """Begin the basic block `label`."""
@@ -123,17 +128,12 @@ class Function:
         self.label = label
 
     # ---- scopes ----
-    def _enter_scope(self) -> None:
-        scope = Scope()
-        self.scopes.append(scope)
-        self.lines.append(scope.head)
-
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Code that only runs by way of this point. What it computes is forgotten afterwards."""
         memo = self.memo
         self.memo = dict(memo)
-        self._enter_scope()
+        self.scopes.append(Scope())
         try:
             yield
         finally:

@@ -231,7 +231,7 @@ def _guard(f: Function, e: ir.Guard) -> str:
         raise InternalError("a Guard's condition is scalar")
     cond, rt = f.value(e.cond), register_type(e.dtype)
     yes, no, done = f.fresh_label("then"), f.fresh_label("else"), f.fresh_label("join")
-    f.line(f"br i1 {cond}, label %{yes}, label %{no}")
+    f.branch(f"br i1 {cond}, label %{yes}, label %{no}")
     ways = []
     for label, side in ((yes, e.a), (no, e.b)):
         f.start(label)
