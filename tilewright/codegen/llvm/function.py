@@ -118,7 +118,8 @@ class Function:
 
     def branch(self, text: str) -> None:
         """The terminator by which control enters scopes inside of this one; hoisted operations go before it."""
-        self.scopes[-1].hoisted = hoisted = []
+        hoisted: Lines = []
+        self.scopes[-1].hoisted = hoisted
         self.lines.append(hoisted)
         self.line(text)
 
