@@ -62,7 +62,7 @@ def run_recipe(op: Operation, arrays: list[Any], wanted: list[Any]) -> list[Any]
     program = program.replace(params=(*extra, *program.params))
     verify(program)
     results = [np.zeros(w.shape, w.dtype) for w in wanted]
-    given = [np.ascontiguousarray(a) for a in arrays if a is not None]
+    given = [np.array(a, order="C") for a in arrays if a is not None]
     loop_interpret.run(program, [*[sizes[v] for v in extra], *given, *results])
     return results
 

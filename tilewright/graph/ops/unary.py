@@ -139,6 +139,10 @@ def _cast(attrs: dict[str, Any], x: Array) -> Array:
         return x.astype(attrs["to"].numpy())
 
 
+def _isnan(x: Array) -> Array:
+    return np.isnan(x.astype(np.float32) if x.dtype.itemsize < 4 else x)
+
+
 def _isinf(attrs: dict[str, Any], x: Array) -> Array:
     inf = np.isinf(x.astype(np.float32) if x.dtype.itemsize < 4 else x)
     return np.asarray((inf & (x > 0) & attrs["positive"]) | (inf & (x < 0) & attrs["negative"]))
@@ -174,7 +178,7 @@ def _build() -> tuple[OpRecord, ...]:
     out += [
         OpRecord("logical_not", "elementwise", _infer_not, lambda a, x: np.logical_not(x), unary_recipe("logical_not")),
         OpRecord("bitwise_not", "elementwise", _infer_bitwise, lambda a, x: np.invert(x), unary_recipe("bitwise_not")),
-        OpRecord("isnan", "elementwise", _infer_test, lambda a, x: np.asarray(x != x), unary_recipe("isnan")),
+        OpRecord("isnan", "elementwise", _infer_test, lambda a, x: _isnan(x), unary_recipe("isnan")),
         OpRecord("isinf", "elementwise", _infer_test, _isinf, unary_recipe("isinf"),
                  attrs={"positive": Attr("bool", True), "negative": Attr("bool", True)}),
         OpRecord("cast", "elementwise", _infer_cast, _cast, unary_recipe("cast"), attrs={"to": Attr("dtype")},
