@@ -6,17 +6,18 @@
     program = create_program("matmul", [A, B], [C])
 
 It is no third IR: `create_program` gives a Program with one Block per tensor in a nest of serial loops, to be scheduled.
+Recurrences over time are in `tensor/scan.py`.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Union
 
 import numpy as np
 
 from tilewright.core.dtype import DType, dtype, i64
-from tilewright.core.errors import InternalError
+from tilewright.core.errors import UserError
 from tilewright.loop.ir import (
     TRUE,
     ZERO,
@@ -41,6 +42,7 @@ from tilewright.loop.ir import (
     const,
     expr,
 )
+from tilewright.loop.substitute import free_vars, substitute
 from tilewright.tensor import reducers
 from tilewright.tensor.reducers import Reducer
 
@@ -72,13 +74,27 @@ class Stage:
     inputs: tuple[Tensor, ...] = ()
     attrs: tuple[tuple[str, Any], ...] = ()
 
+    def nest(self, name: Callable[[str], str]) -> Stmt:
+        """The stage's block within serial loops: spatial axes, then reduced ones. `name` makes block names unique."""
+        buffers = [t.buffer for t in self.outputs]
+        axes = self.body.axes if isinstance(self.body, Reduction) else ()
+        iters = [IterVar(Var(v.name, i64), d, "spatial") for v, d in zip(self.axes, buffers[0].shape, strict=True)]
+        iters += [IterVar(Var(a.var.name, i64), a.extent, "reduce") for a in axes]
+        own = dict(zip([*self.axes, *[a.var for a in axes]], [it.var for it in iters], strict=True))
+        loops = [Var(it.var.name, i64) for it in iters]
+        init, body = _update(self, buffers)
+        block: Stmt = Block(name(self.name), tuple(iters), tuple(loops), TRUE, substitute(body, own),
+                            None if init is None else substitute(init, own), self.attrs)
+        for v, it in zip(reversed(loops), reversed(iters), strict=True):
+            block = For(v, ZERO, it.extent, block)
+        return block
+
 
 @dataclass(eq=False)
 class Tensor:
     """A tensor: its buffer, and the stage that defines it (None for a placeholder or a table)."""
     buffer: Buffer
     stage: Stage | None = None
-    readers: list[Stage] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -97,11 +113,19 @@ class Tensor:
         return len(self.buffer.shape)
 
     def __getitem__(self, indices: Index | tuple[Index, ...]) -> Load:
-        """The element at the indices, as an expression."""
+        """The element at the indices, as an expression; integer indices of other types are converted to i64."""
         idx = indices if isinstance(indices, tuple) else (indices,)
+        if len(idx) != self.rank:
+            raise _wrong(f"{self.name} has {self.rank} dimensions, indexed with {len(idx)}")
         if _READ:
             _READ[-1][self.buffer] = self
-        return self.buffer[tuple([i.var if isinstance(i, ReduceAxis) else i for i in idx])]
+        return Load(self.buffer, tuple([self._index(i) for i in idx]))
+
+    def _index(self, i: Index) -> Expr:
+        e = i.var if isinstance(i, ReduceAxis) else expr(i)
+        if not e.dtype.is_int:
+            raise _wrong(f"{self.name} is indexed with {e}, which is {e.dtype} and no integer")
+        return e.cast(i64)
 
     def __call__(self, *indices: Index) -> Load:
         return self[indices]
@@ -109,6 +133,10 @@ class Tensor:
 
 _READ: list[dict[Buffer, Tensor]] = []
 """The tensors that each compute function now running has read: expressions hold buffers only."""
+
+
+def _wrong(message: str, hint: str = "") -> UserError:
+    return UserError("compute-invalid", message, hint=hint)
 
 
 def placeholder(shape: Iterable[IntoExpr], dtype_: DType | str = "f32", name: str = "x") -> Tensor:
@@ -148,6 +176,8 @@ def compute(shape: Iterable[IntoExpr], fn: Callable[..., Any], name: str = "t",
         read = _READ.pop()
     if isinstance(value, tuple | list) and len(value) == 1:
         (value,) = value
+    if isinstance(value, tuple | list):
+        raise _wrong(f"{name} has {len(value)} values: only a reduction may have several")
     body: Expr | Reduction = value if isinstance(value, Reduction) else expr(value)
     terms = body.terms if isinstance(body, Reduction) else (body,)
     stage = Stage(name, axes, body, attrs=tuple(attrs))
@@ -167,33 +197,51 @@ def reducer(combine: Callable[[tuple[Expr, ...], tuple[Expr, ...]], tuple[Expr, 
     made = Reducer(name, combine, identity)
 
     def apply(terms: Expr | tuple[Expr, ...], axis: Sequence[ReduceAxis]) -> Reduction:
-        return Reduction(made, terms if isinstance(terms, tuple) else (terms,), tuple(axis))
+        return _reduction(made, terms if isinstance(terms, tuple) else (terms,), axis)
     return apply
 
 
-def sum(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:  # noqa: A001 – the language's word
-    return Reduction(reducers.SUM, (term,), tuple(axis))
+def _reduction(r: Reducer, terms: tuple[Expr, ...], axis: Sequence[ReduceAxis]) -> Reduction:
+    axes = tuple(axis)
+    if not axes or not all(isinstance(a, ReduceAxis) for a in axes):
+        raise _wrong(f"{r.name}: axis must be a list of at least one reduce_axis, not {list(axis)!r}")
+    if len({a.var for a in axes}) != len(axes):
+        raise _wrong(f"{r.name}: an axis is reduced twice")
+    return Reduction(r, tuple([expr(t) for t in terms]), axes)
+
+
+def sum(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:
+    return _reduction(reducers.SUM, (term,), axis)
 
 
 def prod(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:
-    return Reduction(reducers.PROD, (term,), tuple(axis))
+    return _reduction(reducers.PROD, (term,), axis)
 
 
-def max(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:  # noqa: A001
-    return Reduction(reducers.MAX, (term,), tuple(axis))
+def max(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:
+    return _reduction(reducers.MAX, (term,), axis)
 
 
-def min(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:  # noqa: A001
-    return Reduction(reducers.MIN, (term,), tuple(axis))
+def min(term: Expr, axis: Sequence[ReduceAxis]) -> Reduction:
+    return _reduction(reducers.MIN, (term,), axis)
 
 
 def argmax(term: Expr, axis: Sequence[ReduceAxis], index: Expr | None = None) -> Reduction:
-    """(index, value) of the largest term; the first of equals. `index` defaults to the (only) axis' variable."""
-    return Reduction(reducers.ARGMAX, (axis[0].var if index is None else index, term), tuple(axis))
+    """(index, value) of the largest term; the first of equals. `index` (i64) defaults to the position in row-major order
+    of the axes."""
+    return _reduction(reducers.ARGMAX, (_position(axis) if index is None else index, term), axis)
 
 
 def argmin(term: Expr, axis: Sequence[ReduceAxis], index: Expr | None = None) -> Reduction:
-    return Reduction(reducers.ARGMIN, (axis[0].var if index is None else index, term), tuple(axis))
+    """(index, value) of the smallest term; as argmax."""
+    return _reduction(reducers.ARGMIN, (_position(axis) if index is None else index, term), axis)
+
+
+def _position(axis: Sequence[ReduceAxis]) -> Expr:
+    at: Expr = ZERO
+    for a in axis:
+        at = at * a.extent + a.var
+    return at
 
 
 # ---- expressions -----------------------------------------------------------------------------------------------------
@@ -233,54 +281,75 @@ def _unary(name: str) -> Callable[[Expr], Expr]:
 exp, log, sqrt, erf, tanh, floor, ceil = (_unary(n) for n in ("exp", "log", "sqrt", "erf", "tanh", "floor", "ceil"))
 
 
+def sigmoid(x: Expr) -> Expr:
+    """1 / (1 + exp(-x)) of each element."""
+    return 1.0 / (1.0 + exp(-x))
+
+
 # ---- programs ----------------------------------------------------------------------------------------------------------
-def create_program(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor],
+def create_program(name: str, inputs: Sequence[Tensor | Var], outputs: Sequence[Tensor],
                    weights: Iterable[str] = ()) -> Program:
     """The unscheduled program of `outputs` in terms of `inputs`; `weights` names inputs that may be laid out anew.
 
-    Tensors between are allocated around the body; each stage is a serial nest around one block, in dependence order.
-    An output that is an input (nothing computed) is an error of the caller.
+    Parameters: the inputs, the outputs, then the symbolic sizes in their shapes (those that are no inputs) in order of first
+    use. Tensors between are allocated around the body; each stage is a serial nest around one block, in dependence order.
+    Raises UserError: an output that is an input or given twice, a tensor that is neither given nor computed, a variable
+    that nothing defines, a weight that is no input.
     """
-    order: list[Stage] = []
+    given = {t for t in inputs if isinstance(t, Tensor)}
     for t in outputs:
-        _collect(t, order, set(inputs), set())
-    params = [t.buffer for t in [*inputs, *outputs]]
-    names: dict[str, int] = {}
-    body: Stmt = Seq(tuple([_nest(s, names) for s in order]))
-    if len(order) == 1:
-        body = body.stmts[0]  # type: ignore[attr-defined]
+        if t in given or t.stage is None:
+            raise _wrong(f"{t.name} is an output of {name}, but nothing computes it", "copy it with a compute")
+    params: list[Any] = [t if isinstance(t, Var) else t.buffer for t in [*inputs, *outputs]]
+    if len(set(params)) != len(params):
+        raise _wrong(f"a tensor is given twice among the inputs and outputs of {name}")
+    unknown = set(weights) - {t.name for t in given}
+    if unknown:
+        raise _wrong(f"{name} has no inputs {', '.join(sorted(unknown))} to be weights")
+    order = stages_before(outputs, given)
+    params += dict.fromkeys(v for b in params if isinstance(b, Buffer) for d in b.shape for v in free_vars(d)
+                            if v not in params)
+    taken: dict[str, int] = {}
+
+    def unique(wish: str) -> str:
+        n = taken[wish] = taken.get(wish, -1) + 1
+        return wish if n == 0 else unique(f"{wish}_{n}")
+
+    nests = [s.nest(unique) for s in order]
+    body: Stmt = Seq(tuple(nests)) if len(nests) > 1 else nests[0]
     for s in reversed(order):
         for t in s.outputs:
-            if not any(t.buffer is p for p in params):
+            if t.buffer not in params:
                 body = Allocate(t.buffer, body)
+    _check_defined(name, params, order, body)
     return Program(name, tuple(params), body, (("noalias", True), ("weights", tuple(sorted(weights)))))
 
 
-def _collect(t: Tensor, order: list[Stage], given: set[Tensor], open_: set[Stage]) -> None:
-    if t.stage is None or t in given or t.stage in order:
-        return
-    if t.stage in open_:
-        raise InternalError(f"{t.name} depends on itself")
-    open_.add(t.stage)
-    for x in t.stage.inputs:
-        _collect(x, order, given, open_)
-    order.append(t.stage)
+def stages_before(outputs: Iterable[Tensor], given: Iterable[Tensor]) -> list[Stage]:
+    """The stages that compute `outputs` from the tensors `given`, each after those whose results it reads."""
+    known = {t.stage for t in given}
+    order: dict[Stage, None] = {}
+    stack = [(t.stage, False) for t in reversed([*outputs]) if t.stage is not None]
+    while stack:
+        s, ready = stack.pop()
+        if ready:
+            order[s] = None
+        elif s not in order and s not in known:
+            stack.append((s, True))
+            stack.extend((t.stage, False) for t in reversed(s.inputs) if t.stage is not None)
+    return list(order)
 
 
-def _nest(s: Stage, names: dict[str, int]) -> Stmt:
-    """A stage's block within serial loops: spatial axes, then reduced ones."""
-    n = names.get(s.name, 0)
-    names[s.name] = n + 1
-    buffers = [t.buffer for t in s.outputs]
-    axes = s.body.axes if isinstance(s.body, Reduction) else ()
-    iters = [IterVar(v, d, "spatial") for v, d in zip(s.axes, buffers[0].shape, strict=True)]
-    iters += [IterVar(a.var, a.extent, "reduce") for a in axes]
-    loops = [Var(it.var.name, i64) for it in iters]
-    init, body = _update(s, buffers)
-    block: Stmt = Block(s.name if n == 0 else f"{s.name}_{n}", tuple(iters), tuple(loops), TRUE, body, init, s.attrs)
-    for v, it in zip(reversed(loops), reversed(iters), strict=True):
-        block = For(v, ZERO, it.extent, block)
-    return block
+def _check_defined(name: str, params: list[Any], order: list[Stage], body: Stmt) -> None:
+    computed = {t.buffer for s in order for t in s.outputs}
+    for s in order:
+        for t in s.inputs:
+            if t.buffer not in computed and t.buffer not in params and t.buffer.data is None:
+                raise _wrong(f"{s.name} reads {t.name}, which is neither an input of {name} nor computed")
+    for v in free_vars(body):
+        if v not in params:
+            raise _wrong(f"{v.name} is used in {name}, but is no index, no axis that is reduced over and no size of a "
+                         "parameter", "an axis of reduce_axis must be in `axis=[...]` of the reduction that uses it")
 
 
 def _update(s: Stage, buffers: list[Buffer]) -> tuple[Stmt | None, Stmt]:
