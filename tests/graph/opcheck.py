@@ -12,7 +12,6 @@ from tilewright.graph.ir import Graph, Operation, tensor_type
 from tilewright.graph.registry import record_of
 from tilewright.loop import interpret as loop_interpret
 from tilewright.loop.ir import Var
-from tilewright.loop.substitute import free_vars
 from tilewright.loop.verify import verify
 from tilewright.tensor.compute import create_program, placeholder
 
@@ -52,18 +51,12 @@ def run_recipe(op: Operation, arrays: list[Any], wanted: list[Any]) -> list[Any]
     for t, v in zip(outs, op.outputs, strict=True):
         assert t.dtype is v.dtype and t.rank == v.rank, f"the recipe of {op.op} gives {t.dtype} of rank {t.rank}, not {v}"
     program = create_program(op.op, [t for t in tensors if t is not None], outs)
-    free = [v for b in program.params for v in free_vars(b) if isinstance(v, Var)]
-    free += [v for v in free_vars(program) if v not in free]
-    sizes = {}
-    for v, a in zip(op.inputs, arrays, strict=True):
-        if v is not None:
-            sizes.update({d: n for d, n in zip(v.shape, a.shape, strict=True) if isinstance(d, Var)})
-    extra = list(dict.fromkeys([*free, *sizes]))
-    program = program.replace(params=(*extra, *program.params))
+    sizes = {d: n for v, a in zip(op.inputs, arrays, strict=True) if v is not None
+             for d, n in zip(v.shape, a.shape, strict=True) if isinstance(d, Var)}
     verify(program)
     results = [np.zeros(w.shape, w.dtype) for w in wanted]
-    given = [np.array(a, order="C") for a in arrays if a is not None]
-    loop_interpret.run(program, [*[sizes[v] for v in extra], *given, *results])
+    buffers = iter([*[np.array(a, order="C") for a in arrays if a is not None], *results])
+    loop_interpret.run(program, [sizes[p] if isinstance(p, Var) else next(buffers) for p in program.params])
     return results
 
 

@@ -86,7 +86,8 @@ def _counting(bound: int | None, start: bool, b: GraphBuilder) -> Graph:
 
 
 def test_loop() -> None:
-    for bound, start, last, rows in ((100, True, 10, [0, 1, 3, 6, 10]), (3, True, 3, [0, 1, 3]), (None, True, 10, [0, 1, 3, 6, 10]),
+    for bound, start, last, rows in ((100, True, 10, [0, 1, 3, 6, 10]), (3, True, 3, [0, 1, 3]),
+                                     (None, True, 10, [0, 1, 3, 6, 10]),
                                      (100, False, 0, [])):
         g = _counting(bound, start, GraphBuilder())
         verify(g)

@@ -1,4 +1,4 @@
-"""Reductions, norms, matmul, convolution, pooling, resize, layouts: recipes against NumPy, and against known frameworks' rules."""
+"""Reductions, norms, matmul, convolution, pooling, resize, layouts: recipes against NumPy, some against torch too."""
 from __future__ import annotations
 
 import ml_dtypes

@@ -1,4 +1,4 @@
-"""Making and rewriting graphs: `GraphBuilder` appends operations with inferred types; `rewrite` drives a pass over a graph."""
+"""Making and rewriting graphs: `GraphBuilder` appends operations, `rewrite` drives a pass over a graph."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -100,7 +100,7 @@ class GraphBuilder:
         starts, sizes, steps = [const(0)] * x.rank, list(x.shape), [1] * x.rank
         for axis, (start, end, step) in bounds.items():
             k = axis % x.rank
-            starts[k], sizes[k] = slice_range(x.shape[k], start, end, step)  # type: ignore[call-overload]
+            starts[k], sizes[k] = slice_range(x.shape[k], start, end, step)
             steps[k] = step
         return self.add("slice", [x], {"starts": starts, "sizes": sizes, "steps": steps}, name=name)
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import DType, boolean
+from tilewright.core.dtype import DType, boolean, i64
 from tilewright.core.errors import UserError
 from tilewright.graph.ir import Operation, TensorType, Value
-from tilewright.loop.ir import Const, Expr, IntoExpr, Var, as_int, const, expr, i64
+from tilewright.loop.ir import Const, Expr, IntoExpr, Var, as_int, const, expr
 from tilewright.loop.simplify import simplify
 from tilewright.loop.substitute import free_vars
 

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tilewright.core.dtype import DType, boolean, dtype
+from tilewright.core.dtype import DType, boolean, dtype, i64
 from tilewright.core.errors import InternalError, UserError
 from tilewright.core.registry import Registry
 from tilewright.graph.infer import MAX_ELEMENTS, constant_of, dim, element_count
 from tilewright.graph.ir import Operation, TensorType, Value
-from tilewright.loop.ir import Expr, const, i64
+from tilewright.loop.ir import Expr, const
 
 Fusion = Literal["elementwise", "broadcast", "injective", "view", "reduction", "anchor", "opaque"]
 """How an operation may be fused: "elementwise" (output index = every input's index), "broadcast" (the same with NumPy
@@ -84,10 +84,10 @@ def make(op: str, inputs: Sequence[Value | None], attrs: dict[str, Any] | None =
         if rec.normalize is not None:
             bare.attrs.update(rec.normalize(bare))
         types = rec.infer(bare)
-    except UserError as e:
-        if not e.where:
-            raise UserError(e.code, e.message, where=loc or name or op, hint=e.hint) from e
-        raise
+    except UserError as fault:
+        if fault.where:
+            raise
+        raise UserError(fault.code, fault.message, where=loc or name or op, hint=fault.hint) from fault
     base = name or op
     outs = [Value(base if k == 0 else f"{base}.{k}", t, loc=loc) for k, t in enumerate(types)]
     out = Operation(op, inputs, bare.attrs, outs, regions, loc)

@@ -86,7 +86,7 @@ def _infer_pad(op: Operation) -> Sequence[TensorType]:
     shape = tuple([dim(b + d + e) for b, d, e in zip(a["before"], x.shape, a["after"], strict=True)])
     for k, d in enumerate(shape):
         size = as_int(d)
-        expect(size is None or size >= 0, "shape-mismatch", lambda k=k: f"pad: axis {k} of %{x.name} is cropped below 0")
+        expect(size is None or size >= 0, "shape-mismatch", f"pad: axis {k} of %{x.name} is cropped below 0")
     return [TensorType(x.dtype, shape)]
 
 

@@ -13,7 +13,6 @@ from tilewright.graph.infer import (
     element_grid,
     expect_dtype,
     expect_same_dtype,
-    grid_elements,
     operands,
 )
 from tilewright.graph.ir import Operation, TensorType
@@ -138,12 +137,10 @@ def _where_elements(op: Operation) -> list[tuple[Expr, ...] | None]:
     grids = [element_grid(v) for v in op.inputs if v is not None]
     if any(g is None for g in grids):
         return [None]
-    cond, a, b = np.broadcast_arrays(*grids)
-    picked = np.empty(cond.shape, dtype=object)
-    for k in np.ndindex(cond.shape):
-        c = cond[k]
-        picked[k] = (a[k] if c.value else b[k]) if isinstance(c, Const) else dim(Select(c, a[k], b[k]))
-    return [grid_elements(picked)]
+    out: list[Expr] = []
+    for c, a, b in zip(*[g.ravel() for g in np.broadcast_arrays(*grids)], strict=True):
+        out.append((a if c.value else b) if isinstance(c, Const) else dim(Select(c, a, b)))
+    return [tuple(out)]
 
 
 def _build() -> tuple[OpRecord, ...]:

@@ -135,7 +135,7 @@ def _infer_scan(op: Operation) -> Sequence[TensorType]:
         x = operand(op, states + k)
         expect_rank(op, x, body.inputs[states + k].rank + 1)
         expect(same(x.shape[a["in_axes"][k]], length) is not False, "shape-mismatch",
-               lambda k=k, x=x: f"scan: sequence {k} has {x.shape[a['in_axes'][k]]!r} steps, the first has {length!r}")
+               f"scan: sequence {k} has {x.shape[a['in_axes'][k]]!r} steps, the first has {length!r}")
     out = [_joined(op, operand(op, k).type, body.outputs[k].type, f"state {k}") for k in range(states)]
     for v, axis in zip(body.outputs[states:], a["out_axes"], strict=True):
         out.append(TensorType(v.dtype, (*v.shape[:axis], length, *v.shape[axis:])))

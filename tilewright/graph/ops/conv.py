@@ -150,7 +150,7 @@ def padded(x: Tensor, pads: Sequence[int], layout: str) -> Tensor:
             at[2 + k] = i[2 + k] - pads[k]
             for need, cond in ((pads[k], at[2 + k] >= 0), (pads[rank + k], at[2 + k] < x.shape[2 + k])):
                 if need:
-                    inside = cond if inside is TRUE else inside & cond  # type: ignore[assignment]
+                    inside = cond if inside is TRUE else inside & cond
         return read_or(inside, x[tuple(at)], 0)
     return compute(tuple(shape), cell, name="conv_pad")
 
@@ -301,7 +301,7 @@ def _compute_transposed(op: Operation, x: Tensor, w: Tensor) -> Tensor:
             ok = (t >= 0) & (at[2 + k] < x.shape[2 + k])
             if s[k] > 1:
                 ok = ok & (t % s[k]).eq(0)
-            inside = ok if inside is TRUE else inside & ok  # type: ignore[assignment]
+            inside = ok if inside is TRUE else inside & ok
         return read_or(inside, x[tuple(at)], 0)
     spread = compute((*x.shape[:2], *[dim(out[2 + k] + reach[k]) for k in range(rank)]), spread_cell, name="spread")
     per_group, o = (as_int(w.shape[0]) or 0) // g, w.shape[1]

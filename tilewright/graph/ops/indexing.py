@@ -107,7 +107,7 @@ def _infer_gather_nd(op: Operation) -> Sequence[TensorType]:
     n = _tuple_length(op, x.rank, idx.shape, b)
     for k in range(b):
         expect(same(x.shape[k], idx.shape[k]) is not False, "shape-mismatch",
-               lambda k=k: f"gather_nd: batch axis {k}: {x.shape[k]!r} and {idx.shape[k]!r}")
+               f"gather_nd: batch axis {k}: {x.shape[k]!r} and {idx.shape[k]!r}")
     return [TensorType(x.dtype, (*idx.shape[:-1], *x.shape[b + n:]))]
 
 

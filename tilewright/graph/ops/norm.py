@@ -222,7 +222,7 @@ def _compute_group_norm(op: Operation, x: Tensor, scale: Tensor, bias: Tensor) -
         def cell(n: Expr, g: Expr) -> Any:
             v = x[(n, g * size + rs[0].var, *[r.var for r in rs[1:]])].cast(acc)
             return tc.sum(f(v, n, g), axis=rs)
-        return compute((x.shape[0], groups), cell, name=name)  # type: ignore[no-any-return]
+        return compute((x.shape[0], groups), cell, name=name)
     sums = total("group_sum", lambda v, n, g: v)
     squares = total("group_squares", lambda v, n, g: (v - sums[n, g] / count) * (v - sums[n, g] / count))
 

@@ -117,9 +117,9 @@ def _window_total(op: Operation, x: Tensor, fill: float, combine: Callable[..., 
             for need, cond in ((a["pads"][k] > 0, at[2 + k] >= 0),
                                (a["pads"][rank + k] > 0 or a["ceil_mode"], at[2 + k] < x.shape[2 + k])):
                 if need:
-                    inside = cond if inside is TRUE else inside & cond  # type: ignore[assignment]
+                    inside = cond if inside is TRUE else inside & cond
         value = x[tuple(at)].cast(acc)
-        return combine(value if inside is TRUE else read_or(inside, value, fill), axis=rs)  # type: ignore[no-any-return]
+        return combine(value if inside is TRUE else read_or(inside, value, fill), axis=rs)
     return compute(out, cell, name=op.op)
 
 
@@ -149,7 +149,7 @@ def _compute_avg(op: Operation, x: Tensor) -> Tensor:
     per_axis = [counts(k) for k in range(rank)]
 
     def cell(*i: Expr) -> Any:
-        n = per_axis[0][i[2]]
+        n: Expr = per_axis[0][i[2]]
         for k in range(1, rank):
             n = n * per_axis[k][i[2 + k]]
         return (total[i] / n).cast(x.dtype)

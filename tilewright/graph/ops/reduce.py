@@ -84,7 +84,7 @@ def reduce_over(x: Tensor, axes: Sequence[int], keepdims: bool, name: str,
             else:
                 at.append(next(free))
         return combine(value(x[tuple(at)]), axis=list(rs.values()))
-    return compute(shape, cell, name=name)  # type: ignore[no-any-return]
+    return compute(shape, cell, name=name)
 
 
 def _recipe(name: str, combine: Callable[..., Any]) -> Callable[[Operation, Tensor], Tensor]:
@@ -115,10 +115,7 @@ def _infer_arg(op: Operation) -> Sequence[TensorType]:
 def _arg(fn: Callable[..., Any]) -> Callable[..., Array]:
     def run(attrs: dict[str, Any], x: Array) -> Array:
         axis = attrs["axis"]
-        if attrs["select_last"]:
-            out = x.shape[axis] - 1 - fn(np.flip(x, axis), axis)
-        else:
-            out = fn(x, axis)
+        out = x.shape[axis] - 1 - fn(np.flip(x, axis), axis) if attrs["select_last"] else fn(x, axis)
         return np.asarray(np.expand_dims(out, axis) if attrs["keepdims"] else out, dtype=np.int64)
     return run
 

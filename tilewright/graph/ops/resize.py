@@ -119,7 +119,7 @@ def _coordinate_expr(op: Operation, k: int, n: Expr, m: Expr, i: Expr) -> Expr:
         return x * (nf - 1.0) / maximum(mf - 1.0, 1.0)
     scale = const(a["scales"][k], f64) if a["scales"] is not None else mf / nf
     at = _coordinate(kind, x, nf, mf, scale)
-    return Select(m > 1, at, const(0.0, f64)) if kind == "pytorch_half_pixel" else at  # type: ignore[no-any-return]
+    return Select(m > 1, at, const(0.0, f64)) if kind == "pytorch_half_pixel" else at
 
 
 def _clamped(x: Expr, n: Expr) -> Expr:

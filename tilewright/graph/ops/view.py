@@ -102,7 +102,7 @@ def reshape_index(index: Sequence[Expr], shape: Shape, source: Shape) -> tuple[E
         flat: Expr = const(0)
         for k in dst:
             if not is_one(shape[k]):
-                flat = flat * shape[k] + index[k]
+                flat = index[k] if as_int(flat) == 0 else flat * shape[k] + index[k]
         for k in reversed(used):
             if k == used[0]:
                 out[k] = flat
@@ -193,7 +193,7 @@ def _infer_slice(op: Operation) -> Sequence[TensorType]:
         s, n, e = as_int(start), as_int(size), as_int(extent)
         expect(step != 0, "attribute-invalid", "slice: a step of 0")
         if s is not None and n is not None and e is not None and n:
-            expect(0 <= min(s, s + (n - 1) * step) and max(s, s + (n - 1) * step) < e, "shape-mismatch",
+            expect(min(s, s + (n - 1) * step) >= 0 and max(s, s + (n - 1) * step) < e, "shape-mismatch",
                    f"slice: {n} elements from {s} by {step} leave axis {k} of {show(x.shape)}")
     return [TensorType(x.dtype, a["sizes"])]
 

@@ -36,7 +36,7 @@ def window_defaults(op: Operation, rank: int) -> dict[str, Any]:
     for key, value in out.items():
         want = 2 * rank if key == "pads" else rank
         expect(len(value) == want, "attribute-invalid",
-               lambda key=key, value=value, want=want: f"{op.op}: {key} {value} needs {want} entries")
+               f"{op.op}: {key} {value} needs {want} entries")
     expect(min(*out["strides"], *out["dilations"], 1) > 0, "attribute-invalid",
            f"{op.op}: strides {out['strides']} and dilations {out['dilations']} must be positive")
     return out
@@ -67,7 +67,7 @@ def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: 
     """Views of every window of [N, C, spatial…]: [N, C, out…, kernel…]."""
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     axes = tuple(range(2, x.ndim))
-    view = np.lib.stride_tricks.sliding_window_view(x, reach, axes)  # type: ignore[call-overload]
+    view = np.lib.stride_tricks.sliding_window_view(x, reach, axes)
     pick = tuple(slice(None, None, s) for s in strides)
     return np.asarray(view[(slice(None), slice(None), *pick, *(slice(None, None, d) for d in dilations))])
 
