@@ -16,7 +16,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, TypeVar, dataclass_transform
+from typing import Any, ClassVar, TypeVar, cast, dataclass_transform
 
 T = TypeVar("T", bound="Node")
 _MISSING = object()
@@ -152,7 +152,7 @@ def node(cls: type[T]) -> type[T]:
     body["__slots__"] = tuple(own)
     body["fields"], body["_defaults"], body["__match_args__"] = fields, defaults, fields
     body["_child_fields"] = None
-    new = type(cls)(cls.__name__, cls.__bases__, body)
+    new: Any = cast(Any, type(cls))(cls.__name__, cls.__bases__, body)
     new.__qualname__ = cls.__qualname__
     if "__init__" not in cls.__dict__:
         args = ", ".join(f"{f}=_defaults[{f!r}]" if f in defaults else f for f in fields)
@@ -160,8 +160,8 @@ def node(cls: type[T]) -> type[T]:
         lines += ["    self.loc = None", "    self._hash = None"]
         scope: dict[str, Any] = {"_defaults": defaults}
         exec("\n".join(lines), scope)
-        new.__init__ = scope["__init__"]  # type: ignore[misc]
-    return new
+        new.__init__ = scope["__init__"]
+    return cast("type[T]", new)
 
 
 def walk(root: Node) -> Iterator[Node]:

@@ -229,7 +229,7 @@ class _Part:
         (body,) = op.regions
         counter, going = self.scalar("iteration", i64), self.scalar("going", boolean)
         state = [self.where(v) for v in op.outputs]
-        setup = [Store(counter, (ZERO,), ZERO),
+        setup: list[Stmt] = [Store(counter, (ZERO,), ZERO),
                  Store(going, (ZERO,), TRUE if start is None else _scalar_of(self.where(start)))]
         setup += [_copy(s, self.where(v)) for s, v in zip(state, carried, strict=True) if v is not None]
         fixed = dict(zip(body.inputs, [counter, going, *state], strict=True))

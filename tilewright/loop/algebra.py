@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from tilewright.core.dtype import boolean
 from tilewright.core.rules import Rules
 from tilewright.loop.fold import fold_binary, fold_cast
 from tilewright.loop.ir import (
@@ -204,7 +205,7 @@ def chosen(e: Select | Guard) -> Expr | None:
         return e.a if v else e.b
     if e.a == e.b:
         return e.a
-    if e.dtype is TRUE.type and e.cond.dtype is TRUE.type and e.a == TRUE and e.b == FALSE:
+    if e.dtype is boolean and e.cond.dtype is boolean and e.a == TRUE and e.b == FALSE:
         return e.cond
     return None
 

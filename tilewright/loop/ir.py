@@ -489,7 +489,7 @@ def seq(*stmts: Stmt | Sequence[Stmt] | None) -> Stmt:
     return flat[0] if len(flat) == 1 else Seq(tuple(flat))
 
 
-TRUE = Const(True, boolean)
-FALSE = Const(False, boolean)
-ZERO = Const(0, i64)
-ONE = Const(1, i64)
+TRUE: Expr = Const(True, boolean)
+FALSE: Expr = Const(False, boolean)
+ZERO: Expr = Const(0, i64)
+ONE: Expr = Const(1, i64)

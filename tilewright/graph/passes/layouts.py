@@ -94,7 +94,8 @@ class _Layouts:
         if not any(v in self.channels for v in op.inputs if v is not None):
             return None
         inputs = [None if v is None else self.as_plain(v, b) for v in op.inputs]
-        return b.again(op, inputs)
+        out: Value | list[Value] = b.again(op, inputs)
+        return out
 
     def conv(self, op: Operation, b: GraphBuilder) -> Value | None:
         """A 2-D convolution whose group has whole blocks of channels, or that is depthwise."""
@@ -109,7 +110,7 @@ class _Layouts:
             return None
         if out_c < self.block // 2:
             return None
-        attrs = {**op.attrs, "layout": "NCHWc", "block": self.block}
+        attrs = {**op.attrs, "layout": "NCHWc", "in_layout": "NCHWc", "block": self.block}
         if in_c <= FIRST_LAYER_CHANNELS and group == 1 and x not in self.channels:
             src, attrs["in_layout"] = x, "NCHW"
         else:
@@ -159,12 +160,18 @@ class _Layouts:
                          sum(counts))
 
     def resize(self, op: Operation, b: GraphBuilder) -> Value | None:
+        """Along spatial axes only: the same axes of the blocked tensor."""
         x = op.inputs[0]
-        if x not in self.channels or "layout" not in record_of(op).attrs:
+        if x is None or x not in self.channels:
             return None
-        assert x is not None
-        return self.mark(b.add("resize", [x, *op.inputs[1:]], {**op.attrs, "layout": "NCHWc"}, name=op.output.name,
-                               loc=op.loc), self.channels[x])
+        sizes, scales = op.attrs["sizes"], op.attrs["scales"]
+        if sizes[0] != x.shape[0] or as_int(sizes[1]) != self.channels[x]:
+            return None
+        if scales is not None and scales[:2] != (1.0, 1.0):
+            return None
+        attrs = {**op.attrs, "sizes": (*x.shape[:2], *sizes[2:], x.shape[-1]),
+                 "scales": None if scales is None else (*scales, 1.0)}
+        return self.mark(b.add("resize", [x], attrs, name=op.output.name, loc=op.loc), self.channels[x])
 
     def reduce(self, op: Operation, b: GraphBuilder) -> Value | None:
         """Over the spatial axes, keeping them as ones: the same axes of the blocked tensor."""

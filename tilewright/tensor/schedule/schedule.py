@@ -46,6 +46,7 @@ class Schedule:
         finally:
             self._depth -= 1
         decision = None
+        recorded: tuple[Any, ...]
         if name.startswith("sample_"):
             decision, recorded = result, ()
         else:
