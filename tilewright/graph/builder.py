@@ -133,10 +133,10 @@ def _rewrite(graph: Graph, rule: Rule, finish: Finish | None, regions: bool, new
         op = _substituted(op, new, lambda r: _rewrite(r, rule, None, True, new, GraphBuilder(r.name, b)) if regions
                           else r)
         b.loc = op.loc
-        for v in op.outputs:
-            b._names.setdefault(v.name, 0)
         result = rule(op, b)
         if result is None:
+            for v in op.outputs:  # not before: what replaces an operation may take its name
+                b._names.setdefault(v.name, 0)
             b.operations.append(op)
             continue
         changed = True
