@@ -17,11 +17,10 @@ from tilewright.graph.ops import (
     unary,
     view,
 )
-from tilewright.graph.registry import OPS, register
+from tilewright.graph.registry import register
 
 FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, layout, control)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:
-        if _record.name not in OPS:
-            register(_record)
+        register(_record)
