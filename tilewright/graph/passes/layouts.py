@@ -6,22 +6,29 @@ with `to_blocked` and `from_blocked` only where a blocked value meets an operato
 
     conv → relu → conv → flatten      becomes      to_blocked → conv' → relu → conv' → from_blocked → flatten
 
-Greedy and forward: an anchor takes the layout that it prefers; elementwise operators, pads and concatenations follow the
-layout in which their operands are at hand. Conversions are made when first needed and shared.
+Greedy and forward: an anchor takes the layout that it prefers; elementwise operators, pads, slices and concatenations
+follow the layout in which their operands are at hand. Conversions are made when first needed and shared. Channels beyond
+the logical number are zeros in what `to_blocked` and `conv` write and finite elsewhere; nothing reads them into a result.
 """
 from __future__ import annotations
 
-import numpy as np
-
 from tilewright.graph.builder import GraphBuilder, rewrite
-from tilewright.graph.ir import Graph, Operation, Value
+from tilewright.graph.ir import Graph, Operation, Value, used_values
 from tilewright.graph.ops.layout import to_blocked
+from tilewright.graph.passes.match import map_regions
 from tilewright.graph.registry import record_of
-from tilewright.loop.ir import as_int
+from tilewright.loop.ir import as_int, const
 from tilewright.target.target import Target
 
 FIRST_LAYER_CHANNELS = 4
 """A convolution of at most this many channels reads plain NCHW: blocks would be mostly padding."""
+PLACE_DEPENDENT = frozenset({"batch_norm", "trilu"})
+"""Operators of elementwise classes whose meaning depends on which axis is which."""
+FINITE_AT_ZERO = frozenset({
+    "add", "sub", "mul", "max", "min", "neg", "abs", "relu", "clip", "leaky_relu", "prelu", "elu", "selu", "celu", "sigmoid",
+    "silu", "hard_sigmoid", "hard_swish", "gelu", "softplus", "softsign", "mish", "tanh", "erf", "thresholded_relu", "shrink",
+    "floor", "ceil", "round", "trunc", "sin", "cos", "cast"})
+"""Operators that give finite numbers for the zeros beyond the last channel; others may work only on whole blocks."""
 
 
 def blocked_layouts(graph: Graph, target: Target) -> Graph:
@@ -29,25 +36,26 @@ def blocked_layouts(graph: Graph, target: Target) -> Graph:
     block = target.lanes(32)
     if block < 4:
         return graph
-    return _Layouts(block).run(graph)
+    graph = map_regions(graph, lambda region: blocked_layouts(region, target))
+    return _Layouts(block, graph).run()
 
 
 class _Layouts:
-    """One walk over the graph; `blocked` maps a plain value to its blocked twin, `plain` the other way."""
+    """One walk over a graph (not its regions); `blocked` maps a plain value to its blocked twin, `plain` the other way;
+    `channels` tells the number of channels of every blocked value."""
 
-    def __init__(self, block: int) -> None:
-        self.block = block
+    def __init__(self, block: int, graph: Graph) -> None:
+        self.block, self.graph = block, graph
         self.blocked: dict[Value, Value] = {}
         self.plain: dict[Value, Value] = {}
         self.channels: dict[Value, int] = {}
+        self.own = {v for op in graph.operations for v in op.outputs}
+        self.captured = {v for op in graph.operations if op.regions for v in used_values(op)}
 
-    def run(self, graph: Graph) -> Graph:
-        return rewrite(graph, self.visit, finish=self.finish)
+    def run(self) -> Graph:
+        return rewrite(self.graph, self.visit, finish=lambda outputs, b: [self.as_plain(v, b) for v in outputs])
 
-    def finish(self, outputs: list[Value], b: GraphBuilder) -> list[Value]:
-        return [self.as_plain(v, b) for v in outputs]
-
-    # ---- operands ------------------------------------------------------------------------------------------------------
+    # ---- operands ----------------------------------------------------------------------------------------------------
     def as_plain(self, v: Value, b: GraphBuilder) -> Value:
         """The value in NCHW."""
         if v not in self.channels:
@@ -55,8 +63,7 @@ class _Layouts:
         if v not in self.plain:
             c = self.channels[v]
             if all(as_int(d) == 1 for d in v.shape[2:-1]) and c % self.block == 0:
-                shape = (v.shape[0], c, *v.shape[2:-1])
-                self.plain[v] = b.add("reshape", [v], {"shape": shape}, name=v.name)
+                self.plain[v] = b.reshape(v, (v.shape[0], c, *v.shape[2:-1]), v.name)
             else:
                 self.plain[v] = b.add("from_blocked", [v], {"channels": c}, name=f"{v.name}_plain")
         return self.plain[v]
@@ -69,39 +76,48 @@ class _Layouts:
             c = as_int(v.shape[1]) or 0
             if v.data is not None:
                 twin = b.constant(to_blocked(v.data, self.block), name=f"{v.name}_blocked")
+            elif c % self.block == 0 and all(as_int(d) == 1 for d in v.shape[2:]):
+                twin = b.reshape(v, (v.shape[0], c // self.block, *v.shape[2:], self.block), f"{v.name}_blocked")
             else:
                 twin = b.add("to_blocked", [v], {"block": self.block}, name=f"{v.name}_blocked")
-            self.blocked[v] = twin
-            self.channels[twin] = c
+            self.blocked[v] = self.mark(twin, c)
         return self.blocked[v]
 
     def mark(self, v: Value, channels: int) -> Value:
         self.channels[v] = channels
         return v
 
-    # ---- operations ----------------------------------------------------------------------------------------------------
+    def made(self, op: Operation, inputs: list[Value | None], attrs: dict[str, object], channels: int,
+             b: GraphBuilder) -> Value:
+        """A blocked operation in place of `op`."""
+        return self.mark(b.add(op.op, inputs, attrs, name=op.output.name, loc=op.loc), channels)
+
+    # ---- operations --------------------------------------------------------------------------------------------------
     def visit(self, op: Operation, b: GraphBuilder) -> Value | list[Value] | None:
-        rule = {"conv": self.conv, "max_pool": self.pool, "avg_pool": self.pool, "pad": self.pad,
-                "concat": self.concat, "resize": self.resize, "reduce_mean": self.reduce, "reduce_max": self.reduce}.get(op.op)
-        if rule is not None:
-            new = rule(op, b)
-            if new is not None:
-                return new
-        elif record_of(op).fusion in ("elementwise", "broadcast") and len(op.outputs) == 1:
-            new = self.elementwise(op, b)
-            if new is not None:
-                return new
+        if not op.outputs or op.outputs[0] not in self.own:
+            return None  # inside a region, where this graph's values are plain
+        rule = {"conv": self.conv, "max_pool": self.pool, "avg_pool": self.pool, "pad": self.pad, "slice": self.slice,
+                "concat": self.concat, "resize": self.resize, "reduce_mean": self.reduce, "reduce_max": self.reduce,
+                "reduce_sum": self.reduce, "reduce_min": self.reduce}.get(op.op)
+        if rule is None and record_of(op).fusion in ("elementwise", "broadcast") and op.op not in PLACE_DEPENDENT:
+            rule = self.elementwise
+        new = None if rule is None or len(op.outputs) != 1 else rule(op, b)
+        if new is not None:
+            if op.output in self.captured and new in self.channels:
+                plain = self.as_plain(new, b)  # regions read it plain
+                self.blocked[plain] = new
+                return plain
+            return new
         if not any(v in self.channels for v in op.inputs if v is not None):
             return None
         inputs = [None if v is None else self.as_plain(v, b) for v in op.inputs]
-        out: Value | list[Value] = b.again(op, inputs)
-        return out
+        return list(b.add_all(op.op, inputs, op.attrs, name=op.outputs[0].name, loc=op.loc, regions=op.regions))
 
     def conv(self, op: Operation, b: GraphBuilder) -> Value | None:
-        """A 2-D convolution whose group has whole blocks of channels, or that is depthwise."""
+        """A 2-D convolution whose groups are whole blocks of channels, or that is depthwise."""
         x, w = op.inputs[0], op.inputs[1]
         assert x is not None and w is not None
-        if w.rank != 4 or not w.is_constant or x.dtype.name != "f32":
+        if w.rank != 4 or not w.is_constant or x.dtype.name != "f32" or op.output.dtype is not x.dtype:
             return None
         out_c, group = as_int(w.shape[0]) or 0, op.attrs["group"]
         in_c = (as_int(w.shape[1]) or 0) * group
@@ -110,108 +126,101 @@ class _Layouts:
             return None
         if out_c < self.block // 2:
             return None
-        attrs = {**op.attrs, "layout": "NCHWc", "in_layout": "NCHWc", "block": self.block}
-        if in_c <= FIRST_LAYER_CHANNELS and group == 1 and x not in self.channels:
-            src, attrs["in_layout"] = x, "NCHW"
-        else:
-            src = self.as_blocked(x, b)
-        src, attrs["pads"] = self.padded(src, op.attrs["pads"], attrs["in_layout"] == "NCHWc", 0.0, b)
-        return self.mark(b.add("conv", [src, w], attrs, name=op.output.name, loc=op.loc), out_c)
-
-    def padded(self, x: Value, pads: tuple[int, ...], blocked: bool, value: float,
-               b: GraphBuilder) -> tuple[Value, tuple[int, ...]]:
-        """Make a convolution's or pooling's border an operation of its own, which the producer's kernel will absorb."""
-        if not any(pads):
-            return x, pads
-        k = len(pads) // 2
-        tail = (0,) if blocked else ()
-        c = self.channels.get(x)
-        y = b.add("pad", [x], {"before": (0, 0, *pads[:k], *tail), "after": (0, 0, *pads[k:], *tail), "value": value},
-                  name=f"{x.name}_padded")
-        if c is not None:
-            self.channels[y] = c
-        return y, (0,) * len(pads)
+        plain = in_c <= FIRST_LAYER_CHANNELS and group == 1 and x not in self.channels and x not in self.blocked
+        src = x if plain else self.as_blocked(x, b)
+        attrs = {**op.attrs, "layout": "NCHWc", "in_layout": "NCHW" if plain else "NCHWc", "block": self.block}
+        return self.made(op, [src, w], attrs, out_c, b)
 
     def pool(self, op: Operation, b: GraphBuilder) -> Value | None:
-        x = op.inputs[0]
-        assert x is not None
-        if x not in self.channels or len(op.outputs) != 1:
+        x = self.at_hand(op.inputs[0])
+        if x is None or x.rank != 5:
             return None
-        return self.mark(b.add(op.op, [x], {**op.attrs, "layout": "NCHWc"}, name=op.output.name, loc=op.loc),
-                         self.channels[x])
+        return self.made(op, [x], {**op.attrs, "layout": "NCHWc"}, self.channels[x], b)
 
     def pad(self, op: Operation, b: GraphBuilder) -> Value | None:
-        x = op.inputs[0]
-        assert x is not None
+        x = self.at_hand(op.inputs[0])
         before, after = op.attrs["before"], op.attrs["after"]
-        if x not in self.channels or before[0] or after[0] or before[1] or after[1] or op.attrs["mode"] != "constant":
+        if x is None or any(as_int(d) != 0 for d in (*before[:2], *after[:2])):
             return None
-        attrs = {**op.attrs, "before": (*before, 0), "after": (*after, 0)}
-        return self.mark(b.add("pad", [x], attrs, name=op.output.name, loc=op.loc), self.channels[x])
+        return self.made(op, [x], {**op.attrs, "before": (*before, 0), "after": (*after, 0)}, self.channels[x], b)
+
+    def slice(self, op: Operation, b: GraphBuilder) -> Value | None:
+        """Along other axes than the channels, or of whole blocks of them."""
+        x, a = self.at_hand(op.inputs[0]), op.attrs
+        if x is None:
+            return None
+        start, size, step = as_int(a["starts"][1]), as_int(a["sizes"][1]), a["steps"][1]
+        if step != 1 or start is None or size is None or start % self.block:
+            return None
+        if size % self.block and start + size != self.channels[x]:
+            return None
+        blocks = -(-size // self.block)
+        attrs = {"starts": (a["starts"][0], start // self.block, *a["starts"][2:], 0),
+                 "sizes": (a["sizes"][0], blocks, *a["sizes"][2:], self.block), "steps": (*a["steps"], 1)}
+        return self.made(op, [x], attrs, size, b)
 
     def concat(self, op: Operation, b: GraphBuilder) -> Value | None:
+        """Along the channels if every operand but the last fills its blocks; along spatial axes always."""
         xs = [v for v in op.inputs if v is not None]
-        if not any(v in self.channels for v in xs) or op.attrs["axis"] != 1 or xs[0].dtype.name != "f32":
+        axis = op.attrs["axis"]
+        if not any(self.at_hand(v) for v in xs) or xs[0].dtype.name != "f32":
             return None
         counts = [self.channels[v] if v in self.channels else as_int(v.shape[1]) or 1 for v in xs]
-        if any(c % self.block for c in counts):
+        if axis == 1 and any(c % self.block for c in counts[:-1]):
             return None
-        return self.mark(b.add("concat", [self.as_blocked(v, b) for v in xs], {"axis": 1}, name=op.output.name, loc=op.loc),
-                         sum(counts))
+        channels = sum(counts) if axis == 1 else counts[0]
+        return self.made(op, [self.as_blocked(v, b) for v in xs], {"axis": axis}, channels, b)
 
     def resize(self, op: Operation, b: GraphBuilder) -> Value | None:
-        """Along spatial axes only: the same axes of the blocked tensor."""
-        x = op.inputs[0]
-        if x is None or x not in self.channels:
+        x, a = self.at_hand(op.inputs[0]), op.attrs
+        if x is None or as_int(a["sizes"][1]) != self.channels[x]:
             return None
-        sizes, scales = op.attrs["sizes"], op.attrs["scales"]
-        if sizes[0] != x.shape[0] or as_int(sizes[1]) != self.channels[x]:
-            return None
-        if scales is not None and scales[:2] != (1.0, 1.0):
-            return None
-        attrs = {**op.attrs, "sizes": (*x.shape[:2], *sizes[2:], x.shape[-1]),
-                 "scales": None if scales is None else (*scales, 1.0)}
-        return self.mark(b.add("resize", [x], attrs, name=op.output.name, loc=op.loc), self.channels[x])
+        sizes = (a["sizes"][0], x.shape[1], *a["sizes"][2:], const(self.block))
+        scales = None if a["scales"] is None else (*a["scales"], 1.0)
+        return self.made(op, [x], {**a, "sizes": sizes, "scales": scales}, self.channels[x], b)
 
     def reduce(self, op: Operation, b: GraphBuilder) -> Value | None:
-        """Over the spatial axes, keeping them as ones: the same axes of the blocked tensor."""
-        x = op.inputs[0]
-        if x not in self.channels or not op.attrs["keepdims"] or x is None:
+        """Over spatial axes: the same axes of the blocked tensor."""
+        x, axes = self.at_hand(op.inputs[0]), op.attrs["axes"]
+        if x is None or not axes or any(k < 2 for k in axes):
             return None
-        rank = x.rank - 1
-        axes = tuple(sorted(a % rank for a in op.attrs["axes"]))
-        if axes != tuple(range(2, rank)):
-            return None
-        return self.mark(b.add(op.op, [x], {**op.attrs, "axes": axes}, name=op.output.name, loc=op.loc), self.channels[x])
+        y = self.made(op, [x], {**op.attrs, "keepdims": True}, self.channels[x], b)
+        return y if op.attrs["keepdims"] else b.reshape(self.as_plain(y, b), op.output.shape, op.output.name)
+
+    def at_hand(self, v: Value | None) -> Value | None:
+        """The blocked form of a value, if there is one already."""
+        return v if v in self.channels else self.blocked.get(v) if v is not None else None
 
     def elementwise(self, op: Operation, b: GraphBuilder) -> Value | None:
-        """Blocked if some operand is, and every other is a scalar, or has the same channels, or one channel."""
-        owner = next((v for v in op.inputs if v in self.channels), None)
-        if owner is None:
+        """Blocked if some operand is, and every other has the same channels, or one."""
+        owner = next((self.at_hand(v) for v in op.inputs if self.at_hand(v) is not None), None)
+        if owner is None or not op.output.dtype.is_float:
             return None
         channels, rank = self.channels[owner], owner.rank - 1
+        if op.output.rank != rank or (channels % self.block and op.op not in FINITE_AT_ZERO):
+            return None
         new: list[Value | None] = []
         for v in op.inputs:
-            if v is None or v in self.channels:
-                if v is not None and self.channels[v] != channels:
-                    return None
-                new.append(v)
-            elif v.rank == 0 or all(as_int(d) == 1 for d in v.shape):
-                new.append(v if v.rank == 0 else self.flat_scalar(v, b))
-            elif v.rank == rank and as_int(v.shape[1]) == channels:
-                new.append(self.as_blocked(v, b))
-            elif v.rank == rank and as_int(v.shape[1]) == 1:
-                new.append(b.add("reshape", [v], {"shape": (*v.shape, 1)}, name=v.name))
-            elif v.rank == rank - 1 and as_int(v.shape[0]) == channels and v.data is not None:
-                new.append(self.as_blocked(b.constant(v.data[np.newaxis], name=v.name), b))
-            else:
+            follower = v if v is None or v in self.channels else self.follow(v, channels, rank, b)
+            if v is not None and (follower is None or self.channels.get(follower, channels) != channels):
                 return None
-        if all(v is None or self.channels.get(v) != channels for v in new):
-            return None
-        return self.mark(b.add(op.op, new, op.attrs, name=op.output.name, loc=op.loc), channels)
+            new.append(follower)
+        return self.made(op, new, op.attrs, channels, b)
 
-    def flat_scalar(self, v: Value, b: GraphBuilder) -> Value:
-        """One element, whatever its rank, as a scalar."""
+    def follow(self, v: Value, channels: int, rank: int, b: GraphBuilder) -> Value | None:
+        """A plain operand of an elementwise operation in a form that broadcasts against blocked ones of plain rank `rank`."""
+        if v.rank == 0:
+            return v
+        if v.rank > rank:
+            return None
+        shape = (*[const(1)] * (rank - v.rank), *v.shape)
+        if as_int(shape[1]) == 1:
+            return self.reshaped(v, (*shape, const(1)), b)
+        if as_int(shape[1]) != channels:
+            return None
+        return self.as_blocked(v if v.rank == rank else self.reshaped(v, shape, b), b)
+
+    def reshaped(self, v: Value, shape: tuple[object, ...], b: GraphBuilder) -> Value:
         if v.data is not None:
-            return b.constant(v.data.reshape(()), name=v.name)
-        return b.add("reshape", [v], {"shape": ()}, name=v.name)
+            return b.constant(v.data.reshape([as_int(d) for d in shape]), name=v.name)
+        return b.reshape(v, shape, v.name)
