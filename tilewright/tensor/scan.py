@@ -149,7 +149,7 @@ class _Step:
         def visit(n: Any) -> Any:
             if isinstance(n, Load) and n.buffer in self.before:
                 history, first = self.before[n.buffer]
-                return Guard(ZERO < t, Load(history, (t - 1, *n.indices)), Load(first, n.indices))
+                return Guard(t > ZERO, Load(history, (t - 1, *n.indices)), Load(first, n.indices))
             if isinstance(n, Load | Store) and n.buffer in self.timed:
                 return n.replace(buffer=self.timed[n.buffer], indices=(t, *n.indices))
             return n

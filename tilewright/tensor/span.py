@@ -7,14 +7,14 @@ a dimension.
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
 
 from tilewright.core.node import walk
 from tilewright.loop.affine import affine_of
 from tilewright.loop.bounds import Knowledge
-from tilewright.loop.ir import ZERO, Expr, FloorDiv, FloorMod, For, Le, Var, as_int, const
+from tilewright.loop.ir import ONE, ZERO, Expr, FloorDiv, FloorMod, For, Le, Lt, Var, as_int, const
 from tilewright.loop.simplify_expr import ExprSimplifier, Order
 
 Ranges = dict[Var, tuple[int | Expr | None, int | Expr | None]]
@@ -48,10 +48,51 @@ class Algebra:
     def __init__(self, loops: Sequence[For]) -> None:
         self.ranges = ranges_of(loops)
         self.known = Knowledge(self.ranges)
-        order = Order()
+        for f in loops:  # a place inside a loop is reached only if it runs
+            if as_int(f.extent) is None:
+                self.known = self.known.assuming(Lt(ZERO, f.extent))
+        self._order = Order()
         for v in self.ranges:
-            order.depth[v] = len(order.depth)
-        self._simplifier = ExprSimplifier(self.known, order, {}, {})
+            self._order.depth[v] = len(self._order.depth)
+        self._simplifier = ExprSimplifier(self.known, self._order, {}, {})
+
+    def assuming(self, conditions: Iterable[Expr]) -> Algebra:
+        """This algebra, knowing that some conditions hold."""
+        out = Algebra(())
+        out.ranges, out.known = self.ranges, self.known
+        for c in conditions:
+            out.known = out.known.assuming(c)
+        out._simplifier = ExprSimplifier(out.known, self._order, {}, {})
+        out._order = self._order
+        return out
+
+    def implies(self, domain: Sequence[tuple[Expr, Expr]], cond: Expr) -> bool:
+        """Whether `cond` holds wherever 0 <= e < n for all (e, n) of `domain`."""
+        inside, outside = self.known, self.known.assuming(cond, False)
+        for e, n in domain:
+            if outside.decide(Le(n, e)) is True or outside.decide(Lt(e, ZERO)) is True:
+                return True
+            inside = inside.assuming(Le(ZERO, e)).assuming(Lt(e, n))
+        return inside.decide(cond) is True
+
+    def narrowed(self, inner: Sequence[For], conditions: Iterable[Expr]) -> list[For]:
+        """The loops without the last steps in which the conditions surely do not hold."""
+        highest: dict[Expr, int] = {}
+        for c in conditions:
+            if not isinstance(c, Lt | Le):
+                continue
+            slack = self.simplify(c.b - c.a - (1 if isinstance(c, Lt) else 0))  # the condition: slack >= 0
+            for m, k in affine_of(slack, self.known.forms).terms.items():
+                if len(m) == 1 and isinstance(m[0], Var) and k < 0:
+                    most = self.known.interval(self.simplify(slack - m[0] * k))[1]
+                    if most is not None:
+                        highest[m[0]] = min(most // -k, highest.get(m[0], most // -k))
+        out = []
+        for f in inner:
+            n, hi = as_int(f.extent), highest.get(f.var)
+            small = n is not None and hi is not None and as_int(f.start) == 0 and 0 <= hi < n - 1
+            out.append(f.replace(extent=const((hi or 0) + 1)) if small else f)
+        return out
 
     def simplify(self, e: Expr) -> Expr:
         return self._simplifier.expr(e)
@@ -161,46 +202,60 @@ class Algebra:
     # ---- injectivity ---------------------------------------------------------------------------------------------------
     def determine(self, values: Sequence[Expr], inner: Mapping[Var, For]) -> bool:
         """Whether the values tell the inner variables apart: no two of their settings give the same values."""
+        told = self.told_apart(values, inner)
+        return all(v in told for v, f in inner.items() if as_int(f.extent) != 1)
+
+    def told_apart(self, values: Sequence[Expr], inner: Mapping[Var, For], widths: Sequence[int] = ()) -> set[Var]:
+        """The inner variables that are equal in any two settings of them with equal values. With `widths`: in any two with
+        which the intervals value .. value + width overlap, all of them."""
         known: set[Expr] = set()
-        for e in values:
-            self._decode(self.simplify(e), inner, known)
+        todo = [(self.simplify(e), w) for e, w in zip(values, widths or [0] * len(values), strict=True)]
         changed = True
         while changed:
             changed = False
+            for e, w in todo:
+                changed |= self._decode(e, w, inner, known)
             for a in list(known):
-                if isinstance(a, FloorDiv) and self.simplify(FloorMod(a.a, a.b)) in known:
-                    changed |= self._decode(a.a, inner, known)
+                if isinstance(a, FloorDiv) and self.simplify(FloorMod(a.a, a.b)) in known and a.a not in known:
+                    known.add(a.a)
+                    todo.append((a.a, 0))
+                    changed = True
                 if isinstance(a, FloorMod) and isinstance(a.a, FloorDiv) and a.a not in known:
                     above = self.simplify(a.a.a // (a.a.b * a.b))  # (x // m) % k beside x // (m * k) give x // m
                     if above in known or as_int(above) is not None:
                         known.add(a.a)
                         changed = True
-        return all(v in known for v, f in inner.items() if as_int(f.extent) != 1)
+        return {v for v in inner if v in known}
 
-    def _decode(self, e: Expr, inner: Mapping[Var, For], known: set[Expr]) -> bool:
-        """Learn the atoms of a sum whose coefficients form a mixed radix; whether something was learnt."""
-        found: list[tuple[int, Expr, int | None]] = []
+    def _decode(self, e: Expr, slack: int, inner: Mapping[Var, For], known: set[Expr]) -> bool:
+        """Learn the atoms of a sum, the greatest coefficient first, as long as a coefficient exceeds all that the lower
+        terms (and `slack`) can differ by; whether something was learnt."""
+        found: list[tuple[Expr, Expr, Expr | None]] = []
         for monomial, c in affine_of(e, self.known.forms).terms.items():
-            if not any(v in inner for a in monomial for v in vars_of(a)):
+            moving = [a for a in monomial if a not in known and any(v in inner and v not in known for v in vars_of(a))]
+            if not moving:
                 continue
-            if len(monomial) != 1:
-                return False
-            s = self._atom(monomial[0], inner)
-            found.append((abs(c), monomial[0], None if s is None else as_int(s.width)))
-        reach = 0
-        for c, _, w in sorted(found, key=lambda p: p[0]):
-            if c <= reach:
-                return False
-            if w is None and c != max(p[0] for p in found):
-                return False
-            reach += c * (w or 0)
-        new = {a for _, a, _ in found} - known
-        known |= new
-        return bool(new)
+            size: Expr = const(abs(c))
+            for a in monomial:
+                if a is not moving[0]:
+                    if any(v in inner for v in vars_of(a)) or not self.proves(Le(ONE, a)):
+                        return False
+                    size = size * a
+            s = self._atom(moving[0], inner)
+            found.append((size, moving[0], None if s is None else s.width))
+        found.sort(key=lambda p: (as_int(p[0]) is None, as_int(p[0]) or 0))
+        reach: list[Expr | None] = [const(slack)]
+        for size, _, width in found:
+            last = reach[-1]
+            reach.append(None if last is None or width is None else last + size * width)
+        learnt = False
+        for (size, a, _), below in zip(reversed(found), reversed(reach[:-1]), strict=True):
+            if below is None or not self.at_most(below + 1, size):
+                break
+            known.add(a)
+            learnt = True
+        return learnt
 
 
 def vars_of(e: Expr) -> set[Var]:
     return {e} if isinstance(e, Var) else {n for n in walk(e) if isinstance(n, Var)}
-
-
-

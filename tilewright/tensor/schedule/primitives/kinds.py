@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilewright.loop.ir import Block, For, Var, as_int
-from tilewright.tensor.regions import accesses, outputs
+from tilewright.loop.ir import For, Var, as_int
+from tilewright.tensor.schedule.order import carried
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
     BlockRef,
@@ -20,7 +20,6 @@ from tilewright.tensor.schedule.state import (
     refuse,
 )
 from tilewright.tensor.schedule.trace import primitive
-from tilewright.tensor.span import Algebra, vars_of
 
 MAX_UNROLL = 1024
 
@@ -78,57 +77,8 @@ def _set_kind(sch: Schedule, name: str, f: For, kind: str) -> None:
 
 
 def _require_parallel(sch: Schedule, name: str, f: For) -> None:
-    """Iterations are independent if each block below writes other elements in each iteration: the loop runs no reduction
-    of it, and different values of the loop give different instances."""
-    for b in blocks_under(f):
-        if _reads_other_instances(b):
-            refuse(name, f"block {b.name} reads elements that other instances of it write", sch.program, f.var)
-        for it, e in zip(b.iters, b.bindings, strict=True):
-            if it.kind == "reduce" and f.var in vars_of(e) and as_int(f.extent) != 1:
-                refuse(name, f"block {b.name} reduces over loop {f.var.name}", sch.program, f.var)
-        if not _distinct(sch, b, f) and not _private(sch, b, f):
-            refuse(name, f"block {b.name} may write the same elements of {outputs(b)[0].name} in different iterations of "
-                   f"loop {f.var.name}", sch.program, f.var)
-
-
-def _reads_other_instances(b: Block) -> bool:
-    """Whether a block reads what it writes anywhere but at the element that the same instance stores."""
-    reads, writes = accesses(b)
-    stored = {(a.buffer, a.indices) for a in writes}
-    return any(a.buffer in {w.buffer for w in writes} and (a.buffer, a.indices) not in stored for a in reads)
-
-
-def _distinct(sch: Schedule, b: Block, f: For) -> bool:
-    """Whether the spatial bindings tell different values of the loop apart, whatever the loops inside do."""
-    around = loops_around(sch.program, b)
-    algebra = Algebra(around)
-    inner = around[[g.var for g in around].index(f.var):]
-    moving = {g.var: g for g in inner if any(
-        g.var in vars_of(e) for it, e in zip(b.iters, b.bindings, strict=True) if it.kind == "spatial")}
-    if f.var not in moving:
-        return as_int(f.extent) == 1
-    spatial = [e for it, e in zip(b.iters, b.bindings, strict=True) if it.kind == "spatial"]
-    return algebra.determine(spatial, moving)
-
-
-def _private(sch: Schedule, b: Block, f: For) -> bool:
-    """Whether what the block writes is used under this loop only and is not a parameter: each iteration then has a copy of
-    its own, made when storage is placed inside the loop."""
-    for buffer in outputs(b):
-        if any(p is buffer for p in sch.program.params):
-            return False
-        users = _blocks_using(sch, buffer)
-        below = {id(x) for x in blocks_under(f)}
-        if not all(id(x) in below for x in users):
-            return False
-    return True
-
-
-def _blocks_using(sch: Schedule, buffer: object) -> list[Block]:
-    return [x for x in blocks_under(sch.program.body) if buffer in outputs(x) or buffer in _inputs_of(x)]
-
-
-def _inputs_of(b: Block) -> list[object]:
-    """Everything that a block reads, its own outputs included."""
-    from_reads = [a.buffer for a in accesses(b)[0]]
-    return list(dict.fromkeys(from_reads))
+    if not blocks_under(f):
+        raise ScheduleError(name, f"loop {f.var.name} has no block below", sch.program, f.var)
+    why = carried(sch.program, f)
+    if why is not None:
+        refuse(name, why, sch.program, f.var)

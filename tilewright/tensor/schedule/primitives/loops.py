@@ -24,12 +24,11 @@ from tilewright.loop.ir import (
     expr,
 )
 from tilewright.loop.substitute import substitute
-from tilewright.tensor.regions import conjunction, conjuncts, inputs, outputs
-from tilewright.tensor.schedule.nest import not_repeatable
+from tilewright.tensor.regions import conjunction, conjuncts
+from tilewright.tensor.schedule.order import reorder_hazard
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
     ScheduleError,
-    blocks_under,
     edit,
     find_loop,
     loops_around,
@@ -132,16 +131,14 @@ def reorder(sch: Schedule, *loops: Var) -> None:
             refuse("reorder", f"the extent of loop {f.var.name} depends on loop {next(iter(late)).name}, which would come "
                    "inside it", sch.program, f.var)
         seen.add(f.var)
-    for b in blocks_under(chain[-1]):
-        why = not_repeatable(b)
-        if why is not None:
-            refuse("reorder", f"the order of the instances of block {b.name} matters: {why}", sch.program, found[0].var)
-    if len(blocks_under(chain[-1])) > 1:
-        _independent(sch, chain, order)
     new: Stmt = chain[-1].body
     for f in reversed(order):
         new = f.replace(body=new)
-    sch.program = edit(sch.program, chain[0], new)
+    changed = edit(sch.program, chain[0], new)
+    why = reorder_hazard(sch.program, changed, chain, order)
+    if why is not None:
+        refuse("reorder", why, sch.program, found[0].var)
+    sch.program = changed
 
 
 @primitive
@@ -177,17 +174,6 @@ def _chain(sch: Schedule, name: str, top: For, bottom: For) -> list[For]:
             raise ScheduleError(name, f"the loops are not perfectly nested between {top.var.name} and {bottom.var.name}",
                                 sch.program, bottom.var)
     return [s for s in path if isinstance(s, For)]
-
-
-def _independent(sch: Schedule, chain: list[For], order: list[For]) -> None:
-    """Several blocks below: their order within an iteration stays, so nothing may pass between different iterations
-    of the loops that move; refused unless no block reads what another one there writes."""
-    below = blocks_under(chain[-1])
-    from_others = [(a, b) for a in below for b in below if a is not b]
-    for a, b in from_others:
-        if set(outputs(a)) & set(inputs(b)):
-            moved = next(f for f, c in zip(order, chain, strict=True) if f is not c) if order != chain else chain[0]
-            refuse("reorder", f"block {b.name} reads what block {a.name} writes in these loops", sch.program, moved.var)
 
 
 def _rebind(new: Stmt, old: Var, value: Expr, cut: Expr | None, around: list[For]) -> Stmt:

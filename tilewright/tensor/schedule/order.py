@@ -1,0 +1,250 @@
+"""In which order the instances of blocks may run: what lets loops change places, or run their iterations at once.
+
+In: a program, and loops of it. Out: None if another order surely computes the same, else the reason why it may not.
+Two instances must keep their order only if both touch an element and one of them writes it. What is used of a block
+(see also `tensor/regions.py`): its instances are points of its domain, each element is stored by the points of one spatial
+position, and updates along its reduction variables commute.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilewright.loop.ir import ZERO, Block, Buffer, Expr, For, Program, Var, as_int
+from tilewright.loop.substitute import substitute
+from tilewright.tensor.regions import (
+    Access,
+    Box,
+    accesses,
+    block_boxes,
+    conjuncts,
+    effective,
+    inputs,
+    loops_between,
+    outputs,
+    union,
+)
+from tilewright.tensor.schedule.nest import missing_input, reduces_over
+from tilewright.tensor.schedule.state import blocks, blocks_under, find_loop, is_parameter, loops_around
+from tilewright.tensor.span import Algebra, vars_of
+
+
+# ---- loops that change places ----------------------------------------------------------------------------------------
+def reorder_hazard(old: Program, new: Program, chain: Sequence[For], order: Sequence[For]) -> str | None:
+    """Why nesting the loops of `chain` in `order` (as in the program `new`) may change results, or None."""
+    below = blocks_under(chain[-1])
+    for b in below:
+        why = _instance_hazard(old, b, chain, order)
+        if why is not None:
+            return why
+    if len(below) < 2:
+        return None
+    moved = find_loop(new, order[0].var)
+    for buffer in dict.fromkeys(x for b in below for x in outputs(b)):
+        users = [b for b in below if any(a.buffer is buffer for part in accesses(b) for a in part)]
+        if len(users) < 2 or _apart(old, chain[0], [f.var for f in chain], users, buffer):
+            continue
+        why = _flow_hazard(new, moved, users, buffer)
+        if why is not None:
+            return why
+    return None
+
+
+def _flow_hazard(program: Program, loop: For, users: Sequence[Block], buffer: Buffer) -> str | None:
+    """Iterations share elements of `buffer`: that is fine if each makes all that it reads itself, however often others
+    make the same."""
+    under = {b.name: b for b in blocks_under(loop)}
+    for name in [b.name for b in users]:
+        c = under[name]
+        if buffer in outputs(c):
+            if buffer not in inputs(c) and any(a.buffer is buffer for a in accesses(c)[0]) and c.init is None:
+                return f"block {c.name} updates {buffer.name} in several iterations"
+            continue
+        for q in users:
+            if buffer in outputs(q):
+                why = missing_input(program, c, under[q.name])
+                if why is not None:
+                    return why
+    return None
+
+
+def _instance_hazard(program: Program, b: Block, chain: Sequence[For], order: Sequence[For]) -> str | None:
+    """Why the instances of one block may have to keep their order."""
+    around = loops_around(program, b)
+    algebra = Algebra(around)
+    running = effective(b, around[next(k for k, f in enumerate(around) if f.var is chain[0].var):], algebra)
+    keep = _must_keep(b, running, algebra)
+    if [f.var for f in chain if f.var in keep] == [f.var for f in order if f.var in keep]:
+        return None
+    elsewhere = _reads_elsewhere(b)
+    if elsewhere is not None:
+        return f"block {b.name} reads elements of {elsewhere.name} that other instances of it write"
+    if b.init is None:
+        return None
+    if not algebra.determine(list(b.bindings), {f.var: f for f in running}):
+        return f"block {b.name} may run an instance more than once: its sums would be started in between"
+    if not _starts_first(b, running, algebra):
+        return f"the first step of the reduction of block {b.name} may no longer come first"
+    return None
+
+
+def _must_keep(b: Block, running: Sequence[For], algebra: Algebra) -> set[Var]:
+    """The loops in which two instances that touch one element may differ: if these keep their order, so do the instances."""
+    reads, writes = accesses(b)
+    own = {a.buffer for a in writes}
+    if b.init is None and not any(a.buffer in own for a in reads):
+        return set()
+    bound = {it.var: e for it, e in zip(b.iters, b.bindings, strict=True)}
+    equal = _equal_iters(b, reads, writes, own)
+    fixed: set[Var] = set()
+    others = {v for it in b.iters if it.var not in equal for v in vars_of(bound[it.var])}
+    moving = {f.var: f for f in running}
+    for v in algebra.told_apart([bound[x] for x in equal], moving):
+        if v not in others:
+            fixed.add(v)
+    return {v for v, f in moving.items() if v not in fixed and as_int(f.extent) != 1}
+
+
+def _equal_iters(b: Block, reads: Sequence[Access], writes: Sequence[Access], own: set[Buffer]) -> list[Var]:
+    """Spatial variables that have one value in all instances that touch an element: they are an index by themselves, the
+    same one in every access of what the block writes."""
+    spatial = [it.var for it in b.iters if it.kind == "spatial"]
+    touching = [a for a in (*reads, *writes) if a.buffer in own]
+    if any(a.indices is None for a in touching):
+        return []
+    out = []
+    for v in spatial:
+        if all(any(a.indices is not None and d < len(a.indices) and a.indices[d] is v for d in range(a.buffer.rank))
+               for a in touching) and _same_place(v, touching):
+            out.append(v)
+    if out != spatial and all(a.indices == touching[0].indices for a in touching):
+        domain = [For(it.var, ZERO, it.extent, b.body) for it in b.iters]
+        told = Algebra(domain).told_apart(list(touching[0].indices or ()), {f.var: f for f in domain})
+        return [v for v in spatial if v in told]
+    return out
+
+
+def _same_place(v: Var, touching: Sequence[Access]) -> bool:
+    places: dict[Buffer, set[int]] = {}
+    for a in touching:
+        assert a.indices is not None
+        here = {d for d, e in enumerate(a.indices) if e is v}
+        places[a.buffer] = places.get(a.buffer, here) & here
+    return all(places.values())
+
+
+def _reads_elsewhere(b: Block) -> Buffer | None:
+    """A buffer of which the block reads other elements than the one that the same instance stores."""
+    reads, writes = accesses(b)
+    stored = {(a.buffer, a.indices) for a in writes}
+    own = {a.buffer for a in writes}
+    return next((a.buffer for a in reads if a.buffer in own and (a.buffer, a.indices) not in stored), None)
+
+
+def _starts_first(b: Block, running: Sequence[For], algebra: Algebra) -> bool:
+    """Whether, in any order of the loops, the first instance of an element is the one that starts its reduction: the
+    reduction has loops of its own, is at 0 in their first step, and that step is never cut."""
+    spatial = {v for it, e in zip(b.iters, b.bindings, strict=True) if it.kind == "spatial" for v in vars_of(e)}
+    reduced = [e for it, e in zip(b.iters, b.bindings, strict=True) if it.kind == "reduce"]
+    first: dict[Var, Expr] = {f.var: f.start for f in running if any(f.var in vars_of(e) for e in reduced)}
+    if any(v in spatial for v in first):
+        return False
+    if any(as_int(algebra.simplify(substitute(e, first))) != 0 for e in reduced):
+        return False
+    bound = dict(zip([it.var for it in b.iters], b.bindings, strict=True))
+    for c in conjuncts(b.predicate):
+        cond = substitute(c, bound)
+        if any(v in first for v in vars_of(cond)) and not algebra.proves(substitute(cond, first)):
+            return False
+    return True
+
+
+# ---- iterations that run at once -------------------------------------------------------------------------------------
+def carried(program: Program, loop: For) -> str | None:
+    """Why iterations of a loop may depend on each other, or None."""
+    if as_int(loop.extent) == 1:
+        return None
+    below = blocks_under(loop)
+    for buffer in dict.fromkeys(x for b in below for x in outputs(b)):
+        users = [b for b in below if any(a.buffer is buffer for part in accesses(b) for a in part)]
+        if _apart(program, loop, [loop.var], users, buffer):
+            continue
+        for b in users:
+            if buffer in outputs(b) and reduces_over(b, [loop]) is not None:
+                return f"block {b.name} reduces over loop {loop.var.name}"
+        if not _private(program, loop, users, buffer):
+            return (f"iterations of loop {loop.var.name} may touch the same elements of {buffer.name} "
+                    f"(block {next(b for b in users if buffer in outputs(b)).name})")
+    return None
+
+
+def _private(program: Program, loop: For, users: Sequence[Block], buffer: Buffer) -> bool:
+    """Whether each iteration may have a copy of `buffer`, made when storage is placed: nobody else uses it, and all that
+    an iteration reads was made in it."""
+    if is_parameter(program, buffer) or buffer.scope == "global":
+        return False
+    inside = {b.name for b in users}
+    for b in blocks(program):
+        if b.name not in inside and any(a.buffer is buffer for part in accesses(b) for a in part):
+            return False
+    started = any(buffer in outputs(b) and (b.init is not None or not any(a.buffer is buffer for a in accesses(b)[0]))
+                  for b in users)
+    if not started:
+        return False
+    return not any(_reads_elsewhere(b) is buffer for b in users) and _flow_hazard_in(program, loop, users, buffer) is None
+
+
+def _flow_hazard_in(program: Program, loop: For, users: Sequence[Block], buffer: Buffer) -> str | None:
+    for c in users:
+        for q in users:
+            if q is not c and buffer in outputs(q) and buffer in inputs(c):
+                why = missing_input(program, c, q)
+                if why is not None:
+                    return why
+    return None
+
+
+# ---- elements of different iterations ----------------------------------------------------------------------------------
+def _apart(program: Program, top: For, loops: Sequence[Var], users: Sequence[Block], buffer: Buffer) -> bool:
+    """Whether iterations that differ in one of `loops` (a chain that begins with `top`) touch different elements of a
+    buffer: by the boxes that they touch or, where all accesses have one index, by its digits."""
+    outer = loops_around(program, top)
+    chain = [top, *[f for f in _loops_below(top) if f.var in loops and f is not top]]
+    bottom = chain[-1]
+    box: Box | None = None
+    indices: set[tuple[Expr, ...] | None] = set()
+    inside: list[For] = []
+    algebra = Algebra([*outer, *chain])
+    for b in users:
+        inner = loops_between(bottom.body, b)
+        here = Algebra([*outer, *loops_between(top, b)])
+        found = [a for part in accesses(b) for a in part if a.buffer is buffer]
+        bound = dict(zip([it.var for it in b.iters], b.bindings, strict=True))
+        for a in found:
+            indices.add(None if a.indices is None else tuple([substitute(e, bound) for e in a.indices]))
+        inside = loops_between(top, b)
+        new = block_boxes(found, b, inner, here)[buffer]
+        box = new if box is None else union(box, new, here)
+    if box is None or None in indices:
+        return box is None
+    wanted = {f.var for f in (effective(users[0], chain, algebra) if len(users) == 1 else chain) if as_int(f.extent) != 1}
+    widths = [as_int(algebra.simplify(e - 1)) for e in box.extent]
+    starts = [s for s, w in zip(box.start, widths, strict=True) if w is not None]
+    told = algebra.told_apart(starts, {f.var: f for f in chain}, [w for w in widths if w is not None])
+    if wanted <= told:
+        return True
+    if len(indices) != 1:
+        return False
+    one = next(iter(indices)) or ()
+    exact = Algebra([*outer, *inside])
+    if len(users) == 1:
+        inside = effective(users[0], inside, exact)
+    return wanted <= exact.told_apart(list(one), {f.var: f for f in inside if any(f.var in vars_of(e) for e in one)})
+
+
+def _loops_below(top: For) -> list[For]:
+    """The loops of the single-child chain that begins with `top`."""
+    out = [top]
+    while isinstance(out[-1].body, For):
+        out.append(out[-1].body)
+    return out
+
