@@ -132,7 +132,7 @@ def _reduction(base: BlockInfo, body: Store, spatial: tuple[IterVar, ...], reduc
     if not isinstance(value, Add | Max | Min | Mul) or not _reads_itself(value, body):
         return info
     factors = _factors(value.b if _is_load_of(value.a, body) else value.a) if isinstance(value, Add) else None
-    if factors is None:
+    if factors is None or factors[0] == factors[1]:  # a sum of squares streams one operand: a plain reduction
         return _with(info, kind="window", windows=windows) if windows else info
     iters = frozenset(base.extents)
     ops = [_access(f.buffer, f.indices, iters) for f in factors]

@@ -16,10 +16,12 @@ from tilewright.graph.ops import (
     resize,
     unary,
     view,
+    winograd,
 )
 from tilewright.graph.registry import register
 
-FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, layout, control)
+FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, layout, control,
+            winograd)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:

@@ -5,13 +5,16 @@ facts of the target; no operator, model or shape is known by name.
 """
 from __future__ import annotations
 
-from tilewright.loop.ir import Program
+from collections.abc import Iterable
+
+from tilewright.core.node import walk
+from tilewright.loop.ir import Block, Load, Program, Store
 from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.regions import consumers
 from tilewright.tensor.rules.contraction import schedule_contraction
 from tilewright.tensor.rules.depthwise import schedule_depthwise
-from tilewright.tensor.rules.elementwise import schedule_elementwise
+from tilewright.tensor.rules.elementwise import near_producers, schedule_elementwise
 from tilewright.tensor.rules.epilogue import merge_chain
 from tilewright.tensor.rules.rows import schedule_rows
 from tilewright.tensor.schedule import state
@@ -24,25 +27,44 @@ def schedule_program(program: Program, target: Target, numerics: str = "default"
     sch = Schedule(program)
     inline_prologues(sch)
     infos = {b.name: classify(b) for b in state.blocks(sch.program)}
-    anchors = [i for i in infos.values() if i.kind == "contraction"]
+    anchors = [i for i in infos.values() if i.kind == "contraction" and (i.n or i.windows)]
     if len(anchors) == 1:
         anchor = sch.block(anchors[0].block.name)
         epilogue, fills = merge_chain(sch, anchor)
-        others = [b for b in state.blocks(sch.program)
-                  if b.name not in {anchor.name, *([epilogue.name] if epilogue else []), *[f.name for f in fills]}]
-        rule = schedule_depthwise if anchors[0].is_depthwise or not anchors[0].n else schedule_contraction
-        for b in others:
-            schedule_elementwise(sch, sch.block(b.name), target)
+        done = {anchor.name, *([epilogue.name] if epilogue else []), *[f.name for f in fills]}
+        rule = schedule_contraction if anchors[0].n else schedule_depthwise
         rule(sch, anchor, epilogue, target)
+        schedule_spatial_blocks(sch, target, skip=done)
         for f in fills:
             schedule_elementwise(sch, f, target)
         return sch
     if any(i.kind in ("reduction", "window", "contraction") for i in infos.values()):
         schedule_rows(sch, target)
         return sch
-    for b in state.blocks(sch.program):
-        schedule_elementwise(sch, sch.block(b.name), target)
+    schedule_spatial_blocks(sch, target)
     return sch
+
+
+def schedule_spatial_blocks(sch: Schedule, target: Target, skip: Iterable[str] = ()) -> None:
+    """Schedule the blocks without reductions, readers before the producers that they draw to themselves."""
+    seen = set(skip)
+    while True:
+        left = [b for b in state.blocks(sch.program) if b.name not in seen and b.init is None
+                and all(it.kind == "spatial" for it in b.iters) and not in_scheduled_nest(sch, b)]
+        if not left:
+            return
+        block = left[-1]
+        seen.add(block.name)
+        seen |= {p.name for p in near_producers(sch, block)}
+        before = {b.name for b in state.blocks(sch.program)}
+        schedule_elementwise(sch, sch.block(block.name), target)
+        seen |= {b.name for b in state.blocks(sch.program)} - before
+
+
+def in_scheduled_nest(sch: Schedule, block: Block) -> bool:
+    """Whether a rule has already given the loops around a block their kinds, or put it beside another block."""
+    loops = state.loops_around(sch.program, block)
+    return any(f.kind != "serial" for f in loops) or (bool(loops) and len(state.blocks_under(loops[0])) > 1)
 
 
 def inline_prologues(sch: Schedule) -> None:
@@ -57,17 +79,24 @@ def inline_prologues(sch: Schedule) -> None:
             if info.kind not in ("elementwise", "injective") or not readers:
                 continue
             kinds = [classify(r).kind for r in readers]
-            alone = len(readers) == 1 and kinds[0] in ("elementwise", "injective") and not reads_reduction(sch, block.name)
+            alone = (len(readers) == 1 and kinds[0] in ("elementwise", "injective") and reads_once(readers[0], info)
+                     and not reads_reduction(sch, block.name))
             if is_view(info) or alone:
                 sch.compute_inline(sch.block(block.name))
                 changed = True
                 break
 
 
+def reads_once(reader: Block, info: BlockInfo) -> bool:
+    """Whether each instance of `reader` uses one element of what the block computes: inlining repeats no work then."""
+    assert info.out is not None
+    return len({n for n in walk(reader.body) if isinstance(n, Load) and n.buffer is info.out.buffer}) == 1
+
+
 def is_view(info: BlockInfo) -> bool:
     """A block that only moves elements: its value is one load."""
-    from_load = getattr(info.block.body, "value", None)
-    return type(from_load).__name__ == "Load"
+    body = info.block.body
+    return isinstance(body, Store) and isinstance(body.value, Load)
 
 
 def reads_reduction(sch: Schedule, name: str) -> bool:

@@ -4,9 +4,10 @@ In: a Schedule whose blocks follow an anchor. Out: at most one consumer block, w
 """
 from __future__ import annotations
 
-from tilewright.loop.ir import Block, Guard, Select, Store, Var, as_int
-from tilewright.tensor.classify import classify
-from tilewright.tensor.regions import consumers
+from tilewright.core.node import walk
+from tilewright.loop.ir import Block, Const, Guard, Le, Load, Lt, Select, Store, Var, as_int
+from tilewright.tensor.classify import classify, vars_of
+from tilewright.tensor.regions import conjuncts, consumers
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef
@@ -48,6 +49,8 @@ def merge_chain(sch: Schedule, anchor: BlockRef) -> tuple[BlockRef | None, list[
         after = consumers(sch.program, state.find_block(sch.program, at))
         if len(after) != 1 or classify(after[0]).kind not in ("elementwise", "injective"):
             break
+        if not reads_at_one_place(after[0], state.find_block(sch.program, at)):
+            break
         at = sch.block(after[0].name)
         chain.append(at)
     if not chain:
@@ -60,8 +63,19 @@ def merge_chain(sch: Schedule, anchor: BlockRef) -> tuple[BlockRef | None, list[
     return chain[-1], fills
 
 
+def reads_at_one_place(reader: Block, producer: Block) -> bool:
+    """Whether `reader` uses one element of what `producer` makes per instance: only then is it an epilogue."""
+    made = {n.buffer for n in walk(producer.body) if isinstance(n, Store)}
+    return len({n.indices for n in walk(reader.body) if isinstance(n, Load) and n.buffer in made}) == 1
+
+
 def is_padding(block: Block) -> bool:
     """Whether a block copies its input into the middle of a larger output and fills the rest with a constant."""
     if not isinstance(block.body, Store) or block.init is not None:
         return False
-    return isinstance(block.body.value, Guard | Select) and classify(block).kind == "injective"
+    value = block.body.value
+    if not isinstance(value, Guard | Select) or not isinstance(value.b, Const):
+        return False
+    own = {it.var for it in block.iters}
+    return all(isinstance(c, Lt | Le) and vars_of(c) <= own and not any(isinstance(n, Load) for n in walk(c))
+               for c in conjuncts(value.cond))

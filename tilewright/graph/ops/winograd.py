@@ -1,0 +1,193 @@
+"""Convolution by Winograd's minimal filtering, F(m×m, 3×3): fewer multiplications for 3×3 windows of stride 1.
+
+Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A on tiles of m×m outputs (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks,
+2016); the matrices come from the points by the Toom–Cook construction, in exact fractions. The weights' transform is an
+operation of its own on constants, done while compiling. The order of sums differs from the direct form: m = 2 with the
+points 0, ±1 loses about a digit less than m = 4, for which 0, ±3/4, ±3/2 are better conditioned than 0, ±1, ±2.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from tilewright.graph.infer import ceil_div, dim, expect, expect_rank, operands
+from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ops.layout import from_blocked, to_blocked
+from tilewright.graph.registry import Array, Attr, OpRecord
+from tilewright.loop.ir import Expr, Select, as_int, const
+from tilewright.tensor import compute as tc
+from tilewright.tensor.compute import Tensor, compute, reduce_axis
+
+KERNEL = 3
+POINTS = {2: (Fraction(0), Fraction(1), Fraction(-1)),
+          4: (Fraction(0), Fraction(3, 4), Fraction(-3, 4), Fraction(3, 2), Fraction(-3, 2))}
+"""The finite evaluation points for each tile size; infinity is one more."""
+
+Matrix = tuple[tuple[Fraction, ...], ...]
+
+
+@functools.cache
+def matrices(m: int) -> tuple[Matrix, Matrix, Matrix]:
+    """(Aᵀ [m, n], G [n, 3], Bᵀ [n, n]) for n = m + 2. Rows of Bᵀ are scaled to integers over a small power of two, and the
+    rows of G inversely."""
+    points = POINTS[m]
+    n = m + KERNEL - 1
+    at = [[p**i for p in points] + [Fraction(int(i == m - 1))] for i in range(m)]
+    g: list[list[Fraction]] = []
+    bt: list[list[Fraction]] = []
+    for j, p in enumerate(points):
+        others = points[:j] + points[j + 1:]
+        scale = Fraction(1)
+        for q in others:
+            scale *= p - q
+        g.append([p**k / scale for k in range(KERNEL)])
+        bt.append([*_product(others), Fraction(0)])
+    g.append([Fraction(0)] * (KERNEL - 1) + [Fraction(1)])
+    bt.append(_product(points))
+    assert len(bt) == n
+    return tuple(map(tuple, at)), tuple(map(tuple, g)), tuple(map(tuple, bt))
+
+
+def _product(roots: Sequence[Fraction]) -> list[Fraction]:
+    """Coefficients of the product of (x - root), lowest power first."""
+    out = [Fraction(1)]
+    for r in roots:
+        out = [a - r * b for a, b in zip([Fraction(0), *out], [*out, Fraction(0)], strict=True)]
+    return out
+
+
+def _array(matrix: Matrix) -> Array:
+    return np.array([[float(x) for x in row] for row in matrix])
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+def transform_weights(w: Array, m: int) -> Array:
+    """[O, I, 3, 3] → G w Gᵀ as [n*n, I, O], computed in f64."""
+    g = _array(matrices(m)[1])
+    u = np.einsum("ia,ocab,jb->ijco", g, w.astype(np.float64), g, optimize=True)
+    return np.ascontiguousarray(u.reshape(-1, w.shape[1], w.shape[0]).astype(w.dtype))
+
+
+def _infer_weights(op: Operation) -> Sequence[TensorType]:
+    (w,) = operands(op, 1)
+    expect_rank(op, w, 4)
+    expect(as_int(w.shape[2]) == KERNEL and as_int(w.shape[3]) == KERNEL, "shape-mismatch",
+           f"winograd_weights: a 3×3 kernel is needed, not {w.type}")
+    n = op.attrs["m"] + KERNEL - 1
+    return [TensorType(w.dtype, (const(n * n), w.shape[1], w.shape[0]))]
+
+
+# ---- convolution -----------------------------------------------------------------------------------------------------
+def _infer(op: Operation) -> Sequence[TensorType]:
+    x, u = operands(op, 2)
+    m = op.attrs["m"]
+    expect_rank(op, x, 5)
+    expect_rank(op, u, 3)
+    block = x.shape[-1]
+    for axis, out in ((2, op.attrs["height"]), (3, op.attrs["width"])):
+        need = -(-out // m) * m + KERNEL - 1
+        expect(as_int(x.shape[axis]) == need, "shape-mismatch",
+               f"winograd_conv: {out} outputs in tiles of {m} read {need} inputs, the padded axis has {x.shape[axis]}")
+    return [TensorType(x.dtype, (x.shape[0], ceil_div(u.shape[2], as_int(block) or 1), const(op.attrs["height"]),
+                                 const(op.attrs["width"]), block))]
+
+
+def _numpy(attrs: dict[str, Any], x: Array, u: Array) -> Array:
+    m, height, width = attrs["m"], attrs["height"], attrs["width"]
+    at, _, bt = (_array(a) for a in matrices(m))
+    n, b = m + KERNEL - 1, x.shape[-1]
+    plain = from_blocked(x, u.shape[1]).astype(np.float64)
+    th, tw = -(-height // m), -(-width // m)
+    out = np.zeros((x.shape[0], u.shape[2], th * m, tw * m))
+    uu = u.reshape(n, n, *u.shape[1:]).astype(np.float64)
+    for ty in range(th):
+        for tx in range(tw):
+            d = plain[:, :, ty * m:ty * m + n, tx * m:tx * m + n]
+            v = np.einsum("ia,Ncab,jb->Nijc", bt, d, bt, optimize=True)
+            y = np.einsum("Nijc,ijco->Noij", v, uu, optimize=True)
+            out[:, :, ty * m:(ty + 1) * m, tx * m:(tx + 1) * m] = np.einsum("ai,Noij,bj->Noab", at, y, at, optimize=True)
+    return to_blocked(out[:, :, :height, :width].astype(x.dtype), b)
+
+
+def combination(row: Sequence[Fraction], terms: Callable[[int], Expr]) -> Expr:
+    """The sum of row[k] * terms(k) without the zeros; factors of ±1 cost no product."""
+    out: Expr | None = None
+    for k, c in enumerate(row):
+        if not c:
+            continue
+        t = terms(k)
+        if out is None:
+            out = t if c == 1 else -t if c == -1 else t * float(c)
+        else:
+            out = out + t if c == 1 else out - t if c == -1 else out + t * float(c)
+    assert out is not None
+    return out
+
+
+def linear(matrix: Matrix, i: Expr, terms: Callable[[int], Expr]) -> Expr:
+    """Row `i` of a constant matrix times a vector; a constant `i` (an unrolled loop) leaves one sum."""
+    out = combination(matrix[-1], terms)
+    for k in range(len(matrix) - 2, -1, -1):
+        out = Select(i.eq(k), combination(matrix[k], terms), out)
+    return out
+
+
+def _compute(op: Operation, x: Tensor, u: Tensor) -> Tensor:
+    """Input transform by columns and rows, one product per frequency, output transform by columns and rows."""
+    m, height, width = op.attrs["m"], op.attrs["height"], op.attrs["width"]
+    at, _, bt = matrices(m)
+    n, b = m + KERNEL - 1, as_int(x.shape[-1]) or 1
+    th, tw = -(-height // m), -(-width // m)
+    batch, blocks_in = x.shape[0], x.shape[1]
+    tiles = dim(batch * (th * tw))
+    out_c = as_int(u.shape[2]) or 0
+    in_c = as_int(u.shape[1]) or 0
+
+    def tile_of(p: Expr) -> tuple[Expr, Expr, Expr]:
+        return p // (th * tw), p // tw % th, p % tw
+
+    # d[i, a, p, c]: rows combined; v[(i, j), p, c]: columns combined
+    def rows(p: Expr, co: Expr, i: Expr, a: Expr, ci: Expr) -> Expr:
+        img, ty, tx = tile_of(p)
+        return linear(bt, i, lambda k: x[img, co, ty * m + k, tx * m + a, ci])
+    d = compute((tiles, blocks_in, n, n, b), rows, name="wino_rows")
+    v = compute((n, n, tiles, blocks_in, b),
+                lambda i, j, p, co, ci: linear(bt, j, lambda k: d[p, co, i, k, ci]), name="wino_input")
+    ico, ici = reduce_axis(blocks_in, "ico"), reduce_axis(b, "ici")
+
+    def product(f: Expr, p: Expr, o: Expr) -> Any:
+        c = ico.var * b + ici.var
+        weight: Expr = u[f, c, o]
+        if in_c % b:
+            weight = tc.if_then_else(c < in_c, weight, 0.0)
+        return tc.sum(v[f // n, f % n, p, ico, ici] * weight, axis=[ico, ici])
+    prod = compute((n * n, tiles, out_c), product, name="wino_product")
+
+    def back_rows(p: Expr, oo: Expr, i: Expr, j: Expr, oi: Expr) -> Expr:
+        o = oo * b + oi
+
+        def term(k: int) -> Expr:
+            value: Expr = prod[k * n + j, p, o]
+            return value if out_c % b == 0 else tc.if_then_else(o < out_c, value, 0.0)
+        return linear(at, i, term)
+    blocks_out = op.output.shape[1]
+    s = compute((tiles, blocks_out, m, n, b), back_rows, name="wino_back")
+
+    def back(img: Expr, oo: Expr, h: Expr, w: Expr, oi: Expr) -> Expr:
+        p = (img * th + h // m) * tw + w // m
+        return linear(at, w % m, lambda k: s[p, oo, h % m, k, oi])
+    return compute(op.output.shape, back, name="wino_output")
+
+
+_M = Attr("int", doc="outputs per tile and axis: 2 or 4")
+RECORDS = (
+    OpRecord("winograd_weights", "opaque", _infer_weights, lambda a, w: transform_weights(w, a["m"]), None, {"m": _M},
+             doc="[O, I, 3, 3] → [(m+2)², I, O]: G w Gᵀ."),
+    OpRecord("winograd_conv", "anchor", _infer, _numpy, _compute,
+             {"m": _M, "height": Attr("int", doc="of the output"), "width": Attr("int", doc="of the output")},
+             doc="x [N, C/b, H, W, b], padded to whole tiles, over transformed weights; 3×3, stride 1."),
+)
