@@ -14,11 +14,29 @@ from dataclasses import dataclass
 
 from tilewright.core.node import walk
 from tilewright.loop.ir import (
-    ONE, TRUE, ZERO, Address, And, Block, Buffer, Expr, For, FloorDiv, Le, Load, Lt, Program, Seq, Stmt, Store, Var, as_int,
+    ONE,
+    TRUE,
+    ZERO,
+    Address,
+    And,
+    Block,
+    Buffer,
+    Expr,
+    FloorDiv,
+    For,
+    Le,
+    Load,
+    Lt,
+    Program,
+    Seq,
+    Stmt,
+    Store,
+    Var,
+    as_int,
 )
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.schedule.state import blocks, iterate, path_to
-from tilewright.tensor.span import Algebra, Span
+from tilewright.tensor.span import Algebra, Span, vars_of
 
 
 @dataclass(frozen=True)
@@ -123,28 +141,36 @@ def own_conditions(block: Block) -> list[Expr]:
     return [c for c in conjuncts(block.predicate) if any(n in own for n in walk(c) if isinstance(n, Var))]
 
 
-def cuts_only_overshoot(block: Block, algebra: Algebra) -> bool:
-    """Whether the predicate leaves every point of the domain of the spatial variables: it says that iteration variables
-    lie in their domains, or leaves out steps of a reduction other than the first."""
+def cuts_only_overshoot(block: Block, algebra: Algebra, inner: Iterable[For]) -> bool:
+    """Whether the predicate leaves every point of the spatial domain that the loops `inner` visit: it says that iteration
+    variables lie in their domains, leaves out steps of a reduction other than the first, or is about inner loops that
+    no binding mentions and holds in their first step."""
+    parts = conjuncts(block.predicate)
+    if not parts:
+        return True
     bound = dict(zip([i.var for i in block.iters], block.bindings, strict=True))
     first = {i.var: ZERO for i in block.iters if i.kind == "reduce"}
-    return all(_within_domain(substitute(c, bound), block, algebra)
-               or algebra.proves(substitute(substitute(c, first), bound)) for c in conjuncts(block.predicate))
+    used = {v for e in block.bindings for v in vars_of(e)}
+    idle = {f.var: f.start for f in inner if f.var not in used}
+    domain = [(e, i.extent) for i, e in zip(block.iters, block.bindings, strict=True)]
+    for c in parts:
+        here = substitute(c, bound)
+        if not (algebra.implies(domain, here) or _within_domain(here, block, algebra)
+                or algebra.proves(substitute(substitute(c, first), bound)) or algebra.proves(substitute(here, idle))):
+            return False
+    return True
 
 
 def _within_domain(c: Expr, block: Block, algebra: Algebra) -> bool:
-    """`c` holds always, or is `binding >= 0`, `binding < extent`, or the latter said of the number that was divided."""
-    if algebra.proves(c):
-        return True
-    if isinstance(c, Le):
-        return as_int(c.a) == 0 and any(algebra.equal(c.b, e) for e in block.bindings)
-    if not isinstance(c, Lt):
+    """`c` is `binding >= 0`, `binding < extent`, or the latter said of the number that was divided."""
+    if not isinstance(c, Lt | Le):
         return False
+    slack = c.b - c.a - (1 if isinstance(c, Lt) else 0)  # the condition: slack >= 0
     for i, e in zip(block.iters, block.bindings, strict=True):
-        if algebra.equal(c.a - c.b, e - i.extent):
+        if algebra.equal(slack, e) or algebra.equal(slack, i.extent - 1 - e):
             return True
         e = algebra.simplify(e)
-        if isinstance(e, FloorDiv) and algebra.equal(e.a, c.a) and algebra.equal(c.b, i.extent * e.b):
+        if isinstance(e, FloorDiv) and algebra.equal(slack, i.extent * e.b - 1 - e.a):
             return True
     return False
 
@@ -158,7 +184,7 @@ def loops_between(root: Stmt, block: Block) -> list[For]:
 def access_box(access: Access, block: Block, inner: Sequence[For], algebra: Algebra) -> Box:
     """The box of one access of a block while the loops `inner` around it run."""
     buffer = access.buffer
-    running = {f.var: f for f in inner}
+    running = {f.var: f for f in effective(block, inner, algebra)}
     spans: list[Span | None] = [None] * buffer.rank
     if access.indices is not None:
         bound = dict(zip([i.var for i in block.iters], block.bindings, strict=True))
@@ -175,7 +201,30 @@ def access_box(access: Access, block: Block, inner: Sequence[For], algebra: Alge
         seen |= moving
         start.append(s.lo)
         extent.append(algebra.simplify(s.width + ONE))
-    return Box(buffer, tuple(start), tuple(extent), exact and cuts_only_overshoot(block, algebra))
+    if not exact and None not in spans:
+        exact = _fills(access, extent, seen, running, block, algebra)
+    return Box(buffer, tuple(start), tuple(extent), exact and cuts_only_overshoot(block, algebra, inner))
+
+
+def effective(block: Block, inner: Sequence[For], algebra: Algebra) -> list[For]:
+    """The loops around a block without steps in which its predicate surely does not hold."""
+    bound = dict(zip([i.var for i in block.iters], block.bindings, strict=True))
+    parts = conjuncts(block.predicate)
+    return algebra.narrowed(inner, [substitute(c, bound) for c in parts]) if parts else list(inner)
+
+
+def _fills(access: Access, extent: list[Expr], moving: frozenset[Var], running: dict[Var, For], block: Block,
+           algebra: Algebra) -> bool:
+    """Whether an access takes every element of its box because it takes as many different ones as there are."""
+    assert access.indices is not None
+    loops = {v: running[v] for v in moving}
+    points = elements = 1
+    for f in loops.values():
+        points *= as_int(f.extent) or 0
+    for e in extent:
+        elements *= as_int(e) or 0
+    bound = dict(zip([i.var for i in block.iters], block.bindings, strict=True))
+    return points == elements > 0 and algebra.determine([substitute(i, bound) for i in access.indices], loops)
 
 
 def union(a: Box, b: Box, algebra: Algebra) -> Box:

@@ -140,10 +140,12 @@ class Run:
             if not b.updates or (b.starts and first):
                 self.count[key] = 1 if b.updates or not b.reduced else 0
             else:
+                if not b.starts and not self.count[key]:
+                    self.wrong.append(f"{b.name} updates {s.buffer.name}{key[1]}, which was never started")
                 self.count[key] += 1
             if self.count[key] > self.full[key] > 0:
                 self.wrong.append(f"{b.name} updates {s.buffer.name}{key[1]} too often")
-            if self.parallel and s.buffer in self.params:
+            if self.parallel and (s.buffer in self.params or b.updates and not b.starts):
                 if self.raced.setdefault(key, tuple(self.parallel)) != tuple(self.parallel):
                     self.wrong.append(f"{b.name} writes {s.buffer.name}{key[1]} in several parallel iterations")
 

@@ -7,15 +7,48 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from tilewright.loop.ir import (
-    ONE, TRUE, ZERO, Allocate, Block, Buffer, Expr, FloorDiv, FloorMod, For, IterVar, Le, Let, Lt, Program, Seq, Stmt, Var,
-    as_int, seq,
-)
 from tilewright.loop.affine import affine_of
-from tilewright.loop.substitute import free_vars, substitute
+from tilewright.loop.ir import (
+    ONE,
+    TRUE,
+    ZERO,
+    Allocate,
+    Block,
+    Buffer,
+    Expr,
+    FloorDiv,
+    FloorMod,
+    For,
+    IterVar,
+    Le,
+    Let,
+    Lt,
+    Program,
+    Seq,
+    Stmt,
+    Var,
+    as_int,
+    seq,
+)
+from tilewright.loop.substitute import substitute
 from tilewright.tensor.regions import (
-    Access, Box, accesses, block_boxes, conjunction, consumers, contains, cuts_only_overshoot, disjoint, inputs, loops_between,
-    outputs, own_conditions, statements, writers,
+    Access,
+    Box,
+    accesses,
+    block_boxes,
+    conjunction,
+    conjuncts,
+    consumers,
+    contains,
+    cuts_only_overshoot,
+    disjoint,
+    effective,
+    inputs,
+    loops_between,
+    outputs,
+    own_conditions,
+    statements,
+    writers,
 )
 from tilewright.tensor.schedule.state import blocks, loops_around, path_to
 from tilewright.tensor.span import Algebra, vars_of
@@ -32,9 +65,11 @@ def build_nest(block: Block, part: Part, outer: Sequence[For]) -> tuple[Stmt, li
     """Perfectly nested serial loops, one per iteration variable in their order (those of one step included), that run a
     part of `block`; the part is cut to the domain by the predicate where it may go beyond. Returns the new loops, too."""
     algebra = Algebra(outer)
-    loops, bindings, cuts = [], [], []
+    loops: list[tuple[Var, Expr]] = []
+    bindings: list[Expr] = []
+    cuts: list[Expr] = []
     for i, (start, extent) in zip(block.iters, part, strict=True):
-        start, extent = algebra.simplify(start), algebra.simplify(extent)
+        start, extent = _clipped(algebra.simplify(start), algebra.simplify(extent), i)
         v = Var(i.var.name)
         binding = v + start if as_int(start) == 0 else start + v
         loops.append((v, extent))
@@ -50,9 +85,18 @@ def build_nest(block: Block, part: Part, outer: Sequence[For]) -> tuple[Stmt, li
     return nest, [v for v, _ in loops]
 
 
+def _clipped(start: Expr, extent: Expr, i: IterVar) -> tuple[Expr, Expr]:
+    """A constant range without what lies outside of the domain."""
+    s, e, n = as_int(start), as_int(extent), as_int(i.extent)
+    if s is None or e is None or n is None:
+        return start, extent
+    low, high = max(s, 0), min(s + e, n)
+    return (ZERO + low, ZERO + (high - low)) if low < high else (start, extent)
+
+
 def part_below(block: Block, inner: Sequence[For], algebra: Algebra) -> Part:
     """The part of its domain that a block runs while the loops `inner` do (reductions and unknown spans: whole)."""
-    running = {f.var: f for f in inner}
+    running = {f.var: f for f in effective(block, inner, algebra)}
     part: Part = []
     for i, e in zip(block.iters, block.bindings, strict=True):
         s = algebra.span(e, running)
@@ -215,7 +259,7 @@ def runs_whole_domain(program: Program, block: Block) -> bool:
     """Whether the loops around a block surely run its whole domain."""
     loops = loops_around(program, block)
     algebra = Algebra(loops)
-    running = {f.var: f for f in loops}
+    running = {f.var: f for f in effective(block, loops, algebra)}
     seen: set[Var] = set()
     for i, e in zip(block.iters, block.bindings, strict=True):
         s = algebra.span(e, running)
@@ -224,7 +268,7 @@ def runs_whole_domain(program: Program, block: Block) -> bool:
                 return False
         else:
             seen |= s.vars
-    return cuts_only_overshoot(block, algebra)
+    return cuts_only_overshoot(block, algebra, loops)
 
 
 def _is_digit_of_whole(e: Expr, block: Block, algebra: Algebra) -> bool:
@@ -293,9 +337,13 @@ def missing_input(program: Program, block: Block, only: Block | None = None) -> 
 def _covers(program: Program, q: Block, block: Block, buffer: Buffer, reads: list[Access], shared: list[For]) -> bool:
     root: Stmt = shared[-1].body if shared else program.body
     qi, bi = loops_between(root, q), loops_between(root, block)
-    written = block_boxes([a for a in accesses(q)[1] if a.buffer is buffer], q, qi, Algebra([*shared, *qi]))[buffer]
+    outside = {f.var for f in shared}
+    bound = rebound(block)
+    holds = [c for c in (substitute(c, bound) for c in conjuncts(block.predicate)) if vars_of(c) <= outside]
+    algebra = Algebra([*shared, *qi]).assuming(holds)
+    written = block_boxes([a for a in accesses(q)[1] if a.buffer is buffer], q, qi, algebra)[buffer]
     read = block_boxes([a for a in reads if a.buffer is buffer], block, bi, Algebra([*shared, *bi]))[buffer]
-    return written.exact and contains(written, read, Algebra(shared))
+    return written.exact and contains(written, read, Algebra(shared).assuming(holds))
 
 
 def starved_consumer(program: Program, block: Block) -> str | None:
@@ -313,36 +361,59 @@ def shared_writer(program: Program, block: Block) -> str | None:
         for q in writers(program, buffer):
             if q is block:
                 continue
-            boxes = []
-            for b in (q, block):
-                around = loops_around(program, b)
-                found = [a for a in accesses(b)[1] if a.buffer is buffer]
-                boxes.append(block_boxes(found, b, around, Algebra(around))[buffer])
-            if not disjoint(boxes[0], boxes[1], Algebra([])):
+            mine, other = (box_of_domain(b, [a for a in accesses(b)[1] if a.buffer is buffer]) for b in (block, q))
+            if not disjoint(mine, other, Algebra([])):
                 return f"block {q.name} writes {buffer.name}, too"
     return None
 
 
+def box_of_domain(block: Block, found: Sequence[Access]) -> Box:
+    """The box of some accesses of one buffer over the whole domain of their block."""
+    fresh = [For(Var(i.var.name), ZERO, i.extent, Seq(())) for i in block.iters]
+    over_all = block.replace(bindings=tuple([f.var for f in fresh]), predicate=TRUE)
+    return block_boxes(found, over_all, fresh, Algebra(fresh))[found[0].buffer]
+
+
 def not_repeatable(block: Block) -> str | None:
-    """Why running an instance of `block` twice, or in another order, may differ, or None."""
-    reads, writes = accesses(block)
-    stored = {(a.buffer, a.indices) for a in writes}
-    for a in reads:
-        if any(a.buffer is w.buffer for w in writes):
-            if (a.buffer, a.indices) not in stored or block.init is None:
-                return f"it reads {a.buffer.name}, which it writes itself"
+    """Why running an instance of `block` twice may differ, or None."""
+    if updates_only(block):
+        return f"it updates {outputs(block)[0].name}, which another block initialises"
+    return reads_elsewhere(block)
+
+
+def updates_only(block: Block) -> bool:
+    """Whether a block updates what another block initialises."""
+    return block.init is None and bool(set(outputs(block)) & {a.buffer for a in accesses(block)[0]})
+
+
+def moved_update(program: Program, block: Block) -> str | None:
+    """Why a block that only updates may, at its place, update an element more than once or before it was initialised, or
+    None."""
+    if not updates_only(block):
+        return None
+    around = loops_around(program, block)
+    algebra = Algebra(around)
+    if not algebra.determine(block.bindings, {f.var: f for f in effective(block, around, algebra)}):
+        return "an update may be run in several steps of the loops around it"
+    order = {id(b): k for k, b in enumerate(blocks(program))}
+    for buffer in outputs(block):
+        for q in writers(program, buffer):
+            if q is not block and (order[id(q)] > order[id(block)] or shared_loops(program, q, block)):
+                return f"block {q.name} may initialise {buffer.name} in between"
     return None
 
 
-def clashing_input(program: Program, block: Block) -> set[Var]:
-    """Variables that a block's body uses besides its own (there should be none but parameters)."""
-    return set(free_vars(block.body)) - {p for p in program.params if isinstance(p, Var)} - {i.var for i in block.iters}
+def reads_elsewhere(block: Block) -> str | None:
+    """Why the order of a block's instances may matter, or None: it reads elements that other instances write. (Updates of
+    one element by a reduction commute.)"""
+    reads, writes = accesses(block)
+    stored = {(a.buffer, a.indices) for a in writes}
+    for a in reads:
+        if any(a.buffer is w.buffer for w in writes) and (a.buffer, a.indices) not in stored:
+            return f"it reads {a.buffer.name}, which it writes itself"
+    return None
 
 
 def rebound(block: Block) -> dict[Var, Expr]:
     """The bindings of a block as a substitution."""
     return dict(zip([i.var for i in block.iters], block.bindings, strict=True))
-
-
-__all__ = ["TRUE", "Part", "build_nest", "fitted", "insert", "invert", "missing_input", "not_repeatable", "part_below",
-           "rebound", "reduces_over", "runs_whole_domain", "shared_loops", "shared_writer", "substitute", "whole"]

@@ -8,14 +8,25 @@ Primitives live in `tensor/schedule/primitives/`, one idea per file; the methods
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tilewright.loop.ir import For, IntoExpr, Program, Var
+from tilewright.core.errors import UserError
+from tilewright.loop.ir import Buffer, For, IntoExpr, Program, Var
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.primitives import primitive_named
-from tilewright.tensor.schedule.state import BlockRef
-from tilewright.tensor.schedule.trace import Instruction, Ref, Trace, from_refs, to_refs
+from tilewright.tensor.schedule.index_map import IndexFunction, IndexMap
+from tilewright.tensor.schedule.state import BlockRef, ScheduleError
+from tilewright.tensor.schedule.trace import UNDECIDED, Decided, Instruction, Ref, Trace, from_refs, plain, to_refs
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight was laid out: the buffer as the caller has it, where its elements go, what is between them."""
+    original: Buffer
+    index_map: IndexMap
+    pad_value: float | None
 
 
 class Schedule:
@@ -24,8 +35,9 @@ class Schedule:
 
     def __init__(self, program: Program, decisions: dict[int, Any] | None = None) -> None:
         self.program = program
-        self.trace = Trace()
+        self.trace = Trace(sizes=tuple([p for p in program.params if isinstance(p, Var)]))
         self.prepacks: dict[str, Program] = {}
+        self.layouts: dict[str, Layout] = {}
         self._refs: dict[Any, Ref] = {}
         self._count = 0
         self._decisions = decisions or {}
@@ -33,28 +45,45 @@ class Schedule:
 
     # ---- recording ---------------------------------------------------------------------------------------------------
     def apply(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Run a primitive and record it. Primitives may call each other: only the outermost call is recorded."""
+        """Run a primitive and record it. Primitives may call each other: only the outermost call is recorded. One that
+        raises leaves program and trace as they were."""
+        run = primitive_named(name)
         if self._depth:
-            return primitive_named(name)(self, *args, **kwargs)
-        saved = self.program
-        self._depth += 1
+            return run(self, *args, **kwargs)
+        given = self._recorded(name, args), tuple([(k, self._recorded(name, v)) for k, v in kwargs.items()])
+        saved = self.program, self.prepacks, self.layouts
+        self._depth = 1
         try:
-            result = primitive_named(name)(self, *args, **kwargs)
-        except Exception:
-            self.program = saved  # a refused primitive leaves nothing half done
+            result = run(self, *plain(args), **{k: plain(v) for k, v in kwargs.items()})
+        except BaseException:
+            self.program, self.prepacks, self.layouts = saved
             raise
         finally:
-            self._depth -= 1
-        decision = None
-        recorded: tuple[Any, ...]
+            self._depth = 0
         if name.startswith("sample_"):
-            decision, recorded = result, ()
-        else:
-            recorded = () if result is None else tuple(result) if isinstance(result, tuple | list) else (result,)
-        given = to_refs(args, self._refs), tuple((k, to_refs(v, self._refs)) for k, v in kwargs.items())
-        self.trace.instructions.append(
-            Instruction(name, *given, tuple(self._remember(h) for h in recorded), decision))
+            return self._decide(name, given, result)
+        handles = () if result is None else tuple(result) if isinstance(result, tuple | list) else (result,)
+        self.trace.instructions.append(Instruction(name, *given, tuple([self._remember(h) for h in handles])))
         return result
+
+    def _recorded(self, name: str, value: Any) -> Any:
+        try:
+            return to_refs(value, self._refs, self.trace.sizes)
+        except KeyError as e:
+            raise ScheduleError(name, f"loop {e.args[0].name} is no handle that this schedule has returned", self.program,
+                                hint="ask loops(block) for the loops around a block") from None
+
+    def _decide(self, name: str, given: tuple[Any, Any], value: Any) -> Any:
+        """Record a decision; a number keeps the instruction that it came from."""
+        results: tuple[Ref, ...] = ()
+        out = value
+        if type(value) is int:
+            out = Decided(value)
+            out.ref = Ref(self._count)
+            self._count += 1
+            results = (out.ref,)
+        self.trace.instructions.append(Instruction(name, *given, results, value))
+        return out
 
     def _remember(self, handle: Any) -> Ref:
         ref = Ref(self._count)
@@ -63,8 +92,8 @@ class Schedule:
         return ref
 
     def decided(self) -> Any:
-        """The decision given from outside for the instruction being applied, or None (used by sample_* primitives)."""
-        return self._decisions.get(len(self.trace.instructions))
+        """The decision given from outside for the instruction being applied, or UNDECIDED (for sample_* primitives)."""
+        return self._decisions.get(len(self.trace.instructions), UNDECIDED)
 
     # ---- looking -------------------------------------------------------------------------------------------------------
     def block(self, name: str) -> BlockRef:
@@ -136,26 +165,39 @@ class Schedule:
     def set_scope(self, block: BlockRef, index: int, scope: str) -> None:
         self.apply("set_scope", block, index, scope)
 
-    def transform_layout(self, block: BlockRef, buffer: str, index_map: Callable[..., Sequence[Any]],
-                         pad_value: float | None = None, allow_interface: bool = False) -> None:
+    def transform_layout(self, block: BlockRef, buffer: str, index_map: IndexFunction, pad_value: float | None = None,
+                         allow_interface: bool = False) -> None:
+        found = state.find_buffer(self.program, block, buffer)
+        if found is not None:
+            try:
+                index_map = IndexMap.of(index_map, found.rank)  # as data: a trace can show it
+            except UserError as e:
+                raise ScheduleError("transform_layout", f"{e.message}, which {buffer} has", self.program, block) from e
         self.apply("transform_layout", block, buffer, index_map, pad_value=pad_value, allow_interface=allow_interface)
 
     # ---- decisions -----------------------------------------------------------------------------------------------------
     def sample_tile(self, loop: Var, candidates: Sequence[int], default: int) -> int:
-        return int(self.apply("sample_tile", loop, list(candidates), default))
+        return self.apply("sample_tile", loop, list(candidates), default)  # type: ignore[no-any-return]
 
     def sample_choice(self, candidates: Sequence[Any], default: Any) -> Any:
         return self.apply("sample_choice", list(candidates), default)
 
 
-def replay(trace: Trace, program: Program, decisions: dict[int, Any] | None = None) -> Schedule:
-    """Apply a trace to a program; `decisions` by instruction position override those in the trace."""
+def replay(trace: Trace, program: Program, decisions: Mapping[int, Any] | None = None) -> Schedule:
+    """Apply a trace to a program equal to the one it was recorded on; `decisions` by instruction position override those in
+    the trace. Raises ScheduleError where a primitive is not legal (any more), UserError for a decision about an
+    instruction that decides nothing."""
+    for k in decisions or ():
+        trace.check_decides(k)
     sch = Schedule(program, {**trace.decisions(), **(decisions or {})})
+    if len(trace.sizes) != len(sch.trace.sizes):
+        raise UserError("trace-program", f"the trace was recorded on a program with {len(trace.sizes)} symbolic sizes; "
+                        f"{program.name} has {len(sch.trace.sizes)}")
+    sizes = {old: new for old, new in zip(trace.sizes, sch.trace.sizes, strict=True) if old is not new}
     handles: list[Any] = []
     for ins in trace.instructions:
-        result = sch.apply(ins.name, *from_refs(ins.args, handles),
-                           **{k: from_refs(v, handles) for k, v in ins.kwargs})
+        result = sch.apply(ins.name, *from_refs(ins.args, handles, sizes),
+                           **{k: from_refs(v, handles, sizes) for k, v in ins.kwargs})
         if ins.results:
             handles.extend(result if isinstance(result, tuple | list) else (result,))
     return sch
-

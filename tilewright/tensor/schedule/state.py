@@ -10,7 +10,24 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from tilewright.core.errors import UserError
-from tilewright.loop.ir import Allocate, Block, Buffer, For, If, Let, Program, Seq, Stmt, Var, While, seq
+from tilewright.core.node import walk
+from tilewright.loop.ir import (
+    Address,
+    Allocate,
+    Block,
+    Buffer,
+    For,
+    If,
+    Let,
+    Load,
+    Program,
+    Seq,
+    Stmt,
+    Store,
+    Var,
+    While,
+    seq,
+)
 from tilewright.loop.printer import print_program
 
 
@@ -81,6 +98,14 @@ def find_block(program: Program, ref: BlockRef) -> Block:
             return s
     names = ", ".join(b.name for b in blocks(program))
     raise ScheduleError("block", f"the program has no block {ref.name!r} (it has {names})", program)
+
+
+def find_buffer(program: Program, ref: BlockRef, name: str) -> Buffer | None:
+    """The buffer of that name that a block reads or writes."""
+    for n in walk(find_block(program, ref)):
+        if isinstance(n, Load | Store | Address) and n.buffer.name == name:
+            return n.buffer
+    return None
 
 
 def find_loop(program: Program, var: Var) -> For:

@@ -11,15 +11,41 @@ from __future__ import annotations
 from tilewright.loop.ir import TRUE, Block, Buffer, For, IterVar, Load, Program, Stmt, Store, Var
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.regions import (
-    accesses, block_boxes, inputs, loops_between, outputs, readers, writers,
+    accesses,
+    block_boxes,
+    inputs,
+    loops_between,
+    outputs,
+    readers,
+    writers,
 )
 from tilewright.tensor.schedule.nest import (
-    Part, build_nest, fitted, insert, missing_input, part_below, reduces_over, shared_loops, shared_writer, whole,
+    Part,
+    build_nest,
+    fitted,
+    insert,
+    missing_input,
+    not_repeatable,
+    part_below,
+    reduces_over,
+    shared_loops,
+    shared_writer,
+    whole,
 )
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
-    BlockRef, ScheduleError, allocate, blocks_under, deallocate, edit, find_block, find_loop, fresh_name, is_parameter,
-    loops_around, refuse,
+    BlockRef,
+    ScheduleError,
+    allocate,
+    blocks_under,
+    deallocate,
+    edit,
+    find_block,
+    find_loop,
+    fresh_name,
+    is_parameter,
+    loops_around,
+    refuse,
 )
 from tilewright.tensor.schedule.trace import primitive
 from tilewright.tensor.span import Algebra
@@ -84,7 +110,7 @@ def cache_write(sch: Schedule, block: BlockRef, index: int = 0, scope: str = "lo
     stores = [a for a in accesses(b)[1] if a.buffer is target]
     if len(stores) != 1 or stores[0].indices is None:
         raise ScheduleError("cache_write", f"it stores {target.name} in several places", program, block)
-    why = shared_writer(program, b)
+    why = not_repeatable(b) or _interleaved(program, b)
     if why is not None:
         refuse("cache_write", why, program, block)
     cache = target.replace(name=f"{target.name}_{scope}", scope=scope, strides=None, data=None)
@@ -114,6 +140,17 @@ def cache_write(sch: Schedule, block: BlockRef, index: int = 0, scope: str = "lo
         refuse("cache_write", why, program, block)
     sch.program = new
     return BlockRef(name)
+
+
+def _interleaved(program: Program, b: Block) -> str | None:
+    """Why the copy might come in between the writes of another block, or None."""
+    clash = shared_writer(program, b)
+    if clash is not None:
+        for buffer in outputs(b):
+            for q in writers(program, buffer):
+                if q is not b and shared_loops(program, q, b):
+                    return clash
+    return None
 
 
 @primitive

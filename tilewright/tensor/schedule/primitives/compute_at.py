@@ -11,14 +11,38 @@ from __future__ import annotations
 from tilewright.core.errors import InternalError
 from tilewright.loop.ir import ZERO, Block, Buffer, For, Program, Stmt, Var
 from tilewright.tensor.regions import (
-    Box, accesses, block_boxes, consumers, loops_between, outputs, union,
+    Box,
+    accesses,
+    block_boxes,
+    consumers,
+    loops_between,
+    outputs,
+    union,
 )
 from tilewright.tensor.schedule.nest import (
-    Part, build_nest, insert, invert, missing_input, not_repeatable, shared_writer, whole,
+    Part,
+    build_nest,
+    insert,
+    invert,
+    missing_input,
+    moved_update,
+    reads_elsewhere,
+    runs_whole_domain,
+    shared_writer,
+    updates_only,
+    whole,
 )
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
-    BlockRef, ScheduleError, blocks_under, edit, find_block, find_loop, is_parameter, loops_around, refuse,
+    BlockRef,
+    ScheduleError,
+    blocks_under,
+    edit,
+    find_block,
+    find_loop,
+    is_parameter,
+    loops_around,
+    refuse,
 )
 from tilewright.tensor.schedule.trace import primitive
 from tilewright.tensor.span import Algebra
@@ -35,8 +59,8 @@ def compute_at(sch: Schedule, block: BlockRef, loop: Var) -> None:
     kept, reductions run whole. Where the box may leave the block's domain, its predicate cuts it. What several steps
     read is computed in each of them.
 
-    Legal if all consumers of the block are under `loop`, it writes no output of the program, nobody else writes what it
-    writes, and what it reads is finished at the new place. Raises ScheduleError.
+    Legal if a consumer is under `loop` and all consumers find what they read (an output of the program is read as a whole),
+    nobody else writes what the block writes, and what it reads is finished at the new place. Raises ScheduleError.
     """
     program = sch.program
     b, target = find_block(program, block), find_loop(program, loop)
@@ -45,7 +69,7 @@ def compute_at(sch: Schedule, block: BlockRef, loop: Var) -> None:
     part = needed_part(program, b, target, users)
     new = move(program, b, target, part, before=users)
     moved = find_block(new, block)
-    why = missing_input(new, moved)
+    why = missing_input(new, moved) or moved_update(new, moved) or _not_enough(new, moved, find_loop(new, loop))
     if why is not None:
         refuse(NAME, why, program, block)
     sch.program = new
@@ -57,15 +81,23 @@ def _check(program: Program, b: Block, target: For, block: BlockRef) -> None:
     if not any(u in under for u in users):
         what = "no block reads what it computes" if not users else f"no consumer of it is under loop {target.var.name}"
         raise ScheduleError(NAME, what, program, block)
-    for u in users:
-        if u not in under:
-            refuse(NAME, f"block {u.name} reads what it computes and is not under loop {target.var.name}", program, block)
-    for buffer in outputs(b):
-        if is_parameter(program, buffer):
-            refuse(NAME, f"{buffer.name} is an output of the program: all of it must be computed", program, block)
-    why = not_repeatable(b) or shared_writer(program, b)
+    why = reads_elsewhere(b) or (None if updates_only(b) else shared_writer(program, b))
     if why is not None:
         refuse(NAME, why, program, block)
+
+
+def _not_enough(program: Program, b: Block, target: For) -> str | None:
+    """Why somebody who is not under `target` may miss a part of what `b` now computes, or None."""
+    under = blocks_under(target)
+    for u in consumers(program, b):
+        if u not in under:
+            why = missing_input(program, u, b)
+            if why is not None:
+                return f"block {u.name} reads what it computes and is not under loop {target.var.name}: {why}"
+    for buffer in outputs(b):
+        if is_parameter(program, buffer) and not runs_whole_domain(program, b):
+            return f"{buffer.name} is an output of the program: all of it must be computed"
+    return None
 
 
 def needed_part(program: Program, b: Block, target: For, users: list[Block]) -> Part:

@@ -11,14 +11,41 @@ decompose_reduction(C, k):                              decompose_padding(P):
 from __future__ import annotations
 
 from tilewright.loop.ir import (
-    TRUE, ZERO, And, Block, Const, Expr, For, Guard, IterVar, Le, Lt, Program, Select, Seq, Stmt, Store, Var, as_int, seq,
+    TRUE,
+    ZERO,
+    And,
+    Block,
+    Const,
+    Expr,
+    For,
+    Guard,
+    IterVar,
+    Le,
+    Lt,
+    Program,
+    Select,
+    Seq,
+    Stmt,
+    Store,
+    Var,
+    as_int,
+    seq,
 )
 from tilewright.loop.substitute import substitute
-from tilewright.tensor.regions import conjunction, conjuncts, loops_between
+from tilewright.tensor.regions import conjunction, conjuncts, effective, loops_between
 from tilewright.tensor.schedule.nest import Part, build_nest, missing_input, part_below, reduces_over
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
-    BlockRef, ScheduleError, blocks_under, edit, find_block, find_loop, fresh_name, loops_around, path_to, refuse,
+    BlockRef,
+    ScheduleError,
+    blocks_under,
+    edit,
+    find_block,
+    find_loop,
+    fresh_name,
+    loops_around,
+    path_to,
+    refuse,
 )
 from tilewright.tensor.schedule.trace import primitive
 from tilewright.tensor.span import Algebra, vars_of
@@ -45,7 +72,7 @@ def decompose_reduction(sch: Schedule, block: BlockRef, loop: Var) -> BlockRef:
         refuse("decompose_reduction", f"the block reduces over loop {carried.var.name}, which is outside of loop {loop.name}: "
                "it would be initialised again in each of its steps", program, carried.var)
     algebra = Algebra([*outer, *inner])
-    running = {f.var: f for f in inner}
+    running = {f.var: f for f in effective(b, inner, algebra)}
     if not algebra.determine(b.bindings, running):
         refuse("decompose_reduction", f"an element may be computed in several steps of loop {loop.name} or below, and "
                "would then not start afresh", program, loop)

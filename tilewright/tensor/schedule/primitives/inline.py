@@ -6,9 +6,22 @@
 from __future__ import annotations
 
 from tilewright.core.node import transform
-from tilewright.loop.ir import ZERO, Block, Expr, For, Load, Seq, Store, Var
+from tilewright.loop.ir import ONE, ZERO, Block, Buffer, Expr, For, Load, Program, Seq, Store, Var
 from tilewright.loop.substitute import substitute
-from tilewright.tensor.regions import conjunction, conjuncts, consumers, inputs, own_conditions, readers, writers
+from tilewright.tensor.regions import (
+    Access,
+    Box,
+    accesses,
+    conjunction,
+    conjuncts,
+    consumers,
+    contains,
+    inputs,
+    own_conditions,
+    readers,
+    writers,
+)
+from tilewright.tensor.schedule.nest import box_of_domain, invert, missing_input, runs_whole_domain, shared_writer
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
     BlockRef,
@@ -81,11 +94,13 @@ def reverse_compute_inline(sch: Schedule, block: BlockRef) -> None:
     producer = sources[0]
     made_by = _single_store(sch, "reverse_compute_inline", producer)
     loads = {n.indices for n in _loads(store.value) if n.buffer is buffer}
-    inverse = _inverse(next(iter(loads)), b) if len(loads) == 1 else None
-    if inverse is None:
-        refuse("reverse_compute_inline", f"it does not read {buffer.name} at its own iteration variables", program, block)
-        return
-    at = {v: position(made_by.indices) for v, position in inverse.items()}
+    at = _instance_reading(b, next(iter(loads)), buffer, producer, made_by) if len(loads) == 1 else None
+    if at is None:
+        raise ScheduleError("reverse_compute_inline", f"an element of {buffer.name} does not tell which instance reads it",
+                            program, block)
+    why = _not_all_made(program, producer, b, next(iter(loads)), buffer) or shared_writer(program, b)
+    if why is not None:
+        refuse("reverse_compute_inline", why, program, block)
 
     def result(n: object) -> object:
         return made_by.value if isinstance(n, Load) and n.buffer is buffer else n
@@ -103,7 +118,32 @@ def reverse_compute_inline(sch: Schedule, block: BlockRef) -> None:
     merged = producer.replace(body=Store(store.buffer, indices, value),
                               predicate=conjunction([*conjuncts(producer.predicate), *cuts]))
     new = edit(edit(program, b, None), producer, _simplified(merged))
+    why = missing_input(new, find_block(new, BlockRef(producer.name)))
+    if why is not None:
+        refuse("reverse_compute_inline", why, program, block)
     sch.program = deallocate(new, buffer)
+
+
+def _instance_reading(b: Block, indices: tuple[Expr, ...], buffer: Buffer, producer: Block,
+                      made_by: Store) -> dict[Var, Expr] | None:
+    """The iteration variables of the one instance of `b` that reads what an instance of `producer` stores, or None."""
+    domain = Algebra(_domain(producer))
+    element = Box(buffer, made_by.indices, (ONE,) * buffer.rank, True)
+    part = invert(Access(buffer, indices), b, element, domain)
+    if any(domain.constant(extent) != 1 for _, extent in part):
+        return None
+    at = {i.var: start for i, (start, _) in zip(b.iters, part, strict=True)}
+    same = all(domain.equal(substitute(i, at), w) for i, w in zip(indices, made_by.indices, strict=True))
+    return at if same else None
+
+
+def _not_all_made(program: Program, producer: Block, b: Block, indices: tuple[Expr, ...], buffer: Buffer) -> str | None:
+    """Why an instance of `b` may read (perhaps under a condition) an element that `producer` has no instance for."""
+    made = box_of_domain(producer, [a for a in accesses(producer)[1] if a.buffer is buffer])
+    read = box_of_domain(b, [Access(buffer, indices)])
+    if made.exact and runs_whole_domain(program, producer) and contains(made, read, Algebra([]), clip=False):
+        return None
+    return f"block {producer.name} may not make all of {buffer.name}: the rest of block {b.name} would not be run"
 
 
 def _single_store(sch: Schedule, name: str, b: Block) -> Store:

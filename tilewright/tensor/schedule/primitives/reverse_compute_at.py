@@ -14,14 +14,40 @@ from collections.abc import Iterator
 
 from tilewright.loop.ir import Block, For, Program, Stmt, Var
 from tilewright.tensor.regions import (
-    Access, Box, access_box, accesses, block_boxes, contains, inputs, loops_between, outputs, writers,
+    Access,
+    accesses,
+    block_boxes,
+    contains,
+    inputs,
+    loops_between,
+    outputs,
+    writers,
 )
 from tilewright.tensor.schedule.nest import (
-    Part, build_nest, insert, invert, missing_input, not_repeatable, reduces_over, runs_whole_domain, shared_writer, starved_consumer, whole,
+    Part,
+    box_of_domain,
+    build_nest,
+    insert,
+    invert,
+    missing_input,
+    moved_update,
+    reads_elsewhere,
+    reduces_over,
+    runs_whole_domain,
+    shared_writer,
+    starved_consumer,
+    updates_only,
 )
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
-    BlockRef, ScheduleError, blocks_under, edit, find_block, find_loop, iterate, loops_around, refuse,
+    BlockRef,
+    ScheduleError,
+    blocks_under,
+    edit,
+    find_block,
+    find_loop,
+    loops_around,
+    refuse,
 )
 from tilewright.tensor.schedule.trace import primitive
 from tilewright.tensor.span import Algebra
@@ -46,7 +72,7 @@ def reverse_compute_at(sch: Schedule, block: BlockRef, loop: Var) -> None:
     made = [q for q in blocks_under(target) if q is not b and any(x in inputs(b) for x in outputs(q))]
     if not made:
         raise ScheduleError(NAME, f"nothing under loop {loop.name} produces what it reads", program, block)
-    why = not_repeatable(b) or shared_writer(program, b)
+    why = reads_elsewhere(b) or (None if updates_only(b) else shared_writer(program, b))
     if why is not None:
         refuse(NAME, why, program, block)
     outer = [*loops_around(program, target), target]
@@ -61,7 +87,7 @@ def reverse_compute_at(sch: Schedule, block: BlockRef, loop: Var) -> None:
         new = _move(program, b, target, part, made)
         first = first or new
         moved = find_block(new, block)
-        why = covered or missing_input(new, moved) or starved_consumer(new, moved)
+        why = covered or missing_input(new, moved) or moved_update(new, moved) or starved_consumer(new, moved)
         if why is None:
             sch.program = new
             return
@@ -98,24 +124,16 @@ def _parts(program: Program, b: Block, target: For, made: list[Block],
 def _not_all_run(program: Program, b: Block, q: Block, access: Access) -> str | None:
     """An instance is run in the step that makes what it reads: so `q` must make all that any instance reads."""
     algebra = Algebra([])
-    read = _box_of_domain(b, access)
+    read = box_of_domain(b, [access])
     around = loops_around(program, q)
     found = [a for a in accesses(q)[1] if a.buffer is access.buffer]
     made = block_boxes(found, q, around, Algebra(around))[access.buffer]
-    could = [_box_of_domain(q, a) for a in found]
+    could = [box_of_domain(q, [a]) for a in found]
     alone = all(w is q or w.name == b.name or accesses(w)[1] == accesses(q)[1] for w in writers(program, access.buffer))
     if not (contains(made, read, algebra, clip=False) and any(contains(c, read, algebra, clip=False) for c in could)
             and (alone or could[0].exact and runs_whole_domain(program, q))):
         return f"block {q.name} may not make all of {access.buffer.name}: the rest of block {b.name} would not be run"
     return None
-
-
-def _box_of_domain(b: Block, access: Access) -> Box:
-    """The box of an access over the whole domain of its block."""
-    nest, _ = build_nest(b, whole(b), [])
-    loops = [s for s in iterate(nest) if isinstance(s, For)]
-    inner = blocks_under(nest)[0]
-    return access_box(access, inner, loops, Algebra(loops))
 
 
 def _move(program: Program, b: Block, target: For, part: Part, made: list[Block]) -> Program:

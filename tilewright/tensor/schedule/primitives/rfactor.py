@@ -14,7 +14,19 @@ The partial results can then be computed in parallel or in vector lanes.
 from __future__ import annotations
 
 from tilewright.loop.ir import (
-    TRUE, ZERO, Block, Buffer, Expr, For, Guard, IterVar, Load, Program, Seq, Var, seq,
+    TRUE,
+    ZERO,
+    Block,
+    Buffer,
+    Expr,
+    For,
+    Guard,
+    IterVar,
+    Load,
+    Program,
+    Seq,
+    Var,
+    seq,
 )
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.combiner import Reduction, reduction_of
@@ -22,7 +34,16 @@ from tilewright.tensor.regions import conjunction, conjuncts, loops_between
 from tilewright.tensor.schedule.nest import build_nest, missing_input, part_below, shared_writer
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
-    BlockRef, ScheduleError, allocate, blocks_under, edit, find_block, find_loop, fresh_name, loops_around, refuse,
+    BlockRef,
+    ScheduleError,
+    allocate,
+    blocks_under,
+    edit,
+    find_block,
+    find_loop,
+    fresh_name,
+    loops_around,
+    refuse,
 )
 from tilewright.tensor.schedule.trace import primitive
 from tilewright.tensor.span import Algebra, vars_of
