@@ -1,0 +1,264 @@
+"""The ONNX frontend: a model file, bytes or ModelProto becomes a Graph. Nothing in the file is executed.
+
+    read → versions and operators checked → inputs typed → nodes in order, each by its function in the table
+
+Model-local functions and operators that ONNX defines in terms of others are put in place node by node.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tilewright.core.errors import UserError
+from tilewright.frontend.onnx import checks, ops_control, ops_math, ops_nn, ops_reduce, ops_shape, table
+from tilewright.frontend.onnx import schema as sc
+from tilewright.frontend.onnx.checks import invalid
+from tilewright.frontend.onnx.inputs import input_types
+from tilewright.frontend.onnx.read import read_model
+from tilewright.frontend.onnx.tensors import ELEMENT_NUMBERS, to_array
+from tilewright.graph.builder import GraphBuilder
+from tilewright.graph.ir import Graph, Value
+from tilewright.loop.ir import as_int
+
+TABLES = (ops_math, ops_shape, ops_reduce, ops_nn, ops_control)
+"""Importing these enters the operators."""
+
+
+def import_onnx(model: Any, *, shapes: Mapping[str, Any] | None = None) -> Graph:
+    """Read an ONNX model (path, bytes or onnx.ModelProto, which is not changed).
+
+    `shapes` sets sizes by name: {"batch": 4} a symbolic dimension, {"image": (1, 3, 224, 224)} an input's whole shape,
+    {"image": ("batch", 3, 224, 224)} with names for symbols. Symbolic dimensions that are not set stay symbols.
+
+    Raises UserError: onnx-missing-file, onnx-malformed, onnx-unsupported-op, onnx-unsupported-opset,
+    onnx-unsupported-type, onnx-unsupported-variant, onnx-external-data, onnx-initializer-size, onnx-invalid-graph,
+    onnx-dynamic-value, shape-unknown-name, shape-open, and those of the graph's own checks, with the node's name.
+    """
+    proto, folder = read_model(model)
+    opsets, functions = checks.opsets_of(proto.opset_import), checks.functions_of(proto)
+    checks.check_operators(proto, opsets, functions)
+    return _Reader(functions, folder).main(proto.graph, opsets, shapes or {})
+
+
+class _Scope:
+    """Names that are visible at one place: those of a graph, then those of the graphs around it. None stands for an
+    optional input that was left out. `attributes` are those of the function around (None outside functions)."""
+
+    def __init__(self, opsets: checks.Opsets, outer: _Scope | None = None, attributes: dict[str, Any] | None = None,
+                 prefix: str = "") -> None:
+        self.opsets, self.outer, self.attributes, self.prefix = opsets, outer, attributes, prefix
+        self.values: dict[str, Value | None] = {}
+
+    def inner(self) -> _Scope:
+        return _Scope(self.opsets, self, self.attributes, self.prefix)
+
+    def has(self, name: str) -> bool:
+        s: _Scope | None = self
+        while s is not None:
+            if name in s.values:
+                return True
+            s = s.outer
+        return False
+
+    def get(self, name: str, where: str) -> Value | None:
+        s: _Scope | None = self
+        while s is not None:
+            if name in s.values:
+                return s.values[name]
+            s = s.outer
+        raise invalid(f"{name!r} is used, and nothing defines it before", where)
+
+
+class _Reader:
+    """Reads the nodes of one model."""
+
+    def __init__(self, functions: dict[checks.Key, Any], folder: Path | None) -> None:
+        self.functions, self.folder = functions, folder
+        self.nodes = 0
+        self.active: list[Any] = []
+
+    # ---- graphs ------------------------------------------------------------------------------------------------------
+    def main(self, proto: Any, opsets: checks.Opsets, shapes: Mapping[str, Any]) -> Graph:
+        b, scope = GraphBuilder(proto.name or "main"), _Scope(opsets)
+        fixed = {t.name for t in proto.initializer}
+        for name, t in input_types([v for v in proto.input if v.name not in fixed], shapes).items():
+            scope.values[name] = b.input(name, t)
+        found = self.body(proto, scope, b)
+        names = [v.name for v in proto.output]
+        outputs: list[Value] = []
+        for name, v in zip(names, found, strict=True):
+            if v.is_constant or v in b.inputs or v in outputs:  # each output is a value of its own
+                v = b.add("identity", [v], name=name)
+            outputs.append(v)
+        return b.finish(outputs, names)
+
+    def body(self, proto: Any, scope: _Scope, b: GraphBuilder) -> list[Value]:
+        """Read a graph's weights and nodes into `b`; the values of its outputs."""
+        if proto.sparse_initializer:
+            raise UserError("onnx-unsupported-type", "sparse initializers are not supported")
+        for t in proto.initializer:
+            if t.name in scope.values or not t.name:
+                raise invalid(f"the initializer {t.name!r} is defined twice" if t.name else "an initializer has no name")
+            scope.values[t.name] = b.constant(to_array(t, self.folder), t.name)
+        names = [v.name for v in proto.output]
+        if len(set(names)) != len(names):
+            raise invalid(f"the outputs of {proto.name or 'a graph'!r} have equal names: {', '.join(names)}")
+        self.run(proto.node, scope, b)
+        return [self.output(scope, name) for name in names]
+
+    def output(self, scope: _Scope, name: str) -> Value:
+        v = scope.get(name, f"output {name!r}")
+        if v is None:
+            raise invalid(f"the output {name!r} is an input that was left out")
+        return v
+
+    def region(self, proto: Any, outer: _Scope, b: GraphBuilder, values: Sequence[Value]) -> Graph:
+        """A subgraph as a region whose inputs are `values`."""
+        inner, scope = GraphBuilder(b.unique(proto.name or "body"), b), outer.inner()
+        if len(proto.input) != len(values):
+            raise invalid(f"the subgraph {proto.name!r} has {len(proto.input)} inputs, {len(values)} are given to it")
+        for info, v in zip(proto.input, values, strict=True):
+            if info.name in scope.values or not info.name:
+                raise invalid(f"two inputs of the subgraph {proto.name!r} are named {info.name!r}")
+            v.name = inner.unique(info.name)
+            inner.inputs.append(v)
+            scope.values[info.name] = v
+        return inner.finish(self.body(proto, scope, inner))
+
+    # ---- nodes -------------------------------------------------------------------------------------------------------
+    def run(self, nodes: Any, scope: _Scope, b: GraphBuilder) -> None:
+        before = b.loc
+        for k, node in checks.ordered(nodes, scope.values, lambda name: scope.outer is not None and scope.outer.has(name)):
+            self.nodes += 1
+            if self.nodes > checks.MAX_NODES:
+                raise invalid(f"the model has more than {checks.MAX_NODES} nodes after its functions are put in place")
+            b.loc = loc = scope.prefix + checks.node_name(node, k)
+            try:
+                self.node(node, loc, scope, b)
+            except UserError as e:
+                if e.where:
+                    raise
+                raise UserError(e.code, e.message, where=loc, hint=e.hint) from e
+            except (ArithmeticError, LookupError, TypeError, ValueError) as e:
+                raise invalid(f"{node.op_type} does not fit its operands: {e}", loc) from e
+        b.loc = before
+
+    def node(self, node: Any, loc: str, scope: _Scope, b: GraphBuilder) -> None:
+        domain = checks.domain_of(node.domain)
+        inputs = [scope.get(name, loc) if name else None for name in node.input]
+        local = self.functions.get((domain, node.op_type, node.overload))
+        if local is not None:
+            self.bind(node, self.call(local, node, inputs, loc, scope, b), scope, b, len(b.operations))
+            return
+        opset = scope.opsets[domain]
+        schema = sc.schema_of(domain, node.op_type, opset)
+        assert schema is not None
+        checks.check_operands(node, schema, loc)
+        attributes, given = checks.attributes_of(node, schema, scope.attributes, loc)
+        fn = table.find(domain, node.op_type, opset)
+        if fn is None:
+            body = _definition(schema, opset, node, inputs)
+            found = self.call(body, node, inputs, loc, scope, b, {k: v.default for k, v in schema.attributes.items()
+                                                                if v.default is not None}, schema)
+            self.bind(node, found, scope, b, len(b.operations))
+            return
+
+        def inline(name: str) -> list[Value]:
+            return self.body(attributes[name], scope.inner(), b)
+        c = table.Context(
+            node.op_type, loc, opset, schema.since, inputs, attributes, list(node.output), b,
+            lambda name, values: self.region(attributes[name], scope, b, values), inline,
+            lambda t: to_array(t, self.folder, loc), frozenset(given))
+        start = len(b.operations)
+        result = fn(c)
+        self.bind(node, [result] if isinstance(result, Value) else list(result), scope, b, start)
+
+    def bind(self, node: Any, results: Sequence[Value | None], scope: _Scope, b: GraphBuilder, start: int) -> None:
+        """Give a node's results their names in the model, where the node made them."""
+        made = {v for op in b.operations[start:] for v in op.outputs}
+        if len(results) > len(node.output) and not all(r is None for r in results[len(node.output):]):
+            results = results[:len(node.output)]
+        for k, name in enumerate(node.output):
+            if not name:
+                continue
+            v = results[k] if k < len(results) else None
+            if v is None:
+                raise UserError("onnx-unsupported-variant", f"the output {k} of {node.op_type} is not supported")
+            if v in made:
+                v.name = b.unique(name)
+            scope.values[name] = v
+
+    # ---- functions ---------------------------------------------------------------------------------------------------
+    def call(self, f: Any, node: Any, inputs: Sequence[Value | None], loc: str, scope: _Scope, b: GraphBuilder,
+             defaults: dict[str, Any] | None = None, schema: sc.Schema | None = None) -> list[Value | None]:
+        """Put a function's nodes in place of a node that calls it."""
+        key = (f.domain, f.name, f.overload)
+        if key in self.active:
+            raise invalid(f"the function {f.name!r} calls itself", loc)
+        if len(self.active) >= checks.MAX_DEPTH:
+            raise invalid(f"functions are nested more than {checks.MAX_DEPTH} deep", loc)
+        if len(inputs) > len(f.input) or len(node.output) > len(f.output):
+            raise invalid(f"the function {f.name!r} takes {len(f.input)} inputs and gives {len(f.output)} outputs; "
+                          f"{len(inputs)} and {len(node.output)} were given", loc)
+        attributes = {a.name: a for a in f.attribute_proto}
+        if schema is not None:
+            attributes |= {k: a.default_value for k, a in schema.raw.attributes.items() if k in (defaults or {})}
+        for a in node.attribute:
+            if not a.ref_attr_name:
+                attributes[a.name] = a
+            elif scope.attributes is not None and a.ref_attr_name in scope.attributes:
+                attributes[a.name] = scope.attributes[a.ref_attr_name]
+        inner = _Scope(checks.opsets_of(f.opset_import), None, attributes, f"{loc}/")
+        inner.opsets.setdefault("", scope.opsets.get("", 0))
+        for k, name in enumerate(f.input):
+            inner.values[name] = inputs[k] if k < len(inputs) else None
+        self.active.append(key)
+        try:
+            self.run(f.node, inner, b)
+        finally:
+            self.active.pop()
+        return [inner.get(name, loc) if inner.has(name) else None for name in f.output]
+
+
+def _definition(schema: sc.Schema, opset: int, node: Any, inputs: Sequence[Value | None]) -> Any:
+    """The body that ONNX itself gives an operator, as a FunctionProto."""
+    import onnx
+    s, f = schema.raw, onnx.FunctionProto()
+    if s.has_function:
+        f.ParseFromString(s.get_function_with_opset_version(_newest(s.function_opset_versions, opset)))
+    else:
+        version = _newest(s.context_dependent_function_opset_versions, opset)
+        types = [_type_proto(v).SerializeToString() for v in inputs]
+        f.ParseFromString(s.get_context_dependent_function_with_opset_version(version, node.SerializeToString(), types))
+    if not f.node:
+        raise UserError("onnx-unsupported-op", f"1 operators are not supported:\n  {node.op_type} (ai.onnx {opset})")
+    functions: dict[checks.Key, Any] = {}
+    checks.check_operators(_Holder(f), checks.opsets_of(f.opset_import), functions)
+    return f
+
+
+class _Holder:
+    """Looks like a model to `check_operators`."""
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+
+
+def _newest(versions: Sequence[int], opset: int) -> int:
+    fitting = [v for v in versions if v <= opset]
+    return max(fitting) if fitting else min(versions)
+
+
+def _type_proto(v: Value | None) -> Any:
+    import onnx
+    t = onnx.TypeProto()
+    if v is not None:
+        t.tensor_type.elem_type = ELEMENT_NUMBERS[v.dtype.name]
+        t.tensor_type.shape.SetInParent()
+        for d in v.shape:
+            n = as_int(d)
+            size = t.tensor_type.shape.dim.add()
+            if n is not None:
+                size.dim_value = n
+    return t

@@ -1,0 +1,287 @@
+"""ONNX's operators that move elements or make them from sizes: reshape, slice, gather, pad, range and their kin."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tilewright.core.dtype import i64
+from tilewright.frontend.onnx.table import Context, Result, onnx_op
+from tilewright.frontend.onnx.tensors import element_type
+from tilewright.graph.infer import broadcast, ceil_div, dim, product
+from tilewright.graph.ir import Operation, Value
+from tilewright.loop.ir import Expr, as_int, const
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+@onnx_op("Shape")
+def shape(c: Context) -> Result:
+    x = c.x()
+    start, end, _ = slice(c.a("start", 0), c.a("end")).indices(x.rank)
+    whole = c.add("shape_of", x)
+    return whole if (start, end) == (0, x.rank) else c.b.slice(whole, {0: (start, max(start, end), 1)})
+
+
+@onnx_op("Size")
+def size(c: Context) -> Result:
+    return c.add("reduce_prod", c.add("shape_of", c.x()), keepdims=False)
+
+
+@onnx_op("Reshape")
+def reshape(c: Context) -> Result:
+    """A size of 0 is that of the input's axis, unless allowzero."""
+    x, wanted = c.x(), list(c.dims(1))
+    for k, d in enumerate(wanted):
+        if as_int(d) == 0 and not c.a("allowzero"):
+            if k >= x.rank:
+                raise c.error("onnx-invalid-graph", f"Reshape: a 0 at place {k} of the shape, the input has rank {x.rank}")
+            wanted[k] = x.shape[k]
+    return c.b.reshape(x, wanted)
+
+
+@onnx_op("Flatten")
+def flatten(c: Context) -> Result:
+    x, axis = c.x(), c.a("axis", 1)
+    axis = axis + x.rank if axis < 0 else axis
+    return c.b.reshape(x, [product(x.shape[:axis]), product(x.shape[axis:])])
+
+
+@onnx_op("Squeeze")
+def squeeze(c: Context) -> Result:
+    x, axes = c.x(), c.ints_of("axes", 1)
+    if axes is None:
+        axes = tuple([k for k, d in enumerate(x.shape) if as_int(d) == 1])
+    _check_axes(c, axes, x.rank)
+    for k in axes:
+        if as_int(x.shape[k]) not in (1, None):
+            raise c.error("shape-mismatch", f"Squeeze: axis {k} of {x.type} is not of size 1")
+    return c.b.squeeze(x, axes)
+
+
+@onnx_op("Unsqueeze")
+def unsqueeze(c: Context) -> Result:
+    axes = c.ints_of("axes", 1) or ()
+    _check_axes(c, axes, c.x().rank + len(axes))
+    return c.b.unsqueeze(c.x(), axes)
+
+
+def _check_axes(c: Context, axes: Sequence[int], rank: int) -> None:
+    if any(not -rank <= a < rank for a in axes) or len({a % rank for a in axes}) != len(axes):
+        raise c.error("axis-out-of-range", f"{c.op}: axes {list(axes)} of a tensor of rank {rank}")
+
+
+def _axis(c: Context, rank: int, default: int = 0) -> int:
+    axis = int(c.a("axis", default))
+    _check_axes(c, [axis], rank)
+    return axis % rank
+
+
+@onnx_op("Transpose")
+def transpose(c: Context) -> Result:
+    perm = c.a("perm")
+    return c.add("transpose", c.x(), **({"perm": perm} if perm is not None else {}))
+
+
+@onnx_op("Expand")
+def expand(c: Context) -> Result:
+    """Both ways: an axis that the target names with 1 keeps the input's size."""
+    x, wanted = c.x(), c.dims(1)
+    full = broadcast(Operation("Expand", [], {}, []), x.shape, wanted)
+    return c.add("expand", x, shape=full)
+
+
+@onnx_op("Tile")
+def tile(c: Context) -> Result:
+    return c.add("tile", c.x(), repeats=c.dims(1))
+
+
+@onnx_op("Concat")
+def concat(c: Context) -> Result:
+    return c.add("concat", *c.all(), axis=c.a("axis"))
+
+
+# ---- slices ----------------------------------------------------------------------------------------------------------
+@onnx_op("Slice")
+def slice_attributes(c: Context) -> Result:
+    starts, ends = c.a("starts"), c.a("ends")
+    axes = c.a("axes", range(len(starts)))
+    return _slice(c, starts, ends, axes, (1,) * len(starts))
+
+
+@onnx_op("Slice", since=10)
+def slice_inputs(c: Context) -> Result:
+    starts, ends = c.dims(1), c.dims(2)
+    axes = c.ints(3) if c.opt(3) is not None else tuple(range(len(starts)))
+    steps = c.ints(4) if c.opt(4) is not None else (1,) * len(starts)
+    return _slice(c, starts, ends, axes, steps)
+
+
+def _slice(c: Context, starts: Sequence[int | Expr], ends: Sequence[int | Expr], axes: Sequence[int],
+           steps: Sequence[int]) -> Value:
+    _check_axes(c, axes, c.x().rank)
+    if not len(starts) == len(ends) == len(axes) == len(steps):
+        raise c.error("onnx-invalid-graph", f"Slice: {len(starts)} starts, {len(ends)} ends, {len(axes)} axes, "
+                      f"{len(steps)} steps")
+    return c.b.slice(c.x(), {a: (s, e, t) for a, s, e, t in zip(axes, starts, ends, steps, strict=True)})
+
+
+@onnx_op("Split")
+def split(c: Context) -> Result:
+    """By given sizes; else into equal parts, of which the last may be smaller from version 18 on."""
+    x = c.x()
+    axis = _axis(c, x.rank)
+    parts = c.dims(1) if c.opt(1) is not None else c.a("split")
+    if parts is None:
+        count = c.a("num_outputs") or len(c.outputs)
+        each = ceil_div(x.shape[axis], count)
+        n = as_int(x.shape[axis])
+        if n is not None and n % count and c.since < 18:
+            raise c.error("shape-mismatch", f"Split: {n} elements do not fall into {count} equal parts")
+        parts = [each] * (count - 1) + [dim(x.shape[axis] - each * (count - 1))]
+    if len(parts) != len(c.outputs):
+        raise c.error("onnx-invalid-graph", f"Split: {len(parts)} sizes for {len(c.outputs)} outputs")
+    out, start = [], const(0)
+    for part in parts:
+        end = dim(start + part)
+        out.append(c.b.slice(x, {axis: (start, end, 1)}))
+        start = end
+    n, total = as_int(x.shape[axis]), as_int(start)
+    if n is not None and total is not None and n != total:
+        raise c.error("shape-mismatch", f"Split: the sizes sum to {total}, the axis has {n} elements")
+    return out
+
+
+@onnx_op("Pad")
+def pad_attributes(c: Context) -> Result:
+    return _pad(c, c.a("pads"), c.a("value", 0.0), range(c.x().rank))
+
+
+@onnx_op("Pad", since=11)
+def pad_inputs(c: Context) -> Result:
+    value = c.scalar(2) if c.opt(2) is not None else 0
+    axes = c.ints(3) if c.opt(3) is not None else range(c.x().rank)
+    return _pad(c, c.dims(1), value, axes)
+
+
+def _pad(c: Context, pads: Sequence[int | Expr], value: float, axes: Sequence[int]) -> Value:
+    x, n = c.x(), len(axes)
+    _check_axes(c, axes, x.rank)
+    if len(pads) != 2 * n:
+        raise c.error("onnx-invalid-graph", f"Pad: {len(pads)} pads for {n} axes")
+    before: list[int | Expr] = [0] * x.rank
+    after = list(before)
+    for k, axis in enumerate(axes):
+        before[axis], after[axis] = pads[k], pads[n + k]
+    return c.add("pad", x, before=before, after=after, mode=c.a("mode", "constant"), value=value)
+
+
+# ---- by index --------------------------------------------------------------------------------------------------------
+@onnx_op("Gather")
+def gather(c: Context) -> Result:
+    return c.add("gather", c.x(0), c.x(1), axis=c.a("axis", 0))
+
+
+@onnx_op("GatherElements")
+def gather_elements(c: Context) -> Result:
+    return c.add("gather_elements", c.x(0), c.x(1), axis=c.a("axis", 0))
+
+
+@onnx_op("GatherND")
+def gather_nd(c: Context) -> Result:
+    return c.add("gather_nd", c.x(0), c.x(1), batch_dims=c.a("batch_dims", 0))
+
+
+@onnx_op("Scatter", "ScatterElements")
+def scatter_elements(c: Context) -> Result:
+    return c.add("scatter_elements", c.x(0), c.x(1), c.x(2), axis=c.a("axis", 0), reduction=c.a("reduction", "none"))
+
+
+@onnx_op("ScatterND")
+def scatter_nd(c: Context) -> Result:
+    return c.add("scatter_nd", c.x(0), c.x(1), c.x(2), reduction=c.a("reduction", "none"))
+
+
+@onnx_op("Compress")
+def compress(c: Context) -> Result:
+    x = c.x() if c.a("axis") is not None else c.b.reshape(c.x(), [-1])
+    axis, keep = _axis(c, x.rank), c.x(1)
+    places = c.add("nonzero", keep)
+    return c.add("gather", x, c.b.reshape(places, [places.shape[1]]), axis=axis)
+
+
+@onnx_op("NonZero")
+def nonzero(c: Context) -> Result:
+    return c.add("nonzero", c.x())
+
+
+@onnx_op("OneHot")
+def one_hot(c: Context) -> Result:
+    """Indices of any number type; depth is one number."""
+    (depth,) = c.dims(1) if c.x(1).dtype.is_int else (const(int(c.scalar(1))),)
+    return c.add("one_hot", c.cast(c.x(0), i64), c.x(2), depth=depth, axis=c.a("axis", -1))
+
+
+# ---- made from sizes -------------------------------------------------------------------------------------------------
+@onnx_op("Range")
+def range_(c: Context) -> Result:
+    return c.add("range", *[c.reshape(v, []) for v in c.all()])
+
+
+@onnx_op("ConstantOfShape")
+def constant_of_shape(c: Context) -> Result:
+    value = c.tensor(c.a("value")) if c.a("value") is not None else np.zeros(1, np.float32)
+    if value.size != 1:
+        raise c.error("onnx-invalid-graph", f"ConstantOfShape: the value has {value.size} elements")
+    number = value.reshape(-1)[0].item() if value.dtype.kind in "biuf" else float(value.reshape(-1)[0])
+    return c.add("full", shape=c.dims(0), value=number, dtype=value.dtype)
+
+
+@onnx_op("EyeLike")
+def eye_like(c: Context) -> Result:
+    """A diagonal from the difference of two triangles."""
+    x = c.x()
+    number = c.a("dtype")
+    to = element_type(number, c.loc) if number is not None else x.dtype
+    ones = c.add("full", shape=x.shape, value=1, dtype=to)
+    return c.add("trilu", c.add("trilu", ones, k=c.a("k", 0), upper=True), k=c.a("k", 0), upper=False)
+
+
+@onnx_op("Trilu")
+def trilu(c: Context) -> Result:
+    return c.add("trilu", c.x(), k=c.ints(1)[0] if c.opt(1) is not None else 0, upper=bool(c.a("upper", 1)))
+
+
+@onnx_op("Constant")
+def constant(c: Context) -> Result:
+    """One of several attributes holds the value."""
+    given = [k for k in c.given if k != "doc_string"]
+    if len(given) != 1:
+        raise c.error("onnx-invalid-graph", f"Constant: {len(given)} values")
+    value = c.a(given[0])
+    if given[0] == "value":
+        return c.b.constant(c.tensor(value), c.outputs[0])
+    kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
+    if given[0] not in kinds:
+        raise c.error("onnx-unsupported-type", f"Constant: {given[0]} is not supported")
+    return c.b.constant(np.array(value, kinds[given[0]]), c.outputs[0])
+
+
+# ---- channels and space ----------------------------------------------------------------------------------------------
+@onnx_op("DepthToSpace")
+def depth_to_space(c: Context) -> Result:
+    x, b = c.x(), c.a("blocksize")
+    n, ch, h, w = x.shape
+    inner = dim(ch // (b * b))
+    if c.a("mode", "DCR") == "DCR":
+        y = c.add("transpose", c.b.reshape(x, [n, b, b, inner, h, w]), perm=(0, 3, 4, 1, 5, 2))
+    else:
+        y = c.add("transpose", c.b.reshape(x, [n, inner, b, b, h, w]), perm=(0, 1, 4, 2, 5, 3))
+    return c.b.reshape(y, [n, inner, h * b, w * b])
+
+
+@onnx_op("SpaceToDepth")
+def space_to_depth(c: Context) -> Result:
+    x, b = c.x(), c.a("blocksize")
+    n, ch, h, w = x.shape
+    y = c.add("transpose", c.b.reshape(x, [n, ch, h // b, b, w // b, b]), perm=(0, 3, 5, 1, 2, 4))
+    return c.b.reshape(y, [n, ch * (b * b), h // b, w // b])

@@ -1,0 +1,85 @@
+"""What ONNX says about its operators: versions, attributes with types and defaults, numbers of operands, function bodies."""
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from tilewright.core.errors import UserError
+
+MISSING = object()
+INFINITE = 2**31 - 1
+
+FLOAT, INT, STRING, TENSOR, GRAPH, FLOATS, INTS, STRINGS, TENSORS, GRAPHS = range(1, 11)
+"""AttributeProto.AttributeType."""
+_FIELDS = {FLOAT: "f", INT: "i", STRING: "s", TENSOR: "t", GRAPH: "g", FLOATS: "floats", INTS: "ints",
+           STRINGS: "strings", TENSORS: "tensors", GRAPHS: "graphs"}
+_NAMES = {FLOAT: "a float", INT: "an int", STRING: "a string", TENSOR: "a tensor", GRAPH: "a graph", FLOATS: "floats",
+          INTS: "ints", STRINGS: "strings", TENSORS: "tensors", GRAPHS: "graphs"}
+
+
+@dataclass(frozen=True)
+class AttributeSpec:
+    """Type (AttributeProto.AttributeType), whether it must be given, and the default (None if there is none)."""
+    type: int
+    required: bool
+    default: Any
+
+
+@dataclass(frozen=True)
+class Schema:
+    """An operator at one version. `raw` is onnx.defs.OpSchema, for function bodies; None for model-local functions."""
+    name: str
+    since: int
+    deprecated: bool
+    attributes: dict[str, AttributeSpec]
+    inputs: tuple[int, int]
+    outputs: tuple[int, int]
+    raw: Any
+
+
+def newest_opset() -> int:
+    """The newest version of the default operator set that the installed onnx knows."""
+    from onnx import defs
+    return int(defs.onnx_opset_version())
+
+
+@functools.lru_cache(maxsize=2048)
+def schema_of(domain: str, name: str, opset: int) -> Schema | None:
+    """The operator as of `opset`; None if there is none."""
+    from onnx import defs
+    try:
+        s = defs.get_schema(name, opset, domain)
+    except defs.SchemaError:
+        return None
+    attributes = {}
+    for key, a in s.attributes.items():
+        given = a.default_value is not None and a.default_value.type != 0
+        attributes[key] = AttributeSpec(int(a.type.value), a.required, attribute_value(a.default_value) if given else None)
+    return Schema(name, s.since_version, s.deprecated, attributes, (s.min_input, s.max_input), (s.min_output, s.max_output),
+                  s)
+
+
+def attribute_value(a: Any) -> Any:
+    """The value of an AttributeProto: numbers, str, tuples of them; protos for tensors and graphs."""
+    kind = attribute_kind(a)
+    value = getattr(a, _FIELDS[kind])
+    if kind == STRING:
+        return value.decode("utf-8", "replace")
+    if kind == STRINGS:
+        return tuple([v.decode("utf-8", "replace") for v in value])
+    return tuple(value) if kind in (FLOATS, INTS, TENSORS, GRAPHS) else value
+
+
+def attribute_kind(a: Any) -> int:
+    """The declared type; where an old file declares none, the type of the field that is set."""
+    if a.type in _FIELDS:
+        return int(a.type)
+    for kind, name in _FIELDS.items():
+        if kind <= GRAPH and a.HasField(name) or kind > GRAPH and len(getattr(a, name)):
+            return kind
+    raise UserError("onnx-invalid-graph", f"the attribute {a.name!r} has the unknown type {a.type}")
+
+
+def kind_name(kind: int) -> str:
+    return _NAMES.get(kind, f"type {kind}")

@@ -1,0 +1,176 @@
+"""The table from ONNX operators to graph operators: `@onnx_op(name, since=version)` enters a small function.
+
+The function gets a `Context` (inputs as graph values, attributes with ONNX's defaults, the builder) and returns the value
+of each output. Where an operator changed its meaning, several functions stand under one name, each from the version
+that introduced it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tilewright.core.dtype import DType
+from tilewright.core.errors import InternalError, UserError
+from tilewright.graph.builder import GraphBuilder
+from tilewright.graph.infer import constant_of, elements_of
+from tilewright.graph.ir import Graph, Value
+from tilewright.loop.ir import Expr, as_int
+
+Array = np.ndarray[Any, Any]
+Result = Value | Sequence[Value | None]
+Function = Callable[["Context"], Result]
+
+_TABLE: dict[tuple[str, str], list[tuple[int, Function]]] = {}
+
+
+def onnx_op(*names: str, since: int = 1, domain: str = "") -> Callable[[Function], Function]:
+    """Enter a function for operators from version `since` of their operator set to the next entry's."""
+    def enter(fn: Function) -> Function:
+        for name in names:
+            entry(name, fn, since, domain)
+        return fn
+    return enter
+
+
+def entry(name: str, fn: Function, since: int = 1, domain: str = "") -> None:
+    versions = _TABLE.setdefault((domain, name), [])
+    if any(v == since for v, _ in versions):
+        raise InternalError(f"the ONNX operator {name} is entered twice for version {since}")
+    versions.append((since, fn))
+    versions.sort(key=lambda e: -e[0])
+
+
+def find(domain: str, name: str, opset: int) -> Function | None:
+    """The function for an operator as of `opset`."""
+    for since, fn in _TABLE.get((domain, name), ()):
+        if since <= opset:
+            return fn
+    return None
+
+
+def names(domain: str = "") -> list[str]:
+    """All operators that have a function, sorted."""
+    return sorted(name for d, name in _TABLE if d == domain)
+
+
+@dataclass
+class Context:
+    """One node while it is read. `since` is the version of the operator that holds; `opset` that of the model's set."""
+    op: str
+    loc: str
+    opset: int
+    since: int
+    inputs: list[Value | None]
+    attributes: dict[str, Any]
+    outputs: list[str]
+    b: GraphBuilder
+    region: Callable[[str, list[Value]], Graph]
+    inline: Callable[[str], list[Value]]
+    tensor: Callable[[Any], Array]
+    given: frozenset[str] = field(default_factory=frozenset)
+
+    # ---- operands ----------------------------------------------------------------------------------------------------
+    def opt(self, k: int) -> Value | None:
+        return self.inputs[k] if k < len(self.inputs) else None
+
+    def x(self, k: int = 0) -> Value:
+        """Input `k`, which must be given."""
+        v = self.opt(k)
+        if v is None:
+            raise self.error("onnx-invalid-graph", f"{self.op} needs its input {k}")
+        return v
+
+    def all(self) -> list[Value]:
+        return [self.x(k) for k in range(len(self.inputs))]
+
+    def wants(self, k: int) -> bool:
+        """Whether output `k` is used by name."""
+        return k < len(self.outputs) and bool(self.outputs[k])
+
+    # ---- attributes --------------------------------------------------------------------------------------------------
+    def a(self, name: str, default: Any = None) -> Any:
+        """An attribute; ONNX's default, else `default`, where it is absent."""
+        value = self.attributes.get(name)
+        return default if value is None else value
+
+    # ---- operands whose values must be known -------------------------------------------------------------------------
+    def dims(self, k: int) -> tuple[Expr, ...]:
+        """The elements of integer input `k` as dimension expressions."""
+        found = elements_of(self.x(k))
+        if found is None:
+            v = self.x(k)
+            if v.data is not None and v.dtype.is_int:
+                raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} has too many elements: {v.type}")
+            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{v.name}) must be known while compiling, "
+                             "and it depends on data", "make it a constant, or set the model's symbolic sizes")
+        return found
+
+    def ints(self, k: int) -> tuple[int, ...]:
+        """The elements of integer input `k` as numbers."""
+        out = [as_int(d) for d in self.dims(k)]
+        if any(d is None for d in out):
+            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{self.x(k).name}) must be known while "
+                             f"compiling, and it is {list(self.dims(k))}", "set the model's symbolic sizes")
+        return tuple([d for d in out if d is not None])
+
+    def array(self, k: int) -> Array:
+        """Input `k`, which must be a constant."""
+        found = constant_of(self.x(k))
+        if found is None:
+            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{self.x(k).name}) must be a constant")
+        return found
+
+    def scalar(self, k: int) -> Any:
+        """The only element of constant input `k` as a Python number."""
+        a = self.array(k)
+        if a.size != 1:
+            raise self.error("onnx-invalid-graph", f"the input {k} of {self.op} must have one element, not {a.size}")
+        return a.reshape(-1)[0].item()
+
+    def ints_of(self, name: str, k: int) -> tuple[int, ...] | None:
+        """Integers that older versions have as attribute `name` and newer ones as input `k`; None where absent."""
+        if name in self.attributes:
+            value = self.a(name)
+            return None if value is None else tuple(value)
+        return None if self.opt(k) is None else self.ints(k)
+
+    # ---- making ------------------------------------------------------------------------------------------------------
+    def add(self, op: str, *inputs: Value | None, **attrs: Any) -> Value:
+        return self.b.add(op, inputs, attrs, name=self._name(op))
+
+    def add_all(self, op: str, *inputs: Value | None, regions: Sequence[Graph] = (), **attrs: Any) -> tuple[Value, ...]:
+        return self.b.add_all(op, inputs, attrs, name=self._name(op), regions=regions)
+
+    def _name(self, op: str) -> str:
+        """Of a value inside the node; what the node returns gets its name in the model."""
+        return f"{self.outputs[0]}.{op}" if self.outputs else op
+
+    def const(self, value: Any, like: DType) -> Value:
+        """A constant of the element type `like`."""
+        return self.b.constant(np.asarray(value), self._name("const"), element=like)
+
+    def reshape(self, v: Value, shape: Sequence[Any]) -> Value:
+        """`v` in another shape; a constant stays one and shares its bytes."""
+        sizes = [as_int(d) for d in shape] if v.data is not None else [None]
+        if v.data is not None and all(d is not None for d in sizes):
+            return self.b.constant(v.data.reshape([d for d in sizes if d is not None]), v.name)
+        return self.b.reshape(v, shape)
+
+    def cast(self, v: Value, to: DType) -> Value:
+        return v if v.dtype is to else self.add("cast", v, to=to)
+
+    def per_channel(self, v: Value, rank: int, axis: int = 1) -> Value:
+        """A vector laid along `axis` of a tensor of `rank`."""
+        return self.reshape(v, [v.shape[0] if k == axis else 1 for k in range(axis, rank)])
+
+    # ---- errors ------------------------------------------------------------------------------------------------------
+    def error(self, code: str, message: str, hint: str = "") -> UserError:
+        return UserError(code, message, where=self.loc, hint=hint)
+
+    def expect(self, ok: bool, what: str) -> None:
+        """UserError `onnx-unsupported-variant` unless `ok`: the operator is known, this use of it is not."""
+        if not ok:
+            raise self.error("onnx-unsupported-variant", f"{self.op}: {what} is not supported")
