@@ -10,7 +10,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tilewright.core.node import walk
-from tilewright.loop.ir import Add, And, Binary, Block, Buffer, Expr, Let, Load, Max, Min, Mul, Or, Seq, Stmt, Store, Var, seq
+from tilewright.loop.ir import (
+    Add,
+    And,
+    Binary,
+    Block,
+    Buffer,
+    Expr,
+    Let,
+    Load,
+    Max,
+    Min,
+    Mul,
+    Or,
+    Seq,
+    Stmt,
+    Store,
+    Var,
+    seq,
+)
 from tilewright.loop.substitute import substitute
 
 Combine = Callable[[Sequence[Expr], Sequence[Expr]], list[Expr]]

@@ -90,7 +90,8 @@ def _case_loops(sch: Schedule, block: Block, loops: dict[Var, Var], near: Sequen
     """Loops to unroll: those whose value chooses a case of the expression, here or in a near producer, small ones only;
     an index taken modulo a small number is split by it first, and replaced by its outer part in `loops`."""
     inner: list[Var] = []
-    for v, m in _moduli(block).items():
+    moduli = _moduli(block)
+    for v, m in moduli.items():
         if v in loops and (as_int(sch.loop(loops[v]).extent) or 0) > m:
             o, i = sch.split(loops[v], [None, m])
             loops[v] = o
@@ -99,7 +100,7 @@ def _case_loops(sch: Schedule, block: Block, loops: dict[Var, Var], near: Sequen
     if near or cases:
         for v, loop in list(loops.items())[:-1]:
             small = (as_int(sch.loop(loop).extent) or SMALL_AXIS + 1) <= SMALL_AXIS
-            if small and (v in cases or (near and _indexes_near(block, near, v, sch))) and loop not in inner:
+            if small and v not in moduli and (v in cases or (near and _indexes_near(block, near, v, sch))) and loop not in inner:
                 inner.append(loop)
     return inner
 
