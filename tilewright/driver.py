@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from tilewright.codegen.llvm import jit
 from tilewright.codegen.llvm.compile import compile_object
 from tilewright.codegen.llvm.emit import emit
-from tilewright.core.config import settings
+from tilewright.core.config import config
 from tilewright.core.errors import UserError
 from tilewright.core.passes import Observer
 from tilewright.frontend.onnx.importer import import_onnx
@@ -63,7 +62,7 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
     `numerics` "strict" uses no algorithm that changes the order of sums beyond a declared reduction; `verify` compares one
     run on random inputs with the graph interpreter. Raises UserError for whatever is wrong with the model or options.
     """
-    options = numerics or settings.numerics.get()
+    options = numerics or config.numerics
     if options not in NUMERICS:
         raise UserError("numerics-unknown", f"numerics is {' or '.join(NUMERICS)}, not {options!r}")
     device = get_target(target)
@@ -89,9 +88,9 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
         for group in fuse(g):
             if group.kind == "kernel":
                 jobs.add(group)
-    cache = Cache.open_default()
-    workers = settings.compile_workers.get() or len(os.sched_getaffinity(0))
-    stages.kernels = kernels = compile_kernels(jobs.programs, target, numerics, workers, cache.get, cache.put, progress)
+    cache = Cache(config.cache_dir)
+    stages.kernels = kernels = compile_kernels(jobs.programs, target, numerics, config.compile_workers, cache.get, cache.put,
+                                               progress)
     stages.groups = [(g, p, jobs.keys[_identity(g)]) for g, p in jobs.groups]
 
     # weights: one blob, each weight in the layout that its kernel streams
@@ -111,13 +110,13 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     host = [plan.main] + ([weights.pack_program()] if weights.packs else [])
     main = compile_object(emit(_host_module(host, graph, target), target), target)
     library = jit.load([*objects, main], native.symbol_addresses())
-    blob = weights.fill(library)
+    blob = weights.fill(library, target)
 
     metadata = {"target": target.name, "numerics": numerics, "version": compiler_version()}
-    descriptor = Descriptor(graph.name, _specs(graph.inputs), _specs(graph.outputs), plan.arena_bytes,
-                            tuple(plan.kernels), tuple(target.features), threads=0, metadata=metadata)
+    descriptor = Descriptor(graph.name, _specs(graph.inputs), _specs(graph.outputs, graph.output_names),
+                            plan.arena_bytes, tuple(plan.kernels), tuple(target.features), metadata=metadata)
     executable = Executable(descriptor, library.address("tw_main"), blob, threads=threads, keep=library)
-    uses = [KernelUse(kernels[key].name, kernels[key].record, group, *_work(gp)) for group, gp, key in stages.groups]
+    uses = [jobs.use(group, kernels) for group in plan.groups]
     return Model(executable, stages.imported, uses, objects=[*objects, main], constants=blob,
                  weight_bytes=weights.original_bytes, packed_bytes=weights.size, arena_bytes=plan.arena_bytes,
                  stages=stages, target=target)
@@ -139,6 +138,12 @@ def require_static(graph: Graph) -> None:
         dims = sorted({repr(d) for v in from_user for d in v.shape if as_int(d) is None})
         raise UserError("shape-open", f"dimensions without a size: {names}",
                         hint="set them: shapes={" + ", ".join(f'"{d}": 1' for d in dims) + "} (command line: --shape NAME=N)")
+    for g in all_graphs(graph):
+        for op in g.operations:
+            for v in op.outputs:
+                if not v.type.is_static:
+                    raise UserError("shape-dynamic", f"the size of {v.name} depends on the data: {v.type}",
+                                    where=op.loc or op.op, hint="sizes must follow from the inputs' shapes")
 
 
 class _Jobs:
@@ -157,6 +162,11 @@ class _Jobs:
         self.programs.setdefault(key, gp.program)
         self.groups.append((group, gp))
         self.by_group[_identity(group)], self.keys[_identity(group)] = gp, key
+
+    def use(self, group: Group, kernels: Mapping[str, CompiledKernel]) -> KernelUse:
+        """What a launch of a group's kernel is, for the profile."""
+        gp, k = self.by_group[_identity(group)], kernels[self.keys[_identity(group)]]
+        return KernelUse(k.name, k.record, group, *_work(gp))
 
 
 def _identity(group: Group) -> tuple[int, ...]:
@@ -215,7 +225,7 @@ class _Weights:
         body = [Launch(name, (_start(a), _start(b))) for (_, _, name), a, b in zip(self.packs, ins, outs, strict=True)]
         return Program("pack", (*ins, *outs), seq(*body), (("entry", "tw_pack"),))
 
-    def fill(self, library: jit.Library) -> Array:
+    def fill(self, library: jit.Library, target: Target) -> Array:
         """The blob, every weight in its place."""
         blob = aligned(max(self.size, 64))
         for v in self._raw:
@@ -227,7 +237,8 @@ class _Weights:
             views = [blob[self.offsets[p]:self.offsets[p] + _nbytes(p)].view(p.dtype.numpy()).reshape(p.type.sizes())
                      for _, p, _ in self.packs]
             sources = [np.ascontiguousarray(v.data) for v, _, _ in self.packs]
-            d = Descriptor("pack", _specs([v for v, _, _ in self.packs]), _specs([p for _, p, _ in self.packs]))
+            d = Descriptor("pack", _specs([v for v, _, _ in self.packs]), _specs([p for _, p, _ in self.packs]),
+                           cpu_features=tuple(target.features))
             pack = Executable(d, library.address("tw_pack"))
             pack.run(sources, views)
             pack.close()
@@ -256,9 +267,9 @@ def _host_module(programs: list[Program], graph: Graph, target: Target) -> Modul
     return Module(tuple(out))
 
 
-def _specs(values: Sequence[Value]) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(v.name, v.dtype, tuple(-1 if as_int(d) is None else as_int(d) or 0 for d in v.shape))
-                 for v in values)
+def _specs(values: Sequence[Value], names: Sequence[str] | None = None) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(name, v.dtype, v.type.sizes())
+                 for name, v in zip(names or [v.name for v in values], values, strict=True))
 
 
 def _work(gp: GroupProgram) -> tuple[int, int]:

@@ -6,13 +6,13 @@ If and Loop become the loop IR's If and While. No graph remains after this step.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from tilewright.core.dtype import DType, boolean, i64, u8
-from tilewright.core.errors import InternalError
+from tilewright.core.dtype import boolean, i32, i64, u8
+from tilewright.core.errors import InternalError, UserError
 from tilewright.graph.ir import Graph, Operation, Value, used_values
-from tilewright.graph.memory import Storage, assign_offsets, round_up
+from tilewright.graph.memory import Storage, assign_offsets
 from tilewright.graph.passes.fuse import Group, fuse
 from tilewright.loop.ir import (
     ONE,
@@ -46,11 +46,12 @@ class Kernel:
 
 @dataclass
 class HostPlan:
-    """The host program and the figures of the memory plan (bytes)."""
+    """The host program, the bytes of the arena, and per launch (in the order of the profile's numbers) its kernel's name
+    and the group that it computes."""
     main: Program
     arena_bytes: int
     kernels: list[str]
-    constants: dict[Value, int] = field(default_factory=dict)
+    groups: list[Group]
 
 
 class Planner:
@@ -59,35 +60,44 @@ class Planner:
 
     def __init__(self, kernel_of: Callable[[Group], Kernel], constant_at: Callable[[Value], int | None]) -> None:
         self.kernel_of, self.constant_at = kernel_of, constant_at
-        self.kernel_names: list[str] = []
+        self.launches: list[tuple[str, Group]] = []
         self.constants: dict[Value, Buffer] = {}
+        self.needs: dict[int, _LoopNeeds] = {}
 
     def plan(self, graph: Graph) -> HostPlan:
         """The host program of a whole model."""
         inputs = {v: _buffer(v, f"in_{v.name}", "global") for v in graph.inputs}
-        outputs: list[Buffer] = [_buffer(v, f"out_{v.name}", "global") for v in graph.outputs]
-        fixed: dict[Value, Buffer] = dict(inputs)
-        for v, b in zip(graph.outputs, outputs, strict=True):
-            if v not in fixed and not v.is_constant:
-                fixed[v] = b
-        part = _Part(self, graph, fixed, base=0)
-        body = part.statements()
-        for v, b in zip(graph.outputs, outputs, strict=True):
-            if part.buffers.get(v, self.constants.get(v)) is not b:
-                body.append(_copy(b, part.where(v)))
+        outputs = [(v, _buffer(v, f"out_{v.name}", "global")) for v in graph.outputs]
+        part = _Part(self, graph, inputs, outputs, base=0)
+        body = part.statements() + part.copies_to(outputs)
         stmt = seq(*body)
         for b, offset in reversed(part.allocations):
             stmt = Allocate(b, stmt, const(offset))
         for v, b in self.constants.items():
             stmt = Allocate(b, stmt, const(self.constant_at(v) or 0))
-        main = Program("main", (*inputs.values(), *outputs), stmt, (("entry", True),))
-        return HostPlan(main, part.size, self.kernel_names)
+        main = Program("main", (*inputs.values(), *[b for _, b in outputs]), stmt, (("entry", True),))
+        return HostPlan(main, part.size, [name for name, _ in self.launches], [g for _, g in self.launches])
+
+
+Results = Sequence[tuple[Value, Buffer]]
+
+
+@dataclass
+class _LoopNeeds:
+    """What an operation with regions needs of the arena: `body` bytes for the regions (branches never live together, so the
+    largest), and the carried values that another carried value takes over, each of which may have to be saved first."""
+    body: int
+    swapped: list[Value]
 
 
 class _Part:
-    """A graph or a region: its values' buffers, its statements and its share of the arena, starting at `base`."""
+    """A graph or a region: its values' buffers, its statements and its share of the arena, starting at `base`.
 
-    def __init__(self, planner: Planner, graph: Graph, fixed: dict[Value, Buffer], base: int,
+    `fixed`: values that have a buffer already. `results`: values wanted in given buffers; where nothing forbids it they are
+    computed there, `copies_to` moves the rest.
+    """
+
+    def __init__(self, planner: Planner, graph: Graph, fixed: dict[Value, Buffer], results: Results, base: int,
                  outer: _Part | None = None) -> None:
         self.planner, self.graph, self.outer, self.base = planner, graph, outer, base
         self.buffers: dict[Value, Buffer] = dict(fixed)
@@ -96,38 +106,41 @@ class _Part:
         self.size = 0
         self.scratch: dict[int, list[Storage]] = {}
         self.nested: dict[int, Storage] = {}
-        self._place(fixed)
+        self.saved: dict[int, list[Storage]] = {}
+        self.root = self._alias_roots()
+        self._place(results)
 
     # ---- memory ------------------------------------------------------------------------------------------------------
-    def _place(self, fixed: dict[Value, Buffer]) -> None:
-        root = self._alias_roots()
-        last = self._last_uses(root)
+    def _place(self, results: Results) -> None:
+        computed = {v for g in self.groups if g.kind != "alias" for v in g.outputs}
+        for v, b in results:
+            r = self.root.get(v, v)
+            if r in computed and r not in self.buffers:
+                self.buffers[r] = b
+        last = self._last_uses()
         storages: list[Storage] = []
         of_root: dict[Value, Storage] = {}
         for step, g in enumerate(self.groups):
             if g.kind == "alias":
                 continue
             for v in g.outputs:
-                r = root[v]
-                if r not in of_root and r not in self.buffers and not self._fixed_through_alias(r, root, fixed):
-                    of_root[r] = Storage(v.name, _nbytes(v), step, last.get(r, step))
-                    storages.append(of_root[r])
+                if v not in self.buffers:
+                    of_root[v] = Storage(v.name, _nbytes(v), step, last.get(v, step))
+                    storages.append(of_root[v])
             if g.kind == "kernel":
                 sizes = self.planner.kernel_of(g).workspaces
                 self.scratch[step] = [Storage(f"workspace{step}", n, step, step) for n in sizes]
                 storages += self.scratch[step]
             else:
-                need = _region_bytes(self.planner, g.operations[0], self)
-                self.nested[step] = Storage(f"region{step}", need, step, step)
-                storages.append(self.nested[step])
+                needs = _needs(self.planner, g.operations[0], self)
+                self.nested[step] = Storage(f"region{step}", needs.body, step, step)
+                self.saved[step] = [Storage(name, 8, step, step) for name in ("iteration", "going")]
+                self.saved[step] += [Storage(f"{v.name}_saved", _nbytes(v), step, step) for v in needs.swapped]
+                storages += [self.nested[step], *self.saved[step]]
         self.size = assign_offsets(storages)
-        for v, r in root.items():
-            if v in self.buffers:
-                continue
-            if r in of_root:
-                self.buffers[v] = self._arena(v, of_root[r].offset)
-            elif r in self.buffers:
-                self.buffers[v] = self.buffers[r]
+        for v, r in self.root.items():
+            if v not in self.buffers and r in of_root:
+                self.buffers[v] = self._arena(_buffer(v, v.name, "arena"), of_root[r])
 
     def _alias_roots(self) -> dict[Value, Value]:
         """Each value of this part, with the value whose memory it shares (itself, unless it is a reshape of another)."""
@@ -142,40 +155,27 @@ class _Part:
                     root[v] = v
         return root
 
-    def _fixed_through_alias(self, r: Value, root: dict[Value, Value], fixed: dict[Value, Buffer]) -> bool:
-        """A value that is a model output under another shape is written to the output's memory at once."""
-        for v in self.graph.outputs:
-            if root.get(v) is r and v in fixed and v is not r:
-                self.buffers[r] = fixed[v]
-                return True
-        return False
-
-    def _last_uses(self, root: dict[Value, Value]) -> dict[Value, int]:
+    def _last_uses(self) -> dict[Value, int]:
         last: dict[Value, int] = {}
         for step, g in enumerate(self.groups):
             for op in g.operations:
                 for v in used_values(op):
-                    last[root.get(v, v)] = step
+                    last[self.root.get(v, v)] = step
         for v in self.graph.outputs:
-            last[root.get(v, v)] = len(self.groups)
+            last[self.root.get(v, v)] = len(self.groups)
         return last
 
-    def _arena(self, v: Value, offset: int) -> Buffer:
-        b = _buffer(v, v.name, "arena")
-        self.allocations.append((b, self.base + offset))
-        return b
-
-    def scalar(self, name: str, dtype: DType) -> Buffer:
-        """A host scalar in the arena, behind everything else of this part."""
-        b = Buffer(name, dtype, (ONE,), "arena")
-        self.allocations.append((b, self.base + self.size))
-        self.size += round_up(8)
+    def _arena(self, b: Buffer, s: Storage) -> Buffer:
+        self.allocations.append((b, self.base + s.offset))
         return b
 
     def where(self, v: Value) -> Buffer:
         """The buffer of a value: of this part, of a part around it, or a constant."""
         if v in self.buffers:
             return self.buffers[v]
+        r = self.root.get(v, v)
+        if r is not v:
+            return self.where(r)
         if self.planner.constant_at(v) is not None:
             return self.planner.constants.setdefault(v, _buffer(v, v.name, "const"))
         if self.outer is not None:
@@ -192,70 +192,101 @@ class _Part:
                 op = g.operations[0]
                 lower = {"if_": self._if, "loop": self._loop}.get(op.op)
                 if lower is None:
-                    raise InternalError(f"no host lowering for {op.op}")
-                out += lower(op, self.base + self.nested[step].offset)
+                    raise UserError("op-not-compiled", f"there is no native code for {op.op} yet", where=op.loc)
+                out += lower(op, step)
         return out
+
+    def copies_to(self, results: Results) -> list[Stmt]:
+        """Moves to their buffers the results that were not computed there."""
+        return [_copy(b, self.where(v)) for v, b in results if self.where(v) is not b]
 
     def _launch(self, step: int, g: Group) -> list[Stmt]:
         k = self.planner.kernel_of(g)
         args = [_address(self.where(v)) for v in k.arguments]
         for s in self.scratch[step]:
-            b = Buffer(s.name, u8, (const(s.size),), "arena")
-            self.allocations.append((b, self.base + s.offset))
-            args.append(_address(b))
-        index = len(self.planner.kernel_names)
-        self.planner.kernel_names.append(k.name)
-        return [Evaluate(Call("profile_begin", (const(index),), i64)), Launch(k.name, tuple(args)),
-                Evaluate(Call("profile_end", (const(index),), i64))]
+            args.append(_address(self._arena(Buffer(s.name, u8, (const(s.size),), "arena"), s)))
+        index = len(self.planner.launches)
+        self.planner.launches.append((k.name, g))
+        begin, end = (Evaluate(Call(f"tw_profile_{when}", (const(index, i32),), i64)) for when in ("begin", "end"))
+        return [begin, Launch(k.name, tuple(args)), end]
 
-    def _region(self, region: Graph, fixed: dict[Value, Buffer], base: int) -> tuple[list[Stmt], _Part]:
-        part = _Part(self.planner, region, fixed, base, outer=self)
+    def _region(self, region: Graph, fixed: dict[Value, Buffer], results: Results, step: int) -> tuple[list[Stmt], _Part]:
+        part = _Part(self.planner, region, fixed, results, self.base + self.nested[step].offset, outer=self)
         stmts = part.statements()
         self.allocations += part.allocations
         return stmts, part
 
-    def _if(self, op: Operation, base: int) -> list[Stmt]:
+    def _if(self, op: Operation, step: int) -> list[Stmt]:
         branches = []
         for region in op.regions:
-            stmts, part = self._region(region, {}, base)
-            stmts += [_copy(self.where(v), part.where(r)) for v, r in zip(op.outputs, region.outputs, strict=True)]
-            branches.append(seq(*stmts))
+            results = [(r, self.where(v)) for v, r in zip(op.outputs, region.outputs, strict=True)]
+            stmts, part = self._region(region, {}, results, step)
+            branches.append(seq(*stmts, *part.copies_to(results)))
         (cond,) = (v for v in op.inputs[:1] if v is not None)
         return [If(_scalar_of(self.where(cond)), branches[0], branches[1])]
 
-    def _loop(self, op: Operation, base: int) -> list[Stmt]:
-        """loop(trip_count?, cond?, carried...): body(iteration, cond, carried...) -> (cond, carried...)."""
-        trip, start, *carried = op.inputs
+    def _loop(self, op: Operation, step: int) -> list[Stmt]:
+        """loop(bound?, cond?, carried…), body(turn, cond, carried…) -> (cond, carried…, rows…): the carried values live in
+        the memory of the loop's results; a row goes to its place in the stacked result."""
+        bound, start, *carried = op.inputs
         (body,) = op.regions
-        counter, going = self.scalar("iteration", i64), self.scalar("going", boolean)
-        state = [self.where(v) for v in op.outputs]
+        of_counter, of_going, *saved = self.saved[step]
+        homes = dict(zip(_needs(self.planner, op, self).swapped, saved, strict=True))
+        counter = self._arena(Buffer("iteration", i64, (ONE,), "arena"), of_counter)
+        going = self._arena(Buffer("going", boolean, (ONE,), "arena"), of_going)
+        state = [self.where(v) for v in op.outputs[:len(carried)]]
         setup: list[Stmt] = [Store(counter, (ZERO,), ZERO),
-                 Store(going, (ZERO,), TRUE if start is None else _scalar_of(self.where(start)))]
+                             Store(going, (ZERO,), TRUE if start is None else _scalar_of(self.where(start)))]
         setup += [_copy(s, self.where(v)) for s, v in zip(state, carried, strict=True) if v is not None]
         fixed = dict(zip(body.inputs, [counter, going, *state], strict=True))
-        inner, part = self._region(body, fixed, base)
-        inner += [_copy(s, part.where(v)) for s, v in zip(state, body.outputs[1:], strict=True)
-                  if part.where(v) is not s]
-        inner += [Store(going, (ZERO,), _scalar_of(part.where(body.outputs[0]))),
-                  Store(counter, (ZERO,), counter[0] + 1)]
+        inner, part = self._region(body, fixed, (), step)
+        for v, row in zip(op.outputs[len(carried):], body.outputs[1 + len(carried):], strict=True):
+            stacked, source = self.where(v), part.where(row)
+            place = Address(stacked, (counter[0], *(ZERO,) * (stacked.rank - 1)))
+            inner.append(Evaluate(Call("copy_bytes", (place, _address(source), _size_of(row)), i64)))
+        moves = [(to, part.where(v)) for to, v in zip([going, *state], body.outputs[:1 + len(carried)], strict=True)]
+        room = {fixed[v]: s for v, s in homes.items()}
+        inner += _simultaneous(moves, lambda b: self._arena(Buffer(f"{b.name}_saved", b.dtype, b.shape, "arena"), room[b]))
+        inner.append(Store(counter, (ZERO,), counter[0] + 1))
         cond: Expr = going[0]
-        if trip is not None:
-            cond = cond & (counter[0] < _scalar_of(self.where(trip)))
+        if bound is not None:
+            cond = cond & (counter[0] < _scalar_of(self.where(bound)))
         return [*setup, While(cond, seq(*inner))]
 
 
-def _region_bytes(planner: Planner, op: Operation, outer: _Part) -> int:
-    """Arena bytes that the regions of an operation need: branches never live together, so the largest."""
-    names, constants = list(planner.kernel_names), dict(planner.constants)
-    need = 0
-    for region in op.regions:
-        fixed = {v: _buffer(v, v.name, "arena") for v in region.inputs}
-        part = _Part(planner, region, fixed, 0, outer=outer)
-        for step, g in enumerate(part.groups):  # scalars of nested loops come behind the planned part
-            part.size += 2 * round_up(8) * (g.kind == "control" and step >= 0)
-        need = max(need, part.size)
-    planner.kernel_names, planner.constants = names, constants
-    return need
+def _simultaneous(moves: list[tuple[Buffer, Buffer]], save: Callable[[Buffer], Buffer]) -> list[Stmt]:
+    """Copies (to, from) as if all at once: a buffer is overwritten when nobody needs it any more; a cycle, as in
+    (a, b) = (b, a), is broken by saving one of its buffers elsewhere."""
+    out: list[Stmt] = []
+    left = [(to, source) for to, source in moves if to is not source]
+    while left:
+        free = next((m for m in left if all(source is not m[0] for _, source in left)), None)
+        if free is None:
+            held = left[0][0]
+            kept = save(held)
+            out.append(_copy(kept, held))
+            left = [(to, kept if source is held else source) for to, source in left]
+        else:
+            out.append(_copy(*free))
+            left.remove(free)
+    return out
+
+
+def _needs(planner: Planner, op: Operation, outer: _Part) -> _LoopNeeds:
+    """The arena that an operation's regions need, found once per operation."""
+    if id(op) not in planner.needs:
+        parts = [_Part(planner, region, {v: _buffer(v, v.name, "arena") for v in region.inputs}, (), 0, outer=outer)
+                 for region in op.regions]
+        swapped: dict[Value, None] = {}
+        if op.op == "loop":
+            (part,) = parts
+            body = part.graph
+            for place, v in zip(body.inputs[1:], body.outputs, strict=False):
+                r = part.root.get(v, v)
+                if r in body.inputs and r is not place:
+                    swapped.setdefault(r)
+        planner.needs[id(op)] = _LoopNeeds(max((p.size for p in parts), default=0), list(swapped))
+    return planner.needs[id(op)]
 
 
 def _nbytes(v: Value) -> int:
@@ -277,10 +308,12 @@ def _scalar_of(b: Buffer) -> Expr:
     return b[(ZERO,) * b.rank] if b.rank else b[()]
 
 
+def _size_of(v: Value) -> Expr:
+    return const(_nbytes(v))
+
+
 def _copy(to: Buffer, source: Buffer) -> Stmt:
     n: Expr = const(to.dtype.nbytes)
     for d in to.shape:
         n = n * d
     return Evaluate(Call("copy_bytes", (_address(to), _address(source), n), i64))
-
-

@@ -1,7 +1,7 @@
 """Intrinsics: the functions that `Call` names, one record each – arity, result dtype, effect, and meaning in NumPy.
 
 The interpreter runs the meanings, the verifier checks calls against the records, code generators look up effects.
-Values: floats are NumPy scalars of the dtype, integers Python ints, bools Python bools; vectors are arrays (`loop/values.py`).
+Values: floats are NumPy scalars of the dtype, integers Python ints, bools Python bools; vectors are arrays (loop/values.py).
 Transcendental functions are computed in float64 and rounded once to the type; compiled code may differ by a few units
 in the last place.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import DType, boolean, i64
+from tilewright.core.dtype import DType, boolean, i32, i64
 from tilewright.core.errors import InternalError
 from tilewright.loop.ir import Program
 from tilewright.loop.values import from_memory, fused_multiply_add, maximum, minimum, round_to, widen, wrap
@@ -109,6 +109,14 @@ def _prefetch(args: tuple[DType, ...], to: DType) -> bool:
     return args[0].kind == "handle" and args[1] is i64
 
 
+def _copy_operands(args: tuple[DType, ...], to: DType) -> bool:
+    return args[0].kind == "handle" and args[1].kind == "handle" and args[2] is i64
+
+
+def _number_of_kernel(args: tuple[DType, ...], to: DType) -> bool:
+    return args[0] is i32
+
+
 # ---- meanings --------------------------------------------------------------------------------------------------------
 def _elementwise(f: Callable[..., Any]) -> Meaning:
     """A function of float64 values, rounded once to the type."""
@@ -180,6 +188,13 @@ def _fold(combine: Callable[[DType, Any, Any], Any]) -> Meaning:
     return meaning
 
 
+def _copy_bytes(to: DType, frm: DType, target: Any, source: Any, nbytes: int) -> int:
+    """Operands are (memory, position of the first element) as the interpreter has addresses."""
+    into, out_of = ((memory[position:].view(np.uint8)) for memory, position in (target, source))
+    into[:nbytes] = out_of[:nbytes]
+    return 0
+
+
 def _plus(t: DType, a: Any, b: Any) -> Any:
     return wrap(t, a + b) if t.is_int else a + b
 
@@ -240,6 +255,12 @@ def _declare() -> None:
     register(Intrinsic("prefetch", 2, _prefetch, lambda to, frm, address, locality: 0,
                        "Bring the cache line of an address near; locality 0 (none) … 3 (keep). The result is unused.",
                        pure=False))
+    register(Intrinsic("copy_bytes", 3, _copy_operands, _copy_bytes,
+                       "Copy bytes to the first address from the second; the stretches do not overlap. The result is unused.",
+                       pure=False))
+    for when in ("begin", "end"):
+        register(Intrinsic(f"tw_profile_{when}", 1, _number_of_kernel, lambda to, frm, k: 0,
+                           f"The {when} of a kernel in the profile, by its number. The result is unused.", pure=False))
 
 
 _declare()

@@ -1,4 +1,4 @@
-"""LLVM code generation, intrinsics: what each Call becomes: an LLVM intrinsic, a short sequence, or a libm function per lane.
+"""LLVM code generation, intrinsics: what each Call becomes: an LLVM intrinsic, a short sequence, or a libm call per lane.
 
 The names are those of loop/intrinsics.py. `LIBRARY` lists the C functions that emitted code may need.
 """
@@ -143,6 +143,13 @@ def _prefetch(f: Function, e: ir.Call) -> str:
     return ""
 
 
+def _copy_bytes(f: Function, e: ir.Call) -> str:
+    f.module.declare("@llvm.memcpy.p0.p0.i64", "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)")
+    to, source, nbytes = [f.value(a) for a in e.args]
+    f.line(f"call void @llvm.memcpy.p0.p0.i64(ptr {to}, ptr {source}, i64 {nbytes}, i1 false)")
+    return ""
+
+
 def _isnan(f: Function, e: ir.Call) -> str:
     v, t = widen_to_float(f, f.value(e.args[0]), e.args[0].dtype)
     return f.op(f"fcmp uno {register_type(t)} {v}, {v}")
@@ -229,5 +236,5 @@ def _combine(f: Function, name: str, t: DType, a: str, b: str) -> str:
 
 
 _SPECIAL: dict[str, Callable[[Function, ir.Call], str]] = {
-    "neg": _neg, "reinterpret": _reinterpret, "prefetch": _prefetch, "isnan": _isnan, "isinf": _isinf,
-    "reduce_add": _reduce, "reduce_max": _reduce, "reduce_min": _reduce}
+    "neg": _neg, "reinterpret": _reinterpret, "prefetch": _prefetch, "copy_bytes": _copy_bytes, "isnan": _isnan,
+    "isinf": _isinf, "reduce_add": _reduce, "reduce_max": _reduce, "reduce_min": _reduce}
