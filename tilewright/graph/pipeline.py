@@ -11,6 +11,7 @@ from tilewright.graph.ir import Graph
 from tilewright.graph.passes.cse import merge_equal
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.passes.fold import fold_constants
+from tilewright.graph.passes.halo import share_borders
 from tilewright.graph.passes.layouts import blocked_layouts
 from tilewright.graph.passes.simplify import simplify_operations
 from tilewright.graph.passes.views import simplify_views
@@ -27,6 +28,8 @@ def graph_pipeline(target: Target, numerics: str) -> Pipeline[Graph]:
         simplify_views,
         merge_equal,
         functools.partial(blocked_layouts, target=target),   # from here on, convolutions work on channel blocks
+        share_borders,                                       # from here on, producers write the borders of their readers
+        simplify_views,
         merge_equal,
         remove_dead,
     ])

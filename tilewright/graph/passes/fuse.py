@@ -4,7 +4,7 @@ In: a Graph after all rewrites. Out: the list of `Group`s in an order that can b
 
 - An anchor (matmul, convolution, …), a reduction or an elementwise operation opens a group.
 - Its *epilogue*: elementwise and broadcast operations, a pad, a layout change or a transpose that keeps the innermost
-  axis join the group that makes their main operand, if nobody else reads that operand.
+  axis join the group that makes their main operand, if nobody outside the group reads that operand.
 - *Prologues*: views (transpose, slice, expand) are repeated inside every group that reads them, as index arithmetic in its
   loads. A reshape of something in memory is an alias: no kernel at all (`graph/plan.py`).
 - What only computes shapes has been folded before; what is left of it runs like anything else.
@@ -19,9 +19,10 @@ from tilewright.graph.registry import record_of
 ALIASES = frozenset({"reshape", "identity"})
 CONTROL = frozenset({"if_", "loop", "scan"})
 STRUCTURE = frozenset({"pad", "to_blocked", "from_blocked", "transpose"})
+"""Operations that move elements and may end a group: its store is final."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Operations that become one kernel; `inputs` and `outputs` are the values that cross its border, in order of use."""
     operations: list[Operation]
@@ -43,105 +44,122 @@ class Group:
 
 def fuse(graph: Graph) -> list[Group]:
     """Sort all operations of a graph (not of its regions) into groups."""
-    users = graph.users()
-    outputs = set(graph.outputs)
-    folded = _folded_views(graph, users, outputs)
-    group_of: dict[Value, Group] = {}
-    order: list[Group] = []
-    for op in graph.operations:
-        if op.output in folded if len(op.outputs) == 1 else False:
-            continue
-        home = _home(op, users, outputs, group_of)
-        if home is None:
-            home = Group([op])
-        else:
-            home.operations.append(op)
-            order.remove(home)
-        order.append(home)  # a group runs where its last member stands: all its operands exist by then
-        for v in op.outputs:
-            group_of[v] = home
-    producers = graph.producers()
-    for g in order:
-        _close(g, folded, producers, users, outputs)
-    return order
+    return _Fusion(graph).run()
 
 
-def _folded_views(graph: Graph, users: dict[Value, list[Operation]], outputs: set[Value]) -> set[Value]:
-    """Values of views that every reader can fold into its loads, so that they are never stored."""
-    producers = graph.producers()
-    out: set[Value] = set()
-    for op in graph.operations:
-        if record_of(op).fusion != "view" or op.op in ALIASES or op.output in outputs:
-            continue
-        if _joins_epilogue(op, producers, users, outputs):
-            continue
-        readers = users.get(op.output, [])
-        if readers and all(_can_fold_view(r) for r in readers):
-            out.add(op.output)
-    return out
-
-
-def _can_fold_view(reader: Operation) -> bool:
+def can_fold_view(reader: Operation) -> bool:
+    """Whether an operation can read an operand through a view."""
     return reader.op not in ALIASES and reader.op not in CONTROL and record_of(reader).fusion != "opaque"
 
 
-def _joins_epilogue(op: Operation, producers: dict[Value, Operation], users: dict[Value, list[Operation]],
-                    outputs: set[Value]) -> bool:
-    """Whether a transpose should be written by its producer rather than read through by its readers."""
-    if op.op != "transpose" or op.attrs["perm"][-1] != len(op.attrs["perm"]) - 1:
+class _Fusion:
+    """One forward walk; `group_of` tells the group that makes a value, `order` keeps the groups in executable order: a
+    group stands where its last member does, when all its operands exist."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.users, self.producers = graph.users(), graph.producers()
+        self.outputs = set(graph.outputs)
+        self.position = {id(op): k for k, op in enumerate(graph.operations)}
+        self.folded = self.folded_views()
+        self.group_of: dict[Value, Group] = {}
+        self.order: dict[Group, None] = {}
+
+    def run(self) -> list[Group]:
+        for op in self.graph.operations:
+            if len(op.outputs) == 1 and op.output in self.folded:
+                continue
+            home = self.home(op)
+            if home is None:
+                home = Group([op])
+            else:
+                home.operations.append(op)
+                del self.order[home]
+            self.order[home] = None
+            for v in op.outputs:
+                self.group_of[v] = home
+        for g in self.order:
+            self.close(g)
+        return list(self.order)
+
+    # ---- views -------------------------------------------------------------------------------------------------------
+    def folded_views(self) -> set[Value]:
+        """Values of views that every reader can fold into its loads, so that they are never stored."""
+        out: set[Value] = set()
+        for op in self.graph.operations:
+            if record_of(op).fusion != "view" or op.op in ALIASES or op.output in self.outputs:
+                continue
+            if self.is_stored_transposed(op):
+                continue
+            readers = self.users.get(op.output, [])
+            if readers and all(can_fold_view(r) for r in readers):
+                out.add(op.output)
+        return out
+
+    def is_stored_transposed(self, op: Operation) -> bool:
+        """Whether a transpose should be written by its producer rather than read through by its readers."""
+        src = op.inputs[0]
+        if op.op != "transpose" or op.attrs["perm"][-1] != len(op.attrs["perm"]) - 1 or src is None:
+            return False
+        if src in self.outputs or len(self.users.get(src, [])) != 1 or src not in self.producers:
+            return False
+        return record_of(self.producers[src]).fusion in ("anchor", "elementwise", "broadcast")
+
+    # ---- epilogues ---------------------------------------------------------------------------------------------------
+    def home(self, op: Operation) -> Group | None:
+        """The group whose epilogue `op` joins, the latest one if there are several."""
+        fusion = record_of(op).fusion
+        if (fusion not in ("elementwise", "broadcast") and op.op not in STRUCTURE) or len(op.outputs) != 1:
+            return None
+        found = [self.group_of[v] for v in op.inputs if v is not None and self.can_join(op, v)]
+        return max(found, key=lambda g: self.position[id(g.operations[-1])], default=None)
+
+    def can_join(self, op: Operation, v: Value) -> bool:
+        """Whether `op` may join the group that makes its operand `v`."""
+        g = self.group_of.get(v)
+        if g is None or v in self.outputs or g.kind != "kernel":
+            return False
+        last = g.operations[-1]
+        if v is not last.outputs[0] or len(last.outputs) != 1 or last.op in STRUCTURE or record_of(last).fusion == "opaque":
+            return False
+        if any(u is not op for u in self.users[v]):
+            return False
+        if op.op in STRUCTURE:
+            anchor = record_of(g.anchor).fusion
+            return anchor in ("anchor", "elementwise", "broadcast") or (op.op == "pad" and g.anchor.op == "concat")
+        return v.shape == op.output.shape
+
+    # ---- borders -----------------------------------------------------------------------------------------------------
+    def close(self, g: Group) -> None:
+        """Add the folded views that a group reads through, then find what crosses its border."""
+        need: set[int] = set()
+        stack = [v for op in g.operations for v in used_values(op)]
+        views: list[Operation] = []
+        while stack:
+            v = stack.pop()
+            op = self.producers.get(v)
+            if v in self.folded and op is not None and id(op) not in need:
+                need.add(id(op))
+                views.append(op)
+                stack.extend(used_values(op))
+        g.operations = sorted(views + g.operations, key=lambda op: self.position[id(op)])
+        inside = {v for op in g.operations for v in op.outputs}
+        g.inputs = list(dict.fromkeys(v for op in g.operations for v in used_values(op) if v not in inside))
+        members = {id(op) for op in g.operations}
+        g.outputs = [v for op in g.operations for v in op.outputs if v not in self.folded and (
+            v in self.outputs or any(id(u) not in members and not self.only_folds(u) for u in self.users.get(v, ()))
+            or self.read_through_views(v, members))]
+
+    def only_folds(self, op: Operation) -> bool:
+        return len(op.outputs) == 1 and op.output in self.folded
+
+    def read_through_views(self, v: Value, members: set[int]) -> bool:
+        """Whether an operation outside the group reads `v` through folded views."""
+        stack = [u for u in self.users.get(v, ()) if self.only_folds(u)]
+        while stack:
+            for u in self.users.get(stack.pop().output, ()):
+                if self.only_folds(u):
+                    stack.append(u)
+                elif id(u) not in members:
+                    return True
         return False
-    src = op.inputs[0]
-    if src is None or src in outputs or len(users.get(src, [])) != 1 or src not in producers:
-        return False
-    return record_of(producers[src]).fusion in ("anchor", "elementwise", "broadcast")
-
-
-def _home(op: Operation, users: dict[Value, list[Operation]], outputs: set[Value],
-          group_of: dict[Value, Group]) -> Group | None:
-    """The group whose epilogue `op` joins, the latest one if there are several."""
-    fusion = record_of(op).fusion
-    if fusion not in ("elementwise", "broadcast") and op.op not in STRUCTURE:
-        return None
-    if len(op.outputs) != 1 or op.op in CONTROL:
-        return None
-    best: Group | None = None
-    for v in op.inputs:
-        if v is None or v not in group_of or v in outputs or len(users[v]) != 1:
-            continue
-        g = group_of[v]
-        if g.kind != "kernel" or record_of(g.operations[-1]).fusion == "opaque" or v is not g.operations[-1].outputs[0]:
-            continue
-        if len(g.operations[-1].outputs) != 1 or g.operations[-1].op in STRUCTURE:
-            continue  # after a border or a permutation the kernel ends: its store is final
-        if op.op not in STRUCTURE and v.shape != op.output.shape:
-            continue
-        if op.op in STRUCTURE and record_of(g.anchor).fusion in ("reduction", "injective", "view"):
-            continue
-        best = g
-    return best
-
-
-def _close(g: Group, folded: set[Value], producers: dict[Value, Operation], users: dict[Value, list[Operation]],
-           outputs: set[Value]) -> None:
-    """Add the folded views that a group reads through, then find what crosses its border."""
-    need: list[Operation] = []
-    stack = [v for op in g.operations for v in used_values(op)]
-    while stack:
-        v = stack.pop()
-        if v in folded and producers[v] not in need:
-            need.append(producers[v])
-            stack.extend(used_values(producers[v]))
-    if need:
-        position = {id(op): k for k, op in enumerate(producers[v] for v in producers)}
-        need.sort(key=lambda op: position[id(op)])
-        g.operations = need + g.operations
-    inside = {v for op in g.operations for v in op.outputs}
-    seen: dict[Value, None] = {}
-    for op in g.operations:
-        for v in used_values(op):
-            if v not in inside:
-                seen.setdefault(v)
-    g.inputs = list(seen)
-    members = {id(op) for op in g.operations}
-    g.outputs = [v for op in g.operations for v in op.outputs
-                 if v not in folded and (v in outputs or any(id(u) not in members for u in users.get(v, ())))]
