@@ -137,7 +137,7 @@ def require_static(graph: Graph) -> None:
         names = ", ".join(f"{v.name}: {v.type}" for v in from_user)
         dims = sorted({repr(d) for v in from_user for d in v.shape if as_int(d) is None})
         raise UserError("shape-open", f"dimensions without a size: {names}",
-                        hint="set them: shapes={" + ", ".join(f'"{d}": 1' for d in dims) + "} (command line: --shape NAME=N)")
+                        hint="set them: shapes={" + ", ".join(f'"{d}": 1' for d in dims) + "} (or --shape NAME=N)")
     for g in all_graphs(graph):
         for op in g.operations:
             for v in op.outputs:

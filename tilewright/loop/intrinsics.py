@@ -256,7 +256,7 @@ def _declare() -> None:
                        "Bring the cache line of an address near; locality 0 (none) … 3 (keep). The result is unused.",
                        pure=False))
     register(Intrinsic("copy_bytes", 3, _copy_operands, _copy_bytes,
-                       "Copy bytes to the first address from the second; the stretches do not overlap. The result is unused.",
+                       "Copy bytes to the first address from the second; the stretches do not overlap. No result.",
                        pure=False))
     for when in ("begin", "end"):
         register(Intrinsic(f"tw_profile_{when}", 1, _number_of_kernel, lambda to, frm, k: 0,

@@ -81,7 +81,8 @@ class _Unroller:
                 if self.copying or (shape, strides) != (buffer.shape, buffer.strides):
                     self.buffers[buffer] = new = buffer.replace(shape=shape, strides=strides)
                     self.alive.append(new)
-                return s.replace(buffer=self.buffer(buffer), body=self.stmt(body), offset=offset and self.expr(offset))
+                at = None if offset is None else self.expr(offset)
+                return s.replace(buffer=self.buffer(buffer), body=self.stmt(body), offset=at)
         return s.map(lambda c: self.stmt(c) if isinstance(c, Stmt) else self.expr(c))
 
     def loop(self, s: For) -> Stmt:
