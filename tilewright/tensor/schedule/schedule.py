@@ -2,7 +2,7 @@
 
     sch = Schedule(program)
     i, j, k = sch.loops(sch.block("C"))
-    io, ii = sch.split(i, 8)
+    io, ii = sch.split(i, [None, 8])
 
 Primitives live in `tensor/schedule/primitives/`, one idea per file; the methods here only name them with their types.
 """

@@ -28,51 +28,79 @@ from tilewright.loop.ir import (
     Stmt,
     Store,
     Var,
+    as_int,
     const,
-    expr,
     seq,
 )
-from tilewright.tensor.regions import accesses
-from tilewright.tensor.schedule.schedule import Schedule
-from tilewright.tensor.schedule.state import BlockRef, ScheduleError, edit, find_block, is_parameter, iterate
+from tilewright.tensor.schedule.index_map import IndexFunction, IndexMap
+from tilewright.tensor.schedule.schedule import Layout, Schedule
+from tilewright.tensor.schedule.state import (
+    BlockRef,
+    ScheduleError,
+    edit,
+    find_block,
+    find_buffer,
+    is_parameter,
+    iterate,
+    refuse,
+)
 from tilewright.tensor.schedule.trace import primitive
-from tilewright.tensor.span import Algebra
+from tilewright.tensor.span import Algebra, vars_of
 
 NAME = "transform_layout"
-IndexMap = Callable[..., Sequence[Any]]
 
 
 @primitive
-def transform_layout(sch: Schedule, block: BlockRef, buffer: str, index_map: IndexMap, pad_value: float | None = None,
+def transform_layout(sch: Schedule, block: BlockRef, buffer: str, index_map: IndexFunction, pad_value: float | None = None,
                      allow_interface: bool = False) -> None:
     """Store `buffer`, which `block` uses, by other indices: element i of it goes to index_map(*i).
 
     The map must be quasi-affine and send different elements to different places. The new shape is the smallest box that
-    holds them; places that no element goes to hold `pad_value` in prepacked weights and are undefined elsewhere.
+    holds them; places that no element goes to hold `pad_value` in prepacked weights and are undefined elsewhere. A weight
+    may be laid out several times: its prepack program does all at once, and the last `pad_value` counts.
+    `allow_interface` permits the layout of other parameters to change: the caller then lays them out itself.
     Raises ScheduleError: no such buffer, a map that is not one to one, a parameter that is no weight.
     """
     program = sch.program
-    b = find_block(program, block)
-    old = next((a.buffer for part in accesses(b) for a in part if a.buffer.name == buffer), None)
+    old = find_buffer(program, block, buffer)
     if old is None:
-        raise ScheduleError(NAME, f"block {b.name} uses no buffer {buffer!r}", program, block)
+        raise ScheduleError(NAME, f"block {block.name} uses no buffer {buffer!r}", program, block)
     weight = is_parameter(program, old) and buffer in program.attr("weights", ())
     if is_parameter(program, old) and not weight and not allow_interface:
         raise ScheduleError(NAME, f"{buffer} is an input or output: its layout is the caller's", program, block)
     if old.strides is not None or old.data is not None:
         raise ScheduleError(NAME, f"{buffer} has strides or is a table", program, block)
-    axes = tuple([Var(f"x{k}") for k in range(old.rank)])
-    loops = [For(v, ZERO, d, Seq(())) for v, d in zip(axes, old.shape, strict=True)]
-    algebra = Algebra(loops)
-    places = [algebra.simplify(expr(e)) for e in index_map(*axes)]
-    if not algebra.determine(places, {f.var: f for f in loops}):
-        raise ScheduleError(NAME, f"the map to [{', '.join(map(repr, places))}] is not shown to be one to one", program,
+    if weight and any(as_int(d) is None for d in old.shape):
+        raise ScheduleError(NAME, f"the weight {buffer} has a symbolic size: it cannot be laid out while compiling", program,
                             block)
+    places = IndexMap.of(index_map, old.rank)
+    stray = {v for e in places.places for v in vars_of(e)} - {*places.axes, *[p for p in program.params if isinstance(p, Var)]}
+    if stray:
+        raise ScheduleError(NAME, f"the map uses {stray.pop().name}, which is no index and no size of the program", program,
+                            block)
+    new = Buffer(old.name, old.dtype, _shape(program, block, old, places), old.scope, None, old.packing)
+    sch.program = _rewrite(program, old, new, places)
+    if weight:
+        layout = Layout(old, places, pad_value)
+        if buffer in sch.layouts:
+            before = sch.layouts[buffer]
+            layout = Layout(before.original, before.index_map.then(places), before.pad_value if pad_value is None else pad_value)
+        sch.layouts = {**sch.layouts, buffer: layout}
+        sch.prepacks = {**sch.prepacks, buffer: prepack_program(layout, new)}
+
+
+def _shape(program: Program, block: BlockRef, old: Buffer, places: IndexMap) -> tuple[Expr, ...]:
+    """The smallest box from zero that holds all places; refused unless they are shown to differ."""
+    loops = {v: For(v, ZERO, d, Seq(())) for v, d in zip(places.axes, old.shape, strict=True)}
+    algebra = Algebra(list(loops.values()))
+    if not algebra.determine(places.places, loops):
+        refuse(NAME, f"the map {places} is not shown to be one to one", program, block)
     shape: list[Expr] = []
-    for e in places:
-        span = algebra.span(e, {f.var: f for f in loops})
+    for e in places.places:
+        e = algebra.simplify(e)
         least, most = algebra.known.interval(e)
-        if least is None or least < 0:
+        span = algebra.span(e, loops)
+        if (least is None or least < 0) and (span is None or not algebra.at_most(ZERO, span.lo)):
             raise ScheduleError(NAME, f"the index {e} may be negative", program, block)
         if most is not None:
             shape.append(const(most + 1))
@@ -80,60 +108,59 @@ def transform_layout(sch: Schedule, block: BlockRef, buffer: str, index_map: Ind
             shape.append(algebra.simplify(span.lo + span.width + 1))
         else:
             raise ScheduleError(NAME, f"the index {e} has no known bound", program, block)
-    new = Buffer(old.name, old.dtype, tuple(shape), old.scope, None, old.packing)
-    sch.program = _rewrite(program, old, new, index_map)
-    if weight:
-        sch.prepacks[buffer] = prepack_program(old, new, index_map, pad_value, sch.prepacks.get(buffer))
+    return tuple(shape)
 
 
-def _rewrite(program: Program, old: Buffer, new: Buffer, index_map: IndexMap) -> Program:
+def _rewrite(program: Program, old: Buffer, new: Buffer, places: IndexMap) -> Program:
     """The program with `new` for `old` and all indices mapped, simplified in each block's domain."""
     result = program.replace(params=tuple([new if p is old else p for p in program.params]))
     for s in list(iterate(program.body)):
         if isinstance(s, Block):
-            algebra = Algebra([For(it.var, ZERO, it.extent, Seq(())) for it in s.iters])
-
-            def move(n: Any, algebra: Algebra = algebra) -> Any:
-                if isinstance(n, Load | Store | Address) and n.buffer is new:
-                    return n.replace(indices=tuple([algebra.simplify(expr(e)) for e in index_map(*n.indices)]))
-                return new if n is old else n
-
-            mapped = transform(s, move)
+            mapped = _mapped(s, old, new, places)
             if mapped is not s:
                 result = edit(result, find_block(result, BlockRef(s.name)), mapped)
-    for s in list(iterate(result.body)):
-        if isinstance(s, Allocate) and s.buffer is old:
-            result = edit(result, s, s.replace(buffer=new))
+        elif isinstance(s, Allocate) and s.buffer is old:
+            here = next(a for a in iterate(result.body) if isinstance(a, Allocate) and a.buffer is old)
+            result = edit(result, here, here.replace(buffer=new))
     return result
 
 
-def prepack_program(old: Buffer, new: Buffer, index_map: IndexMap, pad_value: float | None,
-                    before: Program | None) -> Program:
-    """The program that lays a weight out: parameters (as it was, as it becomes); fills the places between first."""
-    if before is not None:
-        raise ScheduleError(NAME, f"{old.name} has been laid out already", before)
+def _mapped(block: Block, old: Buffer, new: Buffer, places: IndexMap) -> Block:
+    algebra = Algebra([For(it.var, ZERO, it.extent, Seq(())) for it in block.iters])
+
+    def move(n: Any) -> Any:
+        if isinstance(n, Load | Store | Address) and n.buffer is new:  # its buffer, a child, has been replaced before it
+            return n.replace(indices=tuple([algebra.simplify(e) for e in places(*n.indices)]))
+        return new if n is old else n
+
+    return transform(block, move)
+
+
+def prepack_program(layout: Layout, new: Buffer) -> Program:
+    """The program that lays a weight out: parameters (as it was, as it becomes). Fills what is between the elements first."""
+    old = layout.original
     source = Buffer("source", old.dtype, old.shape)
     target = Buffer("packed", new.dtype, new.shape)
     fill: Stmt | None = None
-    if pad_value is not None and _size(old) != _size(new):
-        fill = _nest("fill", new.shape, lambda i: Store(target, i, const(pad_value, new.dtype)))
+    if layout.pad_value is not None and _size(old) != _size(new):
+        fill = _nest("fill", new.shape, lambda i: Store(target, i, const(layout.pad_value, new.dtype)))
 
-    def copy(i: tuple[Expr, ...]) -> Stmt:
-        algebra = Algebra([For(v, ZERO, d, Seq(())) for v, d in zip(i, old.shape, strict=True) if isinstance(v, Var)])
-        return Store(target, tuple([algebra.simplify(expr(e)) for e in index_map(*i)]), Load(source, i))
+    def copy(i: tuple[Var, ...]) -> Stmt:
+        algebra = Algebra([For(v, ZERO, d, Seq(())) for v, d in zip(i, old.shape, strict=True)])
+        return Store(target, tuple([algebra.simplify(e) for e in layout.index_map(*i)]), Load(source, i))
 
     body = seq(fill, _nest("pack", old.shape, copy))
     return Program(f"pack_{old.name}", (source, target), body, (("noalias", True), ("weights", ())))
 
 
-def _size(b: Buffer) -> Expr:
-    n: Expr = const(1)
+def _size(b: Buffer) -> int:
+    n = 1
     for d in b.shape:
-        n = n * d
+        n *= as_int(d) or 0
     return n
 
 
-def _nest(name: str, shape: Sequence[Expr], store: Callable[[tuple[Expr, ...]], Stmt]) -> Stmt:
+def _nest(name: str, shape: Sequence[Expr], store: Callable[[tuple[Var, ...]], Stmt]) -> Stmt:
     """A block over a whole shape in serial loops."""
     iters = tuple([IterVar(Var(f"v{k}"), d) for k, d in enumerate(shape)])
     loops = [Var(f"i{k}") for k in range(len(iters))]
