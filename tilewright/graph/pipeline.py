@@ -6,30 +6,40 @@ from __future__ import annotations
 
 import functools
 
-from tilewright.core.passes import Pipeline
+from tilewright.core.passes import Pass, Pipeline
 from tilewright.graph.ir import Graph
 from tilewright.graph.passes.cse import merge_equal
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.passes.fold import fold_constants
 from tilewright.graph.passes.halo import share_borders
 from tilewright.graph.passes.layouts import blocked_layouts
+from tilewright.graph.passes.products import combine_products, simplify_products
 from tilewright.graph.passes.simplify import simplify_operations
+from tilewright.graph.passes.sink import sink_reshapes
 from tilewright.graph.passes.views import simplify_views
 from tilewright.target.target import Target
 
 
-def graph_pipeline(target: Target, numerics: str) -> Pipeline[Graph]:
-    """The passes for a target; `numerics` "strict" keeps the rounding of every operation as the model writes it."""
+def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipeline[Graph]:
+    """The passes for a target. `numerics` "strict" keeps the rounding of every operation as the model writes it; `combine`
+    does parallel products of one operand as one."""
     exact = numerics == "strict"
-    return Pipeline("graph", [
+    passes: list[Pass[Graph]] = [
         remove_dead,                                         # frontends leave what nobody asked for
+        simplify_products,                                   # before folding: a transposed weight needs no copy
         fold_constants,                                      # shape arithmetic ends here: its results are constants
         functools.partial(simplify_operations, exact=exact),
         simplify_views,
         merge_equal,
+        sink_reshapes,                                       # what can be an epilogue stands right behind its kernel
+        simplify_products,
+        simplify_views,
+        combine_products,                                    # queries, keys and values: one product
+        simplify_views,
         functools.partial(blocked_layouts, target=target),   # from here on, convolutions work on channel blocks
         share_borders,                                       # from here on, producers write the borders of their readers
         simplify_views,
         merge_equal,
         remove_dead,
-    ])
+    ]
+    return Pipeline("graph", [p for p in passes if combine or p is not combine_products])
