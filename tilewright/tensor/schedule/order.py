@@ -142,13 +142,13 @@ def _reads_elsewhere(b: Block) -> Buffer | None:
 
 def _starts_first(b: Block, running: Sequence[For], algebra: Algebra) -> bool:
     """Whether, in any order of the loops, the first instance of an element is the one that starts its reduction: the
-    reduction has loops of its own, is at 0 in their first step, and that step is never cut."""
+    reduction has loops of its own, is least in their first step, and that step is never cut."""
     spatial = {v for it, e in zip(b.iters, b.bindings, strict=True) if it.kind == "spatial" for v in vars_of(e)}
     reduced = [e for it, e in zip(b.iters, b.bindings, strict=True) if it.kind == "reduce"]
     first: dict[Var, Expr] = {f.var: f.start for f in running if any(f.var in vars_of(e) for e in reduced)}
     if any(v in spatial for v in first):
         return False
-    if any(as_int(algebra.simplify(substitute(e, first))) != 0 for e in reduced):
+    if not all(algebra.at_most(substitute(e, first), e) for e in reduced):
         return False
     bound = dict(zip([it.var for it in b.iters], b.bindings, strict=True))
     for c in conjuncts(b.predicate):
@@ -226,7 +226,8 @@ def _apart(program: Program, top: For, loops: Sequence[Var], users: Sequence[Blo
         box = new if box is None else union(box, new, here)
     if box is None or None in indices:
         return box is None
-    wanted = {f.var for f in (effective(users[0], chain, algebra) if len(users) == 1 else chain) if as_int(f.extent) != 1}
+    idle = [{f.var for f in effective(b, chain, algebra) if as_int(f.extent) == 1} for b in users]
+    wanted = {f.var for f in chain if not all(f.var in one_step for one_step in idle)}
     widths = [as_int(algebra.simplify(e - 1)) for e in box.extent]
     starts = [s for s, w in zip(box.start, widths, strict=True) if w is not None]
     told = algebra.told_apart(starts, {f.var: f for f in chain}, [w for w in widths if w is not None])
