@@ -5,6 +5,7 @@ without the compilation's record.
 """
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tilewright.core.errors import UserError
-from tilewright.graph.interpret import interpret
+from tilewright.graph.interpret import run as interpret
 from tilewright.graph.ir import Graph
 from tilewright.graph.passes.fuse import Group
 from tilewright.runtime import artifact
@@ -53,6 +54,13 @@ class Timing(NamedTuple):
     p99: float
     minimum: float
     runs: int
+
+
+def timing_of(milliseconds: Sequence[float]) -> Timing:
+    """Median, percentiles (nearest rank) and minimum of latencies; there must be one at least."""
+    times = sorted(milliseconds)
+    return Timing(statistics.median(times), *[times[min(math.ceil(q * len(times)), len(times)) - 1] for q in (0.9, 0.99)],
+                  times[0], len(times))
 
 
 class KernelProfile(NamedTuple):
@@ -92,6 +100,20 @@ class Model:
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self._executable.descriptor.outputs
+
+    @property
+    def executable(self) -> Executable:
+        """The runtime's side: raw calls, poison mode, taps, host calls."""
+        return self._executable
+
+    @property
+    def threads(self) -> int:
+        """Threads of a run; can be set."""
+        return self._executable.threads
+
+    @threads.setter
+    def threads(self, threads: int) -> None:
+        self._executable.threads = threads
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run: arrays by position or by input name. One output is returned as an array, several as a list."""
@@ -148,9 +170,7 @@ class Model:
             start = time.perf_counter()
             self._executable.run(feeds)
             times.append((time.perf_counter() - start) * 1e3)
-        times.sort()
-        return Timing(statistics.median(times), times[int(0.9 * (len(times) - 1))], times[int(0.99 * (len(times) - 1))],
-                      times[0], len(times))
+        return timing_of(times)
 
     def profile(self, inputs: Mapping[str, Any] | None = None, *, runs: int = 20) -> list[KernelProfile]:
         """Time per launch over `runs` runs, in order of execution, with the rates reached."""
