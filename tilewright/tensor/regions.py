@@ -153,9 +153,10 @@ def cuts_only_overshoot(block: Block, algebra: Algebra, inner: Iterable[For]) ->
     used = {v for e in block.bindings for v in vars_of(e)}
     idle = {f.var: f.start for f in inner if f.var not in used}
     domain = [(e, i.extent) for i, e in zip(block.iters, block.bindings, strict=True)]
+    inside = algebra.within(effective(block, list(inner), algebra))
     for c in parts:
         here = substitute(c, bound)
-        if not (algebra.implies(domain, here) or _within_domain(here, block, algebra)
+        if not (inside.proves(here) or algebra.implies(domain, here) or _within_domain(here, block, algebra)
                 or algebra.proves(substitute(substitute(c, first), bound)) or algebra.proves(substitute(here, idle))):
             return False
     return True

@@ -66,6 +66,15 @@ class Algebra:
         out._order = self._order
         return out
 
+    def within(self, loops: Sequence[For]) -> Algebra:
+        """This algebra with other ranges for the variables of some loops."""
+        out = self.assuming(())
+        out.ranges = {**self.ranges, **ranges_of(loops)}
+        for v, (lo, hi) in ranges_of(loops).items():
+            out.known = out.known.with_range(v, lo, hi)
+        out._simplifier = ExprSimplifier(out.known, self._order, {}, {})
+        return out
+
     def implies(self, domain: Sequence[tuple[Expr, Expr]], cond: Expr) -> bool:
         """Whether `cond` holds wherever 0 <= e < n for all (e, n) of `domain`."""
         inside, outside = self.known, self.known.assuming(cond, False)

@@ -114,21 +114,23 @@ def _partial_block(program: Program, b: Block, target: For, around: list[For], r
     """The block that reduces over all loops but `target`, whose step becomes a spatial variable."""
     spatial = [(i, e) for i, e in zip(b.iters, b.bindings, strict=True) if i.kind == "spatial"]
     reduced = [(i, e) for i, e in zip(b.iters, b.bindings, strict=True) if i.kind == "reduce"]
-    used = {v for _, e in reduced for v in vars_of(e)}
-    own = {i.var: Var(i.var.name) for i, _ in spatial}
+    kept = [(i, e) for i, e in reduced if target.var not in vars_of(e)]
+    split = [(i, e) for i, e in reduced if target.var in vars_of(e)]
+    used = {v for _, e in split for v in vars_of(e)}
+    own = {i.var: Var(i.var.name) for i, _ in [*spatial, *kept]}
     step = Var(f"v{target.var.name}")
     others = [f for f in around if f.var in used and f is not target]
+    if {f.var for f in others} & {v for _, e in [*spatial, *kept] for v in vars_of(e)}:
+        raise ScheduleError("rfactor", f"the variable reduced over loop {target.var.name} depends on a loop that another "
+                            "variable needs", program, BlockRef(b.name))
     rest = {f.var: Var(f"v{f.var.name}") for f in others}
     value = {target.var: step + target.start, **{f.var: rest[f.var] + f.start for f in others}}
     iters = (*[IterVar(own[i.var], i.extent) for i, _ in spatial], IterVar(step, target.extent),
+             *[IterVar(own[i.var], i.extent, "reduce") for i, _ in kept],
              *[IterVar(rest[f.var], f.extent, "reduce") for f in others])
-    bindings = (*[e for _, e in spatial], _minus(target.var, target.start), *[_minus(f.var, f.start) for f in others])
-    loops = {f.var for f in around}
-    inside = {**own, **{i.var: substitute(e, value) for i, e in reduced}}
-    # Loop variables that only spatial variables depend on stay out of what moves into the body.
-    if any(v in loops for e in inside.values() for v in vars_of(e)):
-        raise ScheduleError("rfactor", "a reduction variable depends on a loop that a spatial variable needs", program,
-                            BlockRef(b.name))
+    bindings = (*[e for _, e in spatial], _minus(target.var, target.start), *[e for _, e in kept],
+                *[_minus(f.var, f.start) for f in others])
+    inside = {**own, **{i.var: substitute(e, value) for i, e in split}}
     algebra = Algebra([For(i.var, ZERO, i.extent, Seq(())) for i in iters])
     at = tuple([substitute(e, own) for e in red.indices])
     at = (*at[:axis], step, *at[axis:])

@@ -1,0 +1,33 @@
+"""Property test: random schedules give the interpreter's results bit for bit, and what is refused is wrong.
+
+`make test` runs a share of the traces; TILEWRIGHT_RANDOM_TRACES=1000 (as `make long` does) runs that many.
+TILEWRIGHT_RANDOM_SEED moves to other traces.
+"""
+from __future__ import annotations
+
+import os
+
+import pytest
+from random_traces import CALLS, LOOKS, Tally, check, first_wrong_step, run_trace
+from schedule_operators import OPERATORS, results
+
+TRACES = int(os.environ.get("TILEWRIGHT_RANDOM_TRACES", "170"))
+FIRST = int(os.environ.get("TILEWRIGHT_RANDOM_SEED", "0"))
+
+
+def test_random_traces(capsys: pytest.CaptureFixture[str]) -> None:
+    names = list(OPERATORS)
+    programs = {n: make() for n, make in OPERATORS.items()}
+    expected = {n: results(p) for n, p in programs.items()}
+    tally = Tally()
+    for seed in range(FIRST, FIRST + TRACES):
+        name = names[seed % len(names)]
+        sch = run_trace(programs[name], seed, tally, expected[name], judge=0.25)
+        why = check(programs[name], sch, expected[name])
+        if why is not None:
+            step = first_wrong_step(programs[name], sch, expected[name])
+            pytest.fail(f"seed {seed}, {name}: {why}\n{step}\n{sch.trace}")
+    with capsys.disabled():
+        print(f"\n{TRACES} random traces from seed {FIRST}\n{tally}")
+    assert not [n for n in CALLS if not tally.applied[n]], "a primitive was never applied"
+    assert tally.rate() >= 0.9, "\n".join(f"seed {s}: {why}" for s, _, why, _, _ in tally.doubtful)
