@@ -222,7 +222,7 @@ def run_trace(program: Program, seed: int, tally: Tally, expected: list[Any], *,
     """Apply `steps` random primitives (refused ones do not count); a share `judge` of the refusals is judged."""
     rng = random.Random(seed)
     sch = Schedule(program)
-    names = [n for n in PRIMITIVES if n in CALLS]
+    names = list(CALLS)
     weights = [CALLS[n][0] for n in names]
     done = tries = 0
     while done < steps and tries < 40 * steps:

@@ -5,7 +5,9 @@
 """
 from __future__ import annotations
 
-from tilewright.core.node import transform
+from typing import Any
+
+from tilewright.core.node import transform, walk
 from tilewright.loop.ir import ONE, ZERO, Block, Buffer, Expr, For, Load, Program, Seq, Store, Var
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.regions import (
@@ -26,6 +28,7 @@ from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
     BlockRef,
     ScheduleError,
+    blocks,
     deallocate,
     edit,
     find_block,
@@ -35,106 +38,101 @@ from tilewright.tensor.schedule.state import (
 from tilewright.tensor.schedule.trace import primitive
 from tilewright.tensor.span import Algebra, vars_of
 
+Inverse = dict[Var, tuple[int, Expr] | None]
+"""Where to find each iteration variable in the indices of an access: (dimension, offset to take off), None: it is zero."""
+
 
 @primitive
 def compute_inline(sch: Schedule, block: BlockRef) -> None:
     """Replace every load of what a spatial block computes by the expression that it stores.
 
-    Legal if the block is one store without reduction, at its own iteration variables (each once, with constant offsets),
-    into a buffer that is no parameter and that nothing else writes. Raises ScheduleError.
+    Legal if the block is one store without reduction, an element tells which instance stores it, and the buffer is no
+    parameter and has no other writer. Raises ScheduleError.
     """
+    name = "compute_inline"
     program = sch.program
     b = find_block(program, block)
-    store = _single_store(sch, "compute_inline", b)
+    store = _single_store(sch, name, b)
     buffer = store.buffer
     if is_parameter(program, buffer):
-        raise ScheduleError("compute_inline", f"{buffer.name} is a parameter: it must be stored", program, block)
-    if len(writers(program, buffer)) > 1:
-        refuse("compute_inline", f"another block writes {buffer.name}, too", program, block)
-    if own_conditions(b):
-        refuse("compute_inline", f"it computes only a part of {buffer.name}", program, block)
+        raise ScheduleError(name, f"{buffer.name} is a parameter: it must be stored", program, block)
     if not consumers(program, b):
-        raise ScheduleError("compute_inline", f"nothing reads {buffer.name}", program, block)
+        raise ScheduleError(name, f"nothing reads {buffer.name}", program, block)
+    if len(writers(program, buffer)) > 1:
+        refuse(name, f"another block writes {buffer.name}, too", program, block)
+    if own_conditions(b):
+        refuse(name, f"it computes only a part of {buffer.name}", program, block)
+
     inverse = _inverse(store.indices, b)
-    if inverse is None:
-        refuse("compute_inline", "its store is not at its own iteration variables", program, block)
-        return
-
-    def value_at(n: object) -> object:
-        if isinstance(n, Load) and n.buffer is buffer:
-            mapping = {v: position(n.indices) for v, position in inverse.items()}
-            return substitute(store.value, mapping)
-        return n
-
     new = edit(program, b, None)
     for reader in readers(program, buffer):
-        old = find_block(new, BlockRef(reader.name))
-        new = edit(new, old, _simplified(transform(old, value_at)))
+        domain = Algebra(_domain(reader))
+
+        def value_at(n: Any, domain: Algebra = domain) -> Any:
+            if not isinstance(n, Load) or n.buffer is not buffer:
+                return n
+            at = _solve(inverse, n.indices) if inverse is not None else _instance_at(b, store, n.indices, domain)
+            if at is None or n.dtype.lanes > 1:
+                raise ScheduleError(name, f"an element of {buffer.name} does not tell which instance stores it", program,
+                                    block)
+            return substitute(store.value, at)
+
+        new = edit(new, reader, _simplified(transform(reader, value_at)))
     sch.program = deallocate(new, buffer)
 
 
 @primitive
 def reverse_compute_inline(sch: Schedule, block: BlockRef) -> None:
-    """Merge a spatial block into the spatial block that makes what it reads: the producer then stores the block's result.
+    """Merge a spatial block into the spatial block that makes what it reads: the producer, which keeps its name, then stores
+    the block's result. Where the block reads what several others make, the last of them is the producer.
 
-    Legal if it reads exactly one computed buffer, at its own iteration variables (each once, with constant offsets), the
-    producer is that buffer's only writer and the block its only reader. Raises ScheduleError.
+    Legal if an element of the producer's buffer tells which instance of the block reads it, the producer makes all that the
+    block reads, is the buffer's only writer and the block its only reader, and what else the block reads is finished at
+    the producer's place. Raises ScheduleError.
     """
+    name = "reverse_compute_inline"
     program = sch.program
     b = find_block(program, block)
-    store = _single_store(sch, "reverse_compute_inline", b)
-    made = [x for x in inputs(b) if writers(program, x) and not is_parameter(program, x)]
-    if len(made) != 1:
-        raise ScheduleError("reverse_compute_inline", "it must read exactly one buffer computed by another block "
-                            f"(it reads {len(made)})", program, block)
-    (buffer,) = made
-    sources = writers(program, buffer)
-    if len(sources) != 1 or len(readers(program, buffer)) != 1:
-        refuse("reverse_compute_inline", f"{buffer.name} has other writers or readers", program, block)
-    producer = sources[0]
-    made_by = _single_store(sch, "reverse_compute_inline", producer)
-    loads = {n.indices for n in _loads(store.value) if n.buffer is buffer}
-    at = _instance_reading(b, next(iter(loads)), buffer, producer, made_by) if len(loads) == 1 else None
+    store = _single_store(sch, name, b)
+    producer = _last_producer(program, b)
+    if producer is None:
+        raise ScheduleError(name, "it reads nothing that another block computes", program, block)
+    made_by = _single_store(sch, name, producer)
+    buffer = made_by.buffer
+    if is_parameter(program, buffer):
+        raise ScheduleError(name, f"{buffer.name} is a parameter: it must be stored", program, block)
+    if len(writers(program, buffer)) != 1 or len(readers(program, buffer)) != 1:
+        raise ScheduleError(name, f"{buffer.name} has other writers or readers", program, block)
+    loads = {n.indices: n for n in walk(store.value) if isinstance(n, Load) and n.buffer is buffer}
+    at = None
+    if len(loads) == 1:
+        inverse = _inverse(*loads, b)
+        at = (_solve(inverse, made_by.indices) if inverse is not None
+              else _instance_at(b, next(iter(loads.values())), made_by.indices, Algebra(_domain(producer))))
     if at is None:
-        raise ScheduleError("reverse_compute_inline", f"an element of {buffer.name} does not tell which instance reads it",
+        raise ScheduleError(name, f"an element of {buffer.name} does not tell which instance of block {b.name} reads it",
                             program, block)
-    why = _not_all_made(program, producer, b, next(iter(loads)), buffer) or shared_writer(program, b)
+    why = _not_all_made(program, producer, b, *loads, buffer) or shared_writer(program, b)
     if why is not None:
-        refuse("reverse_compute_inline", why, program, block)
-
-    def result(n: object) -> object:
-        return made_by.value if isinstance(n, Load) and n.buffer is buffer else n
-
-    value = transform(substitute(store.value, at), result)
-    indices = tuple([substitute(i, at) for i in store.indices])
-    algebra = Algebra(_domain(producer))
-    cuts = [substitute(c, at) for c in own_conditions(b)]
-    for it in b.iters:
-        e = at[it.var]
-        if not algebra.at_most(ZERO, e):
-            cuts.append(e >= 0)
-        if not algebra.at_most(e + 1, it.extent):
-            cuts.append(e < it.extent)
-    merged = producer.replace(body=Store(store.buffer, indices, value),
-                              predicate=conjunction([*conjuncts(producer.predicate), *cuts]))
-    new = edit(edit(program, b, None), producer, _simplified(merged))
-    why = missing_input(new, find_block(new, BlockRef(producer.name)))
+        refuse(name, why, program, block)
+    merged = _merged(b, store, producer, made_by, at)
+    new = edit(edit(program, b, None), producer, merged)
+    why = missing_input(new, merged)
     if why is not None:
-        refuse("reverse_compute_inline", why, program, block)
+        refuse(name, why, program, block)
     sch.program = deallocate(new, buffer)
 
 
-def _instance_reading(b: Block, indices: tuple[Expr, ...], buffer: Buffer, producer: Block,
-                      made_by: Store) -> dict[Var, Expr] | None:
-    """The iteration variables of the one instance of `b` that reads what an instance of `producer` stores, or None."""
-    domain = Algebra(_domain(producer))
-    element = Box(buffer, made_by.indices, (ONE,) * buffer.rank, True)
-    part = invert(Access(buffer, indices), b, element, domain)
-    if any(domain.constant(extent) != 1 for _, extent in part):
-        return None
-    at = {i.var: start for i, (start, _) in zip(b.iters, part, strict=True)}
-    same = all(domain.equal(substitute(i, at), w) for i, w in zip(indices, made_by.indices, strict=True))
-    return at if same else None
+def _last_producer(program: Program, b: Block) -> Block | None:
+    """The last block before `b` that makes something it reads."""
+    read = set(inputs(b))
+    found: Block | None = None
+    for q in blocks(program):
+        if q is b:
+            return found
+        if any(isinstance(n, Store) and n.buffer in read for n in walk(q)):
+            found = q
+    return found
 
 
 def _not_all_made(program: Program, producer: Block, b: Block, indices: tuple[Expr, ...], buffer: Buffer) -> str | None:
@@ -146,40 +144,40 @@ def _not_all_made(program: Program, producer: Block, b: Block, indices: tuple[Ex
     return f"block {producer.name} may not make all of {buffer.name}: the rest of block {b.name} would not be run"
 
 
+def _merged(b: Block, store: Store, producer: Block, made_by: Store, at: dict[Var, Expr]) -> Block:
+    """The producer, storing what the instance `at` of `b` makes of its value; where there is none, it does nothing."""
+    def result(n: Any) -> Any:
+        return made_by.value if isinstance(n, Load) and n.buffer is made_by.buffer else n
+
+    value = transform(substitute(store.value, at), result)
+    indices = tuple([substitute(i, at) for i in store.indices])
+    algebra = Algebra(_domain(producer))
+    cuts = [substitute(c, at) for c in own_conditions(b)]
+    for it in b.iters:
+        e = at[it.var]
+        if not algebra.at_most(ZERO, e):
+            cuts.append(e >= 0)
+        if not algebra.at_most(e + 1, it.extent):
+            cuts.append(e < it.extent)
+    known = dict(producer.attrs)
+    attrs = (*producer.attrs, *[(k, v) for k, v in b.attrs if k not in known])
+    return _simplified(producer.replace(body=Store(store.buffer, indices, value), attrs=attrs,
+                                        predicate=conjunction([*conjuncts(producer.predicate), *cuts])))
+
+
 def _single_store(sch: Schedule, name: str, b: Block) -> Store:
     if b.init is not None or any(it.kind == "reduce" for it in b.iters) or not isinstance(b.body, Store):
         raise ScheduleError(name, f"block {b.name} is not a single store without reduction", sch.program, BlockRef(b.name))
-    if any(n.buffer is b.body.buffer for n in _loads(b.body.value)):
+    if any(isinstance(n, Load) and n.buffer is b.body.buffer for n in walk(b.body.value)):
         raise ScheduleError(name, f"block {b.name} reads what it writes", sch.program, BlockRef(b.name))
     return b.body
 
 
-def _loads(e: Expr) -> list[Load]:
-    out: list[Load] = []
-    stack: list[object] = [e]
-    while stack:
-        n = stack.pop()
-        if isinstance(n, Load):
-            out.append(n)
-        stack.extend(n.children())  # type: ignore[attr-defined]
-    return out
-
-
-class _Position:
-    """The value of an iteration variable from the indices of an access: index[dim] - offset."""
-
-    def __init__(self, dim: int, offset: Expr | int) -> None:
-        self.dim, self.offset = dim, offset
-
-    def __call__(self, indices: tuple[Expr, ...]) -> Expr:
-        return indices[self.dim] - self.offset if not isinstance(self.offset, int) or self.offset else indices[self.dim]
-
-
-def _inverse(indices: tuple[Expr, ...], b: Block) -> dict[Var, _Position] | None:
+def _inverse(indices: tuple[Expr, ...], b: Block) -> Inverse | None:
     """How to find each iteration variable from indices of the form v + constant, each variable once; None otherwise.
     A variable of extent one that is in no index is zero."""
     own = {it.var: it for it in b.iters}
-    out: dict[Var, _Position] = {}
+    out: Inverse = {}
     algebra = Algebra(_domain(b))
     for dim, e in enumerate(indices):
         used = [v for v in vars_of(e) if v in own]
@@ -188,23 +186,31 @@ def _inverse(indices: tuple[Expr, ...], b: Block) -> dict[Var, _Position] | None
         if len(used) > 1 or used[0] in out:
             return None
         offset = algebra.simplify(e - used[0])
-        if vars_of(offset):
+        if any(v in own for v in vars_of(offset)):
             return None
-        k = algebra.constant(offset)
-        out[used[0]] = _Position(dim, offset if k is None else k)
+        out[used[0]] = dim, offset
     for v, it in own.items():
         if v not in out:
             if algebra.constant(it.extent) != 1:
                 return None
-            out[v] = _Zero(0, 0)
+            out[v] = None
     return out
 
 
-class _Zero(_Position):
-    """The value of a variable of extent one."""
+def _solve(inverse: Inverse, indices: tuple[Expr, ...]) -> dict[Var, Expr]:
+    """The iteration variables of the instance that accesses the indices."""
+    return {v: ZERO if place is None else indices[place[0]] - place[1] for v, place in inverse.items()}
 
-    def __call__(self, indices: tuple[Expr, ...]) -> Expr:
-        return ZERO
+
+def _instance_at(b: Block, access: Load | Store, element: tuple[Expr, ...], domain: Algebra) -> dict[Var, Expr] | None:
+    """The one instance of `b` whose `access` is to `element` (indices over `domain`), or None if that is not shown."""
+    box = Box(access.buffer, element, (ONE,) * len(element), True)
+    part = invert(Access(access.buffer, access.indices), b, box, domain)
+    if any(domain.constant(extent) != 1 for _, extent in part):
+        return None
+    at = {i.var: start for i, (start, _) in zip(b.iters, part, strict=True)}
+    same = all(domain.equal(substitute(i, at), e) for i, e in zip(access.indices, element, strict=True))
+    return at if same else None
 
 
 def _domain(b: Block) -> list[For]:
@@ -216,10 +222,9 @@ def _simplified(b: Block) -> Block:
     """Simplify the indices of a block's body in its domain."""
     algebra = Algebra(_domain(b))
 
-    def tidy(n: object) -> object:
+    def tidy(n: Any) -> Any:
         if isinstance(n, Load | Store):
             new = tuple([algebra.simplify(i) for i in n.indices])
             return n if all(x is y for x, y in zip(new, n.indices, strict=True)) else n.replace(indices=new)
         return n
     return transform(b, tidy)
-
