@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.bundle import write_bundle
 from tilewright.codegen.llvm import jit
 from tilewright.codegen.llvm.compile import compile_object
 from tilewright.codegen.llvm.emit import emit
 from tilewright.core.config import config
-from tilewright.core.errors import UserError
+from tilewright.core.errors import InternalError, UserError
 from tilewright.core.passes import Observer
 from tilewright.frontend.onnx.importer import import_onnx
 from tilewright.graph.ir import Graph, TensorType, Value
@@ -26,6 +27,7 @@ from tilewright.graph.memory import round_up
 from tilewright.graph.passes.fuse import Group, fuse
 from tilewright.graph.pipeline import graph_pipeline
 from tilewright.graph.plan import HostPlan, Kernel, Planner
+from tilewright.graph.printer import print_graph
 from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key
 from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, as_int, const, seq
 from tilewright.loop.lower.pipeline import lower
@@ -55,28 +57,42 @@ class Stages:
 
 def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str, Any] | None = None,
             threads: int | None = None, numerics: str | None = None, verify: bool = False,
-            observers: Sequence[Observer] = (), progress: Callable[[str], None] = lambda name: None) -> Model:
+            observers: Sequence[Observer] = (),
+            progress: Callable[[int, int], None] = lambda done, total: None) -> Model:
     """Compile an ONNX model (path, bytes or ModelProto) into native code.
 
     `shapes` sets symbolic dimensions or whole input shapes by name; `threads` is the number of threads of a run;
     `numerics` "strict" uses no algorithm that changes the order of sums beyond a declared reduction; `verify` compares one
-    run on random inputs with the graph interpreter. Raises UserError for whatever is wrong with the model or options.
+    run on random inputs with the graph interpreter; `progress(done, total)` is told how many kernels are ready.
+    Raises UserError for whatever is wrong with the model or options; InternalError for a fault of the compiler, with the
+    path of a folder that reproduces it.
     """
     options = numerics or config.numerics
     if options not in NUMERICS:
         raise UserError("numerics-unknown", f"numerics is {' or '.join(NUMERICS)}, not {options!r}")
     device = get_target(target)
     stages = Stages()
-    stages.imported = import_onnx(model, shapes=shapes)
-    stages.optimized = graph_pipeline(device, options).run(stages.imported, observers)
-    built = build(stages, device, options, threads, progress)
-    if verify:
-        built.verify()
-    return built
+    try:
+        stages.imported = import_onnx(model, shapes=shapes)
+        stages.optimized = graph_pipeline(device, options).run(stages.imported, observers)
+        built = build(stages, device, options, threads, progress)
+        if verify:
+            built.verify()
+        return built
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        given = {"target": device, "shapes": shapes, "threads": threads, "numerics": options}
+        graphs = {"imported.graph": stages.imported, "optimized.graph": stages.optimized}
+        texts = {name: functools.partial(print_graph, g) for name, g in graphs.items() if g is not None}
+        folder = write_bundle(error, options=given, texts=texts, model=model,
+                              versions={"compiler": compiler_version(), "numpy": np.__version__})
+        where = f"\n  to reproduce it: {folder}" if folder else ""
+        raise InternalError(f"{error if isinstance(error, InternalError) else repr(error)}{where}") from error
 
 
 def build(stages: Stages, target: Target, numerics: str, threads: int | None,
-          progress: Callable[[str], None]) -> Model:
+          progress: Callable[[int, int], None]) -> Model:
     """From an optimized graph to a loaded model."""
     graph = stages.optimized
     assert graph is not None

@@ -1,7 +1,7 @@
 """One group's program becomes machine code: default schedule, lowering, LLVM IR, object.
 
-In: unscheduled Programs (many; equal ones are one job) and a target. Out: per program a `CompiledKernel`: an object file that
-holds the kernel and the prepack programs of its weights, and the record of how it was made (trace, lowered program, IR).
+In: unscheduled Programs (many; equal ones are one job) and a target. Out: per program a `CompiledKernel`: an object file
+that holds the kernel and the prepack programs of its weights, and the record of how it was made (trace, lowered program, IR).
 """
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def workspaces_of(module: Module, name: str) -> list[int]:
 
 def compile_kernels(programs: Mapping[str, Program], target: Target, numerics: str, workers: int,
                     lookup: Callable[[str], bytes | None], store: Callable[[str, bytes], None],
-                    progress: Callable[[str], None]) -> dict[str, CompiledKernel]:
+                    progress: Callable[[int, int], None]) -> dict[str, CompiledKernel]:
     """Compile programs by key; those that `lookup` finds are not compiled. LLVM runs in `workers` forked processes while
     this one schedules and lowers the next kernel."""
     done: dict[str, CompiledKernel] = {}
@@ -116,7 +116,7 @@ def compile_kernels(programs: Mapping[str, Program], target: Target, numerics: s
             todo.append(key)
         else:
             done[key] = CompiledKernel.from_bytes(found)
-            progress(done[key].name)
+    progress(len(done), len(programs))
     parts: list[dict[str, Any]] = []
 
     def texts() -> Iterator[str]:
@@ -126,7 +126,7 @@ def compile_kernels(programs: Mapping[str, Program], target: Target, numerics: s
             module, packed = lowered_module(sch, name, target)
             parts.append({"name": name, "workspaces": workspaces_of(module, name), "packed": packed, "record": {
                 "program": print_program(programs[key]), "trace": str(sch.trace), "lowered": print_module(module)}})
-            progress(name)
+            progress(len(done) + len(parts), len(programs))
             yield emit(module, target)
 
     if todo:
