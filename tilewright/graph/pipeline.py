@@ -12,8 +12,11 @@ from tilewright.graph.passes.cse import merge_equal
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.passes.fold import fold_constants
 from tilewright.graph.passes.halo import share_borders
+from tilewright.graph.passes.idioms import recover_idioms
 from tilewright.graph.passes.layouts import blocked_layouts
+from tilewright.graph.passes.padding import fold_padding
 from tilewright.graph.passes.products import combine_products, simplify_products
+from tilewright.graph.passes.scale import fold_scales
 from tilewright.graph.passes.simplify import simplify_operations
 from tilewright.graph.passes.sink import sink_reshapes
 from tilewright.graph.passes.views import simplify_views
@@ -21,8 +24,8 @@ from tilewright.target.target import Target
 
 
 def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipeline[Graph]:
-    """The passes for a target. `numerics` "strict" keeps the rounding of every operation as the model writes it; `combine`
-    does parallel products of one operand as one."""
+    """The passes for a target. `numerics` "strict" keeps the rounding of every operation as the model writes it, except
+    for named operators and folded scales; `combine` does parallel products of one operand as one."""
     exact = numerics == "strict"
     passes: list[Pass[Graph]] = [
         remove_dead,                                         # frontends leave what nobody asked for
@@ -30,12 +33,18 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         fold_constants,                                      # shape arithmetic ends here: its results are constants
         functools.partial(simplify_operations, exact=exact),
         simplify_views,
-        merge_equal,
-        sink_reshapes,                                       # what can be an epilogue stands right behind its kernel
-        simplify_products,
+        merge_equal,                                         # formulas are recognised by shared values
+        recover_idioms,
+        fold_constants,                                      # what the simplifications made constant
+        fold_scales,                                         # BatchNorm and scales go into weights
+        fold_padding,
+        functools.partial(simplify_operations, exact=exact),
+        simplify_products,                                   # products over two axes …
+        sink_reshapes,                                       # … so reshapes go behind what can be an epilogue
         simplify_views,
         combine_products,                                    # queries, keys and values: one product
-        simplify_views,
+        simplify_views,                                      # its slices go behind the reshapes into heads
+        merge_equal,
         functools.partial(blocked_layouts, target=target),   # from here on, convolutions work on channel blocks
         share_borders,                                       # from here on, producers write the borders of their readers
         simplify_views,

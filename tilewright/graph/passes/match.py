@@ -41,9 +41,10 @@ class Walk:
         for v in graph.outputs:
             self._readers[v] = self._readers.get(v, 0) + 2
 
-    def enter(self, b: GraphBuilder) -> None:
-        """Look at what was added to the builder since the last call."""
+    def enter(self, b: GraphBuilder, op: Operation) -> None:
+        """Look at what was added to the builder since the last call, and at the operation whose turn it is."""
         self.b = b
+        self._made.update({v: op for v in op.outputs})
         for op in b.operations[self._seen.get(b, 0):]:
             for v in op.outputs:
                 self._made[v] = op
@@ -70,7 +71,7 @@ def apply(graph: Graph, rules: Mapping[str, Sequence[Rule]], *, everywhere: Sequ
 
         def step(op: Operation, b: GraphBuilder, walk: Walk = walk) -> Result:
             for rule in (*rules.get(op.op, ()), *everywhere):
-                walk.enter(b)
+                walk.enter(b, op)
                 before = len(b.operations)
                 result = rule(op, walk)
                 if result is not None:
