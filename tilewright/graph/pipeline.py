@@ -8,6 +8,7 @@ import functools
 
 from tilewright.core.passes import Pass, Pipeline
 from tilewright.graph.ir import Graph
+from tilewright.graph.passes.algorithms import choose_algorithms
 from tilewright.graph.passes.cse import merge_equal
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.passes.fold import fold_constants
@@ -46,6 +47,7 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         simplify_views,                                      # its slices go behind the reshapes into heads
         merge_equal,
         functools.partial(blocked_layouts, target=target),   # from here on, convolutions work on channel blocks
+        functools.partial(choose_algorithms, target=target, numerics=numerics),  # before borders get their widths
         share_borders,                                       # from here on, producers write the borders of their readers
         simplify_views,
         merge_equal,
