@@ -1,1 +1,1 @@
-"""ONNX models: read as data, never run. `importer.import_onnx` is the way in; `ops_*.py` hold one function per operator."""
+"""ONNX models, read as data, not run. `importer.import_onnx` is the way in; `ops_*.py` has a function per operator."""

@@ -44,11 +44,11 @@ def opsets_of(imports: Iterable[Any]) -> Opsets:
     for o in imports:
         domain = domain_of(o.domain)
         if out.setdefault(domain, o.version) != o.version:
-            raise invalid(f"the operator set {domain or 'ai.onnx'!r} is imported in versions {out[domain]} and {o.version}")
+            raise invalid(f"the operator set {domain or 'ai.onnx'!r} is imported as {out[domain]} and as {o.version}")
     version, newest = out.get(""), sc.newest_opset()
     if version is not None and not OLDEST_OPSET <= version <= newest:
-        raise UserError("onnx-unsupported-opset", f"the model needs operator set {version}; {OLDEST_OPSET} to {newest} are "
-                        "known", hint="upgrade the onnx package" if version > newest else
+        raise UserError("onnx-unsupported-opset", f"the model needs operator set {version}; {OLDEST_OPSET} to {newest} "
+                        "are known", hint="upgrade the onnx package" if version > newest else
                         "convert it with onnx.version_converter")
     return out
 
@@ -74,7 +74,7 @@ def subgraphs(node: Any) -> Iterator[Any]:
 
 
 def check_operators(model: Any, opsets: Opsets, functions: dict[Key, Any]) -> None:
-    """UserError `onnx-unsupported-op` that names every node whose operator cannot be read, in subgraphs and functions too."""
+    """UserError `onnx-unsupported-op` that names every node whose operator cannot be read, also in subgraphs."""
     bad: dict[tuple[str, str, int], list[str]] = {}
     seen: set[Any] = set()
     stack: list[tuple[Any, Opsets, int]] = [(model.graph, opsets, 0)]
@@ -114,13 +114,14 @@ def _unsupported(bad: dict[tuple[str, str, int], list[str]]) -> UserError:
     lines = []
     for (domain, op, version), names in sorted(bad.items()):
         more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        of = f"{domain or 'ai.onnx'} {version}" if version else f"{domain or 'ai.onnx'}, which the model does not import"
+        of = f"{domain or 'ai.onnx'} {version or '(which the model does not import)'}"
         lines.append(f"{op} ({of}): {', '.join(names[:_SHOWN])}{more}")
     return UserError("onnx-unsupported-op", f"{len(bad)} operators are not supported:\n  " + "\n  ".join(lines))
 
 
 # ---- attributes ------------------------------------------------------------------------------------------------------
-def attributes_of(node: Any, schema: Schema, outer: dict[str, Any] | None, where: str) -> tuple[dict[str, Any], set[str]]:
+def attributes_of(node: Any, schema: Schema, outer: dict[str, Any] | None,
+                  where: str) -> tuple[dict[str, Any], set[str]]:
     """Values of a node's attributes, defaults filled in, and the names of those that it gives.
 
     `outer` are the attributes of the function around the node, to which it may refer (None outside functions).
@@ -141,8 +142,8 @@ def attributes_of(node: Any, schema: Schema, outer: dict[str, Any] | None, where
             a = outer[a.ref_attr_name]
         kind = sc.attribute_kind(a)
         if kind != spec.type:
-            raise invalid(f"the attribute {name!r} of {node.op_type} is {sc.kind_name(kind)}, not {sc.kind_name(spec.type)}",
-                          where)
+            raise invalid(f"the attribute {name!r} of {node.op_type} is {sc.kind_name(kind)}, not "
+                          f"{sc.kind_name(spec.type)}", where)
         found[name] = sc.attribute_value(a)
     given = set(found)
     for name, spec in schema.attributes.items():
@@ -155,11 +156,11 @@ def attributes_of(node: Any, schema: Schema, outer: dict[str, Any] | None, where
 
 def check_operands(node: Any, schema: Schema, where: str) -> None:
     """Numbers of inputs and outputs."""
-    for what, count, (low, high) in (("inputs", len(node.input), schema.inputs), ("outputs", len(node.output), schema.outputs)):
+    for what, count, (low, high) in (("inputs", len(node.input), schema.inputs),
+                                     ("outputs", len(node.output), schema.outputs)):
         if not low <= count <= high:
-            raise invalid(f"{node.op_type} (version {schema.since}) has {count} {what}, "
-                          f"{low if low == high else f'{low} to {high}' if high < sc.INFINITE else f'{low} or more'} are "
-                          "expected", where)
+            wanted = str(low) if low == high else f"{low} to {high}" if high < sc.INFINITE else f"{low} or more"
+            raise invalid(f"{node.op_type} (version {schema.since}) has {count} {what}, {wanted} are expected", where)
 
 
 # ---- order -----------------------------------------------------------------------------------------------------------

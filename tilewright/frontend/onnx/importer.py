@@ -99,7 +99,7 @@ class _Reader:
             raise UserError("onnx-unsupported-type", "sparse initializers are not supported")
         for t in proto.initializer:
             if t.name in scope.values or not t.name:
-                raise invalid(f"the initializer {t.name!r} is defined twice" if t.name else "an initializer has no name")
+                raise invalid(f"the initializer {t.name!r} is defined twice or has no name")
             scope.values[t.name] = b.constant(to_array(t, self.folder), t.name)
         names = [v.name for v in proto.output]
         if len(set(names)) != len(names):
@@ -129,7 +129,7 @@ class _Reader:
     # ---- nodes -------------------------------------------------------------------------------------------------------
     def run(self, nodes: Any, scope: _Scope, b: GraphBuilder) -> None:
         before = b.loc
-        for k, node in checks.ordered(nodes, scope.values, lambda name: scope.outer is not None and scope.outer.has(name)):
+        for k, node in checks.ordered(nodes, scope.values, scope.has):
             self.nodes += 1
             if self.nodes > checks.MAX_NODES:
                 raise invalid(f"the model has more than {checks.MAX_NODES} nodes after its functions are put in place")
@@ -158,9 +158,9 @@ class _Reader:
         attributes, given = checks.attributes_of(node, schema, scope.attributes, loc)
         fn = table.find(domain, node.op_type, opset)
         if fn is None:
+            node = _resolved(node, scope.attributes)
             body = _definition(schema, opset, node, inputs)
-            found = self.call(body, node, inputs, loc, scope, b, {k: v.default for k, v in schema.attributes.items()
-                                                                if v.default is not None}, schema)
+            found = self.call(body, node, inputs, loc, scope, b, schema)
             self.bind(node, found, scope, b, len(b.operations))
             return
 
@@ -191,8 +191,8 @@ class _Reader:
 
     # ---- functions ---------------------------------------------------------------------------------------------------
     def call(self, f: Any, node: Any, inputs: Sequence[Value | None], loc: str, scope: _Scope, b: GraphBuilder,
-             defaults: dict[str, Any] | None = None, schema: sc.Schema | None = None) -> list[Value | None]:
-        """Put a function's nodes in place of a node that calls it."""
+             schema: sc.Schema | None = None) -> list[Value | None]:
+        """Put a function's nodes in place of a node that calls it; `schema` gives defaults of attributes."""
         key = (f.domain, f.name, f.overload)
         if key in self.active:
             raise invalid(f"the function {f.name!r} calls itself", loc)
@@ -203,12 +203,9 @@ class _Reader:
                           f"{len(inputs)} and {len(node.output)} were given", loc)
         attributes = {a.name: a for a in f.attribute_proto}
         if schema is not None:
-            attributes |= {k: a.default_value for k, a in schema.raw.attributes.items() if k in (defaults or {})}
-        for a in node.attribute:
-            if not a.ref_attr_name:
-                attributes[a.name] = a
-            elif scope.attributes is not None and a.ref_attr_name in scope.attributes:
-                attributes[a.name] = scope.attributes[a.ref_attr_name]
+            attributes |= {k: schema.raw.attributes[k].default_value for k, a in schema.attributes.items()
+                           if a.default is not None}
+        attributes |= {a.name: a for a in _resolved(node, scope.attributes).attribute}
         inner = _Scope(checks.opsets_of(f.opset_import), None, attributes, f"{loc}/")
         inner.opsets.setdefault("", scope.opsets.get("", 0))
         for k, name in enumerate(f.input):
@@ -219,6 +216,23 @@ class _Reader:
         finally:
             self.active.pop()
         return [inner.get(name, loc) if inner.has(name) else None for name in f.output]
+
+
+def _resolved(node: Any, outer: dict[str, Any] | None) -> Any:
+    """The node with the values of the function's attributes that it refers to."""
+    if not any(a.ref_attr_name for a in node.attribute):
+        return node
+    out = type(node)()
+    out.CopyFrom(node)
+    del out.attribute[:]
+    for a in node.attribute:
+        if not a.ref_attr_name:
+            out.attribute.append(a)
+        elif outer is not None and a.ref_attr_name in outer:
+            found = out.attribute.add()
+            found.CopyFrom(outer[a.ref_attr_name])
+            found.name = a.name
+    return out
 
 
 def _definition(schema: sc.Schema, opset: int, node: Any, inputs: Sequence[Value | None]) -> Any:

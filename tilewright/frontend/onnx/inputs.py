@@ -60,7 +60,8 @@ def _declared(info: Any) -> list[Size] | None:
     return out
 
 
-def _bindings(declared: Mapping[str, list[Size] | None], symbols: set[str], shapes: Mapping[str, Any]) -> dict[str, Size]:
+def _bindings(declared: Mapping[str, list[Size] | None], symbols: set[str],
+              shapes: Mapping[str, Any]) -> dict[str, Size]:
     """What the user says about each symbol: a number, or another name."""
     bound: dict[str, Size] = {}
 
@@ -75,14 +76,14 @@ def _bindings(declared: Mapping[str, list[Size] | None], symbols: set[str], shap
             if known is None:
                 continue
             if len(known) != len(shape):
-                raise UserError("shape-mismatch", f"the input {name!r} has rank {len(known)}, {len(shape)} sizes are given",
-                                where=where)
+                raise UserError("shape-mismatch", f"the input {name!r} has rank {len(known)}, {len(shape)} sizes are "
+                                "given", where=where)
             for old, new in zip(known, shape, strict=True):
                 if isinstance(old, str):
                     bind(old, new, where)
                 elif isinstance(new, int) and new != old:
-                    raise UserError("shape-mismatch", f"the model fixes the shape {known} of {name!r}, {shape} is given",
-                                    where=where)
+                    raise UserError("shape-mismatch", f"the model fixes the shape {known} of {name!r}, {shape} is "
+                                    "given", where=where)
         elif name in symbols:
             size = _size(value, where)
             bind(name, size, where)

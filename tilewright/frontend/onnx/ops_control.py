@@ -47,8 +47,7 @@ def loop(c: Context) -> Result:
 
 @onnx_op("Scan")
 def scan_batched(c: Context) -> Result:
-    c.expect(False, "version 8 with a batch axis")
-    return c.x()
+    raise c.error("onnx-unsupported-variant", "Scan: version 8, with a batch axis, is not supported")
 
 
 @onnx_op("Scan", since=9)

@@ -3,14 +3,15 @@ from __future__ import annotations
 
 from functools import reduce
 
-from tilewright.core.dtype import boolean, f32
+from tilewright.core.dtype import DType, boolean, f32
 from tilewright.frontend.onnx.table import Context, Function, Result, entry, onnx_op
 from tilewright.frontend.onnx.tensors import element_type
 from tilewright.graph.infer import constant_of
 from tilewright.graph.ir import Value
 
-UNARY = {"Abs": "abs", "Acos": "acos", "Acosh": "acosh", "Asin": "asin", "Asinh": "asinh", "Atan": "atan", "Atanh": "atanh",
-         "BitwiseNot": "bitwise_not", "Ceil": "ceil", "Cos": "cos", "Cosh": "cosh", "Erf": "erf", "Exp": "exp",
+UNARY = {"Abs": "abs", "Acos": "acos", "Acosh": "acosh", "Asin": "asin", "Asinh": "asinh", "Atan": "atan",
+         "Atanh": "atanh", "BitwiseNot": "bitwise_not", "Ceil": "ceil", "Cos": "cos", "Cosh": "cosh", "Erf": "erf",
+         "Exp": "exp",
          "Floor": "floor", "HardSwish": "hard_swish", "IsNaN": "isnan", "Log": "log", "Mish": "mish", "Neg": "neg",
          "Not": "logical_not", "Reciprocal": "reciprocal", "Relu": "relu", "Round": "round", "Sigmoid": "sigmoid",
          "Sign": "sign", "Sin": "sin", "Sinh": "sinh", "Softplus": "softplus", "Softsign": "softsign", "Sqrt": "sqrt",
@@ -106,12 +107,23 @@ def identity(c: Context) -> Result:
 
 @onnx_op("Cast")
 def cast(c: Context) -> Result:
-    return c.cast(c.x(), element_type(c.a("to"), c.loc))
+    return _cast(c, c.x(), element_type(c.a("to"), c.loc))
 
 
 @onnx_op("CastLike")
 def cast_like(c: Context) -> Result:
-    return c.cast(c.x(0), c.x(1).dtype)
+    return _cast(c, c.x(0), c.x(1).dtype)
+
+
+def _cast(c: Context, x: Value, to: DType) -> Value:
+    """float8 saturates: what lies beyond its largest number, infinities too, becomes that number."""
+    if to.is_float and to.bits == 8 and x.dtype.is_float and x.dtype is not to:
+        c.expect(to.name != "f8e8m0fnu", "rounding to f8e8m0")
+        if c.a("saturate", 1):
+            import ml_dtypes
+            top = float(ml_dtypes.finfo(to.numpy()).max)
+            x = c.add("clip", x, min=-top, max=top)
+    return c.cast(x, to)
 
 
 # ---- clip ------------------------------------------------------------------------------------------------------------
@@ -138,7 +150,7 @@ def _clip(c: Context, low: float | None, high: float | None) -> Value:
     return c.add("clip", c.x(), **bounds) if bounds else c.x()
 
 
-# ---- inference of what matters in training -----------------------------------------------------------------------------
+# ---- inference of what matters in training ---------------------------------------------------------------------------
 @onnx_op("Dropout")
 def dropout(c: Context) -> Result:
     """Nothing is dropped outside training."""

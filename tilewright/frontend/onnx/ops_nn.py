@@ -28,8 +28,8 @@ def _pads(c: Context, spatial: Sequence[Expr], kernel: Sequence[int], strides: S
     for extent, k, s, d in zip(spatial, kernel, strides, dilations, strict=True):
         reach, n = (k - 1) * d + 1, as_int(extent)
         if n is None and s != 1:
-            raise c.error("onnx-dynamic-value", f"{c.op}: auto_pad {mode} with stride {s} needs a known size, not {extent!r}",
-                          "set the model's symbolic sizes")
+            raise c.error("onnx-dynamic-value", f"{c.op}: auto_pad {mode} with stride {s} needs a known size, not "
+                          f"{extent!r}", "set the model's symbolic sizes")
         total.append(max(0, reach - 1 if n is None or s == 1 else (math.ceil(n / s) - 1) * s + reach - n))
     small, large = [t // 2 for t in total], [t - t // 2 for t in total]
     return tuple(small + large if mode == "SAME_UPPER" else large + small)
@@ -104,9 +104,10 @@ def conv_transpose(c: Context) -> Result:
             if t is None:
                 raise c.error("onnx-dynamic-value", "ConvTranspose: the padding needs known sizes",
                               "set the model's symbolic sizes")
-            total.append(max(0, t))
-            c.expect(t >= 0, "an output_shape larger than what the windows reach")
-        small, large = [t // 2 for t in total], [t - t // 2 for t in total]
+            total.append(t)
+        extra = [e + max(0, -t) for e, t in zip(extra, total, strict=True)]  # beyond the windows' reach are zeros
+        small = [max(0, t) // 2 for t in total]
+        large = [max(0, t) - s for t, s in zip(total, small, strict=True)]
         pads = tuple(small + large if mode == "SAME_UPPER" else large + small)
     y = c.add("conv_transpose", x, w, group=c.a("group", 1), strides=strides, dilations=dilations, pads=pads,
               output_padding=extra)

@@ -1,4 +1,4 @@
-"""ONNX's reductions and what works along an axis: sums and norms, argmax, topk, cumulative sums, softmax, normalisations."""
+"""ONNX's reductions and what works along an axis: sums, argmax, topk, cumulative sums, softmax, normalisations."""
 from __future__ import annotations
 
 from typing import Any

@@ -34,7 +34,8 @@ def reshape(c: Context) -> Result:
     for k, d in enumerate(wanted):
         if as_int(d) == 0 and not c.a("allowzero"):
             if k >= x.rank:
-                raise c.error("onnx-invalid-graph", f"Reshape: a 0 at place {k} of the shape, the input has rank {x.rank}")
+                raise c.error("onnx-invalid-graph", f"Reshape: a 0 at place {k} of the shape, the input has rank "
+                              f"{x.rank}")
             wanted[k] = x.shape[k]
     return c.b.reshape(x, wanted)
 
@@ -283,5 +284,6 @@ def depth_to_space(c: Context) -> Result:
 def space_to_depth(c: Context) -> Result:
     x, b = c.x(), c.a("blocksize")
     n, ch, h, w = x.shape
-    y = c.add("transpose", c.b.reshape(x, [n, ch, h // b, b, w // b, b]), perm=(0, 3, 5, 1, 2, 4))
+    perm = (0, 3, 5, 1, 2, 4) if c.a("mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    y = c.add("transpose", c.b.reshape(x, [n, ch, h // b, b, w // b, b]), perm=perm)
     return c.b.reshape(y, [n, ch * (b * b), h // b, w // b])

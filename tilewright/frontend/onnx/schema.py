@@ -1,4 +1,4 @@
-"""What ONNX says about its operators: versions, attributes with types and defaults, numbers of operands, function bodies."""
+"""What ONNX says about its operators: versions, attributes with types and defaults, operands, definitions."""
 from __future__ import annotations
 
 import functools
@@ -54,10 +54,12 @@ def schema_of(domain: str, name: str, opset: int) -> Schema | None:
         return None
     attributes = {}
     for key, a in s.attributes.items():
-        given = a.default_value is not None and a.default_value.type != 0
-        attributes[key] = AttributeSpec(int(a.type.value), a.required, attribute_value(a.default_value) if given else None)
-    return Schema(name, s.since_version, s.deprecated, attributes, (s.min_input, s.max_input), (s.min_output, s.max_output),
-                  s)
+        default: Any = a.default_value
+        value = attribute_value(default) if default is not None and default.type else None
+        kind: Any = a.type
+        attributes[key] = AttributeSpec(int(kind.value), a.required, value)
+    return Schema(name, s.since_version, s.deprecated, attributes, (s.min_input, s.max_input),
+                  (s.min_output, s.max_output), s)
 
 
 def attribute_value(a: Any) -> Any:

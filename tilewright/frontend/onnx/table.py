@@ -1,8 +1,8 @@
 """The table from ONNX operators to graph operators: `@onnx_op(name, since=version)` enters a small function.
 
-The function gets a `Context` (inputs as graph values, attributes with ONNX's defaults, the builder) and returns the value
-of each output. Where an operator changed its meaning, several functions stand under one name, each from the version
-that introduced it.
+The function gets a `Context` (inputs as graph values, attributes with ONNX's defaults, the builder) and returns the
+value of each output. Where an operator changed its meaning, several functions stand under one name, each from the
+version that introduced it.
 """
 from __future__ import annotations
 
@@ -104,16 +104,16 @@ class Context:
             v = self.x(k)
             if v.data is not None and v.dtype.is_int:
                 raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} has too many elements: {v.type}")
-            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{v.name}) must be known while compiling, "
-                             "and it depends on data", "make it a constant, or set the model's symbolic sizes")
+            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{v.name}) must be known while "
+                             "compiling, and it depends on data", "make it a constant, or set the symbolic sizes")
         return found
 
     def ints(self, k: int) -> tuple[int, ...]:
         """The elements of integer input `k` as numbers."""
         out = [as_int(d) for d in self.dims(k)]
         if any(d is None for d in out):
-            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{self.x(k).name}) must be known while "
-                             f"compiling, and it is {list(self.dims(k))}", "set the model's symbolic sizes")
+            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{self.x(k).name}) must be known "
+                             f"while compiling, and it is {list(self.dims(k))}", "set the model's symbolic sizes")
         return tuple([d for d in out if d is not None])
 
     def array(self, k: int) -> Array:

@@ -85,7 +85,7 @@ def _size_error(shape: tuple[int, ...], element: DType, need: str, got: str, whe
 def _unpacked(raw: Array, element: DType, count: int) -> Array:
     """Elements from little-endian bytes; a view for types of whole bytes."""
     if element is boolean:
-        return raw != 0
+        return np.asarray(raw != 0)
     if element.bits >= 8:
         return raw.view(element.numpy())
     per_byte = 8 // element.bits
@@ -114,7 +114,7 @@ def _typed(t: Any, shape: tuple[int, ...], element: DType, count: int, where: st
     if packed:
         return _unpacked(codes.astype(np.uint8), element, count)
     if element is boolean:
-        return codes != 0
+        return np.asarray(codes != 0)
     if element.is_float:
         return codes.astype(np.uint16 if element.bits == 16 else np.uint8).view(element.numpy())
     return codes.astype(element.numpy())
@@ -124,8 +124,8 @@ def _typed(t: Any, shape: tuple[int, ...], element: DType, count: int, where: st
 def _external(t: Any, nbytes: int, folder: Path | None, where: str) -> Array:
     entries = {e.key: e.value for e in t.external_data}
     if folder is None:
-        raise UserError("onnx-external-data", "the weights are in a file beside the model, and the model was not given as a "
-                        "path", where=where, hint="give the path of the .onnx file, or load the data into the model")
+        raise UserError("onnx-external-data", "the weights are in a file beside the model, and the model was not given "
+                        "as a path", where=where, hint="give the path of the .onnx file, or load the data first")
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(nbytes)))
     except ValueError as e:
@@ -133,8 +133,8 @@ def _external(t: Any, nbytes: int, folder: Path | None, where: str) -> Array:
     if offset < 0 or length < 0:
         raise UserError("onnx-external-data", f"offset {offset} or length {length} is negative", where=where)
     if length != nbytes:
-        raise UserError("onnx-initializer-size", f"the shape {list(t.dims)} needs {nbytes} bytes, the external data has "
-                        f"{length}", where=where)
+        raise UserError("onnx-initializer-size", f"the shape {list(t.dims)} needs {nbytes} bytes, the external data "
+                        f"has {length}", where=where)
     path = _inside(folder, entries.get("location", ""), where)
     try:
         fd = open_regular(path, follow=False)
@@ -160,8 +160,8 @@ def _inside(folder: Path, location: str, where: str) -> Path:
     windows = PureWindowsPath(location)
     if not parts or "\0" in location or PurePosixPath(location).is_absolute() or windows.drive or windows.root \
             or ".." in parts or ".." in windows.parts:
-        raise UserError("onnx-external-data", f"the external data {location!r} lies outside the model's folder", where=where,
-                        hint="only files below the folder of the model are read")
+        raise UserError("onnx-external-data", f"the external data {location!r} lies outside the model's folder",
+                        where=where, hint="only files below the folder of the model are read")
     path = folder
     for part in parts:
         path = path / part
