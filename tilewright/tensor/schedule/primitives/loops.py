@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from tilewright.loop.bounds import prove
 from tilewright.loop.ir import (
@@ -18,6 +19,7 @@ from tilewright.loop.ir import (
     Expr,
     For,
     IntoExpr,
+    Le,
     Stmt,
     Var,
     as_int,
@@ -53,13 +55,20 @@ def split(sch: Schedule, loop: Var, factors: Sequence[IntoExpr | None]) -> list[
     if not factors or sum(x is None for x in factors) > 1:
         raise ScheduleError("split", "give one factor per new loop, at most one of them None", sch.program, loop)
     sizes = [None if x is None else expr(x) for x in factors]
+    around = loops_around(sch.program, f)
+    visible = {*[g.var for g in around], *[p for p in sch.program.params if isinstance(p, Var)]}
     known = ONE
     for s in sizes:
         if s is not None:
-            if (as_int(s) if as_int(s) is not None else 1) < 1:  # type: ignore[operator]
+            size = as_int(s)
+            if size is not None and size < 1:
                 raise ScheduleError("split", f"a factor of {s} is not positive", sch.program, loop)
+            stray = vars_of(s) - visible
+            if stray:
+                raise ScheduleError("split", f"the factor {s} uses {stray.pop().name}, which is no size of the program and no "
+                                    "loop around it", sch.program, loop)
             known = known * s
-    outer = Algebra(loops_around(sch.program, f))
+    outer = Algebra(around).assuming([Le(ONE, f.extent)])  # where the loop runs at all
     if None in sizes:
         inferred = outer.simplify((f.extent + (known - 1)) // known)
         sizes[sizes.index(None)] = inferred
@@ -75,7 +84,7 @@ def split(sch: Schedule, loop: Var, factors: Sequence[IntoExpr | None]) -> list[
     for v, e in zip(reversed(names[:-1]), reversed(extents[:-1]), strict=True):
         inner = For(v, ZERO, e, inner, "serial", f.attrs)
     cut = None if outer.equal(known, f.extent) else index < f.extent
-    sch.program = edit(sch.program, f, _rebind(inner, loop, f.start + index, cut, loops_around(sch.program, f)))
+    sch.program = edit(sch.program, f, _rebind(inner, loop, f.start + index, cut, around))
     return names
 
 
@@ -109,7 +118,7 @@ def fuse(sch: Schedule, *loops: Var) -> Var:
 def reorder(sch: Schedule, *loops: Var) -> None:
     """Nest loops of one chain in the given order; other loops of the chain keep their places.
 
-    Legal if the loops are perfectly nested (only allocations between), no extent depends on a loop that would come to
+    Legal if the loops are perfectly nested (each the only statement of the one outside it), no extent depends on a loop that would come to
     stand inside it, and every block below may run its instances in any order. Raises ScheduleError.
     """
     if len(set(loops)) != len(loops) or not loops:
@@ -154,7 +163,7 @@ def _nested(sch: Schedule, name: str, loops: Sequence[Var]) -> list[For]:
     if not loops:
         raise ScheduleError(name, "name at least one loop", sch.program)
     nest = [find_loop(sch.program, v) for v in loops]
-    for outer, inner in zip(nest, nest[1:], strict=False):
+    for outer, inner in pairwise(nest):
         if outer.body is not inner:
             raise ScheduleError(name, f"loop {inner.var.name} is not directly inside loop {outer.var.name}",
                                 sch.program, inner.var)
