@@ -23,16 +23,14 @@ MAX_BYTES = 64 << 20
 MAX_GROWTH = 8
 """A result is not stored if it is larger than MAX_BYTES and than MAX_GROWTH times what it is made of."""
 MAX_COPIES_BYTES = 1 << 20
-"""The same limit for operators that only repeat their operand (`REPEATING`): the repetition costs nothing where it is read."""
+"""The same limit for operators that only repeat their operand (`REPEATING`): repeating costs nothing where it is read."""
 REPEATING = frozenset({"expand", "tile", "full"})
 
 
 def fold_constants(graph: Graph, evaluate: Evaluator = interpret.apply) -> Graph:
     """Evaluate operations whose operands are constants."""
     def rule(op: Operation, b: GraphBuilder) -> list[Value] | None:
-        results = _known(op)
-        if results is None:
-            results = _evaluated(op, evaluate)
+        results = _known(op) or _evaluated(op, evaluate)
         if results is None:
             return None
         return [b.constant(np.asarray(a, dtype=v.dtype.numpy()), name=v.name)

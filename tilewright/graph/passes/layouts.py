@@ -12,12 +12,14 @@ the logical number are zeros in what `to_blocked` and `conv` write and finite el
 """
 from __future__ import annotations
 
+from typing import Any
+
 from tilewright.graph.builder import GraphBuilder, rewrite
 from tilewright.graph.ir import Graph, Operation, Value, used_values
 from tilewright.graph.ops.layout import to_blocked
 from tilewright.graph.passes.match import map_regions
 from tilewright.graph.registry import record_of
-from tilewright.loop.ir import as_int, const
+from tilewright.loop.ir import Expr, as_int, const
 from tilewright.target.target import Target
 
 FIRST_LAYER_CHANNELS = 4
@@ -26,8 +28,8 @@ PLACE_DEPENDENT = frozenset({"batch_norm", "trilu"})
 """Operators of elementwise classes whose meaning depends on which axis is which."""
 FINITE_AT_ZERO = frozenset({
     "add", "sub", "mul", "max", "min", "neg", "abs", "relu", "clip", "leaky_relu", "prelu", "elu", "selu", "celu", "sigmoid",
-    "silu", "hard_sigmoid", "hard_swish", "gelu", "softplus", "softsign", "mish", "tanh", "erf", "thresholded_relu", "shrink",
-    "floor", "ceil", "round", "trunc", "sin", "cos", "cast"})
+    "silu", "hard_sigmoid", "hard_swish", "gelu", "softplus", "softsign", "mish", "tanh", "erf", "thresholded_relu",
+    "shrink", "floor", "ceil", "round", "trunc", "sin", "cos", "cast"})
 """Operators that give finite numbers for the zeros beyond the last channel; others may work only on whole blocks."""
 
 
@@ -87,7 +89,7 @@ class _Layouts:
         self.channels[v] = channels
         return v
 
-    def made(self, op: Operation, inputs: list[Value | None], attrs: dict[str, object], channels: int,
+    def made(self, op: Operation, inputs: list[Value | None], attrs: dict[str, Any], channels: int,
              b: GraphBuilder) -> Value:
         """A blocked operation in place of `op`."""
         return self.mark(b.add(op.op, inputs, attrs, name=op.output.name, loc=op.loc), channels)
@@ -208,7 +210,7 @@ class _Layouts:
         return self.made(op, new, op.attrs, channels, b)
 
     def follow(self, v: Value, channels: int, rank: int, b: GraphBuilder) -> Value | None:
-        """A plain operand of an elementwise operation in a form that broadcasts against blocked ones of plain rank `rank`."""
+        """A plain operand of an elementwise operation, to broadcast against blocked ones whose plain rank is `rank`."""
         if v.rank == 0:
             return v
         if v.rank > rank:
@@ -220,7 +222,7 @@ class _Layouts:
             return None
         return self.as_blocked(v if v.rank == rank else self.reshaped(v, shape, b), b)
 
-    def reshaped(self, v: Value, shape: tuple[object, ...], b: GraphBuilder) -> Value:
+    def reshaped(self, v: Value, shape: tuple[Expr, ...], b: GraphBuilder) -> Value:
         if v.data is not None:
             return b.constant(v.data.reshape([as_int(d) for d in shape]), name=v.name)
         return b.reshape(v, shape, v.name)

@@ -68,7 +68,8 @@ def _div(op: Operation, w: Walk, exact: bool) -> Result:
     c = constant_of(by)
     if c is not None and bool(np.all(np.isfinite(c.astype(np.float64)) & (c != 0))):
         wide = c.astype(np.float64)
-        inverse = (1 / wide).astype(c.dtype)
+        with np.errstate(over="ignore"):
+            inverse = (1 / wide).astype(c.dtype)
         powers = np.abs(np.frexp(wide)[0]) == 0.5
         normal = bool(np.all(np.isfinite(inverse.astype(np.float64)) & (np.abs(inverse.astype(np.float64)) >= _tiny(by))))
         if normal and (not exact or bool(np.all(powers))):

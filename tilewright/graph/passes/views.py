@@ -5,6 +5,7 @@ slices, and slices stand behind reshapes (a reshape of stored memory costs nothi
 """
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from tilewright.graph.infer import constant_of, is_one
@@ -152,7 +153,7 @@ def _gather(op: Operation, w: Walk) -> Result:
         return None
     places = [int(i) + (extent if i < 0 else 0) for i in at.ravel()]
     step = places[1] - places[0] if len(places) > 1 else 1
-    if step == 0 or any(b - a != step for a, b in zip(places, places[1:], strict=False)):
+    if step == 0 or any(b - a != step for a, b in itertools.pairwise(places)):
         return None
     if not 0 <= min(places) <= max(places) < extent:
         return None
