@@ -24,13 +24,15 @@ from tilewright.tensor.regions import (
     union,
 )
 from tilewright.tensor.schedule.nest import missing_input, reduces_over
-from tilewright.tensor.schedule.state import blocks, blocks_under, find_loop, is_parameter, loops_around
+from tilewright.tensor.schedule.state import blocks, blocks_under, find_loop, is_parameter, iterate, loops_around
 from tilewright.tensor.span import Algebra, vars_of
 
 
 # ---- loops that change places ----------------------------------------------------------------------------------------
 def reorder_hazard(old: Program, new: Program, chain: Sequence[For], order: Sequence[For]) -> str | None:
     """Why nesting the loops of `chain` in `order` (as in the program `new`) may change results, or None."""
+    if [f.var for f in chain if as_int(f.extent) != 1] == [f.var for f in order if as_int(f.extent) != 1]:
+        return None
     below = blocks_under(chain[-1])
     for b in below:
         why = _instance_hazard(old, b, chain, order)
@@ -159,8 +161,27 @@ def _starts_first(b: Block, running: Sequence[For], algebra: Algebra) -> bool:
 
 
 # ---- iterations that run at once -------------------------------------------------------------------------------------
-def carried(program: Program, loop: For) -> str | None:
-    """Why iterations of a loop may depend on each other, or None."""
+PRIVATE: dict[str, tuple[str, ...]] = {"parallel": ("local", "shared", "warp"),
+                                       "vectorized": ("global", "local", "shared", "warp")}
+"""Scopes of which each iteration gets a buffer of its own where that is what it needs: lowering allocates it in the loop."""
+
+
+def broken_promise(old: Program, new: Program) -> tuple[For, str] | None:
+    """A parallel or vectorized loop that an edit has changed so that its iterations may depend on each other, and why."""
+    loops = [s for s in iterate(new.body) if isinstance(s, For) and s.kind in PRIVATE]
+    if not loops:
+        return None
+    before = {id(s) for s in iterate(old.body)}
+    for f in loops:
+        if id(f) not in before:
+            why = carried(new, f, f.kind)
+            if why is not None:
+                return f, why
+    return None
+
+
+def carried(program: Program, loop: For, kind: str) -> str | None:
+    """Why iterations of a loop may depend on each other if they run as `kind` says, or None."""
     if as_int(loop.extent) == 1:
         return None
     below = blocks_under(loop)
@@ -171,16 +192,16 @@ def carried(program: Program, loop: For) -> str | None:
         for b in users:
             if buffer in outputs(b) and reduces_over(b, [loop]) is not None:
                 return f"block {b.name} reduces over loop {loop.var.name}"
-        if not _private(program, loop, users, buffer):
+        if buffer.scope not in PRIVATE[kind] or not _private(program, users, buffer):
             return (f"iterations of loop {loop.var.name} may touch the same elements of {buffer.name} "
                     f"(block {next(b for b in users if buffer in outputs(b)).name})")
     return None
 
 
-def _private(program: Program, loop: For, users: Sequence[Block], buffer: Buffer) -> bool:
-    """Whether each iteration may have a copy of `buffer`, made when storage is placed: nobody else uses it, and all that
+def _private(program: Program, users: Sequence[Block], buffer: Buffer) -> bool:
+    """Whether each iteration may have a copy of `buffer`: nobody but the blocks `users` in the loop uses it, and all that
     an iteration reads was made in it."""
-    if is_parameter(program, buffer) or buffer.scope == "global":
+    if is_parameter(program, buffer):
         return False
     inside = {b.name for b in users}
     for b in blocks(program):
@@ -190,10 +211,10 @@ def _private(program: Program, loop: For, users: Sequence[Block], buffer: Buffer
                   for b in users)
     if not started:
         return False
-    return not any(_reads_elsewhere(b) is buffer for b in users) and _flow_hazard_in(program, loop, users, buffer) is None
+    return not any(_reads_elsewhere(b) is buffer for b in users) and _read_before_made(program, users, buffer) is None
 
 
-def _flow_hazard_in(program: Program, loop: For, users: Sequence[Block], buffer: Buffer) -> str | None:
+def _read_before_made(program: Program, users: Sequence[Block], buffer: Buffer) -> str | None:
     for c in users:
         for q in users:
             if q is not c and buffer in outputs(q) and buffer in inputs(c):

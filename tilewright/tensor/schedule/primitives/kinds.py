@@ -12,10 +12,10 @@ from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
     BlockRef,
     ScheduleError,
-    blocks_under,
     edit,
     find_block,
     find_loop,
+    iterate,
     loops_around,
     refuse,
 )
@@ -36,22 +36,24 @@ def unroll(sch: Schedule, loop: Var) -> None:
 
 @primitive
 def vectorize(sch: Schedule, loop: Var) -> None:
-    """Run the loop's iterations as lanes of vectors: constant extent, no loop of another kind inside it, independent
-    iterations. Raises ScheduleError."""
+    """Run the loop's iterations as lanes of vectors: constant extent, no parallel or vectorized loop inside it or vectorized
+    one around it, independent iterations. Raises ScheduleError."""
     f = find_loop(sch.program, loop)
     if as_int(f.extent) is None:
         raise ScheduleError("vectorize", f"the extent {f.extent} is no constant", sch.program, loop)
-    _require_parallel(sch, "vectorize", f)
+    for s in iterate(f.body):
+        if isinstance(s, For) and s.kind in ("parallel", "vectorized"):
+            raise ScheduleError("vectorize", f"loop {s.var.name} inside it is {s.kind}", sch.program, s.var)
+    _require_independent(sch, "vectorize", f, "vectorized")
     _set_kind(sch, "vectorize", f, "vectorized")
 
 
 @primitive
 def parallel(sch: Schedule, loop: Var) -> None:
-    """Run the loop's iterations on the threads of the device. They must be independent. Raises ScheduleError."""
+    """Run the loop's iterations on the threads of the device. They must be independent; a parallel loop inside another one
+    runs serially. Raises ScheduleError."""
     f = find_loop(sch.program, loop)
-    if any(o.kind == "vectorized" for o in loops_around(sch.program, f)):
-        raise ScheduleError("parallel", "it is inside a vectorized loop", sch.program, loop)
-    _require_parallel(sch, "parallel", f)
+    _require_independent(sch, "parallel", f, "parallel")
     _set_kind(sch, "parallel", f, "parallel")
 
 
@@ -76,9 +78,9 @@ def _set_kind(sch: Schedule, name: str, f: For, kind: str) -> None:
     sch.program = edit(sch.program, f, f.replace(kind=kind))
 
 
-def _require_parallel(sch: Schedule, name: str, f: For) -> None:
-    if not blocks_under(f):
-        raise ScheduleError(name, f"loop {f.var.name} has no block below", sch.program, f.var)
-    why = carried(sch.program, f)
+def _require_independent(sch: Schedule, name: str, f: For, kind: str) -> None:
+    if any(o.kind == "vectorized" for o in loops_around(sch.program, f)):
+        raise ScheduleError(name, f"loop {f.var.name} is inside a vectorized loop", sch.program, f.var)
+    why = carried(sch.program, f, kind)
     if why is not None:
         refuse(name, why, sch.program, f.var)
