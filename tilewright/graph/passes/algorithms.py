@@ -1,9 +1,9 @@
 """Algorithm choice: a convolution becomes Winograd's form where the cost model says that it is faster.
 
-In: a graph in blocked layouts, with borders as `pad` operations. Out: 3×3 convolutions of stride 1 with constant weights
-replaced by `winograd_conv` over transformed weights, their borders widened to whole tiles.
+In: a graph in blocked layouts. Out: 3×3 convolutions of stride 1 with constant weights
+replaced by `winograd_conv` over transformed weights, their borders separate and widened to whole tiles.
 
-    conv(pad(x), w)      becomes      winograd_conv(pad'(x), winograd_weights(w))
+    conv(x, w, pads)      becomes      winograd_conv(pad(x), winograd_weights(w))
 
 The tile size weighs multiplications saved against the bytes of transformed weights, which grow from 9 to 16 (m = 2) or
 36 (m = 4) per pair of channels. `numerics="strict"` allows no m above 2.
@@ -38,7 +38,7 @@ def _fits(op: Operation) -> bool:
     assert x is not None and w is not None
     return (a["layout"] == "NCHWc" and a["in_layout"] == "NCHWc" and a["group"] == 1 and w.data is not None
             and w.rank == 4 and [as_int(d) for d in w.shape[2:]] == [KERNEL, KERNEL] and x.dtype.name == "f32"
-            and set(a["strides"] or (1,)) == {1} and set(a["dilations"] or (1,)) == {1} and not any(a["pads"] or (0,))
+            and set(a["strides"] or (1,)) == {1} and set(a["dilations"] or (1,)) == {1}
             and (as_int(w.shape[1]) or 0) >= MIN_CHANNELS and x.type.is_static)
 
 
@@ -62,20 +62,9 @@ def _winograd(op: Operation, m: int, b: GraphBuilder) -> Value:
     x, w = op.inputs[0], op.inputs[1]
     assert x is not None and w is not None and w.data is not None
     _, _, height, width, _ = op.output.type.sizes()
-    more = [-(-size // m) * m - size for size in (height, width)]
-    if any(more):
-        x = _widen(x, more, b)
+    top, left, bottom, right = op.attrs["pads"]
+    after = (0, 0, bottom + -height % m, right + -width % m, 0)
+    if top or left or any(after):
+        x = b.add("pad", [x], {"before": (0, 0, top, left, 0), "after": after, "value": 0.0}, name=f"{x.name}_tiles")
     u = b.constant(transform_weights(w.data, m), name=f"{w.name}_winograd{m}")
     return b.add("winograd_conv", [x, u], {"m": m, "height": height, "width": width}, name=op.output.name, loc=op.loc)
-
-
-def _widen(x: Value, more: list[int], b: GraphBuilder) -> Value:
-    """`x` with more zeros at the ends of its spatial axes; one pad if it is made by one already."""
-    before, after, source = (0,) * 5, (0, 0, *more, 0), x
-    maker = next((o for o in reversed(b.operations) if x in o.outputs), None)
-    if maker is not None and maker.op == "pad" and maker.attrs["mode"] == "constant" and not maker.attrs["value"]:
-        before = maker.attrs["before"]
-        after = tuple(p + q for p, q in zip(maker.attrs["after"], after, strict=True))
-        assert maker.inputs[0] is not None
-        source = maker.inputs[0]
-    return b.add("pad", [source], {"before": before, "after": after, "value": 0.0}, name=f"{source.name}_tiles")
