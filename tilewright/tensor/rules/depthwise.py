@@ -38,10 +38,10 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
     window = 1
     for v in reduce:
         window *= as_int(sch.loop(v).extent) or 1
-    moving = [loops[w.spatial] for w in info.windows]
+    moving = [loops[w.spatial] for w in info.windows if loops[w.spatial] is not spatial[-1]]
     rows, columns = tile_shape(sch, moving, window)
     tiled: list[Var] = []
-    for v, size in zip(moving[-2:], (rows, columns)[-len(moving[-2:]):], strict=True):
+    for v, size in zip(moving[-2:], (rows, columns)[2 - len(moving[-2:]):], strict=True):
         o, i = sch.split(v, [None, size])
         outer[outer.index(v)] = o
         tiled.append(i)

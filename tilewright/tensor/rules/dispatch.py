@@ -27,7 +27,7 @@ def schedule_program(program: Program, target: Target, numerics: str = "default"
     sch = Schedule(program)
     inline_prologues(sch)
     infos = {b.name: classify(b) for b in state.blocks(sch.program)}
-    anchors = [i for i in infos.values() if i.kind == "contraction" and (i.n or i.windows)]
+    anchors = [i for i in infos.values() if (i.kind == "contraction" and i.n) or i.windows]
     if len(anchors) == 1:
         anchor = sch.block(anchors[0].block.name)
         epilogue, fills = merge_chain(sch, anchor)
