@@ -15,13 +15,14 @@ from tilewright.loop.printer import print_stmt
 from tilewright.loop.verify import verify
 from tilewright.tensor.schedule.schedule import Schedule, replay
 from tilewright.tensor.schedule.state import ScheduleError
+from tilewright.tensor.schedule.trace import Instruction
 
 
 @contextmanager
 def refused(sch: Schedule, why: str, mark: str | None = None) -> Iterator[None]:
     """The block raises a ScheduleError with `why` in it that shows the program, with a line that holds `mark` underlined;
     program and trace stay."""
-    program, steps, prepacks = sch.program, len(sch.trace.instructions), dict(sch.prepacks)
+    program, steps, prepacks = sch.program, applied(sch), dict(sch.prepacks)
     with pytest.raises(ScheduleError) as caught:
         yield
     error = caught.value
@@ -34,8 +35,13 @@ def refused(sch: Schedule, why: str, mark: str | None = None) -> Iterator[None]:
         assert under, f"nothing is underlined in\n{error.where}"
         assert any(mark in lines[k - 1] for k in under), f"{mark} is not in {[lines[k - 1] for k in under]}"
     assert sch.program is program
-    assert len(sch.trace.instructions) == steps
+    assert applied(sch) == steps
     assert sch.prepacks == prepacks
+
+
+def applied(sch: Schedule) -> list[Instruction]:
+    """What the trace has recorded, looks aside."""
+    return [i for i in sch.trace.instructions if i.name not in ("block", "loops")]
 
 
 def body(sch: Schedule) -> str:

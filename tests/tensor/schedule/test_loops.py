@@ -306,7 +306,7 @@ def test_reorder_refuses_a_recurrence() -> None:
 
 
 def test_reorder_refuses() -> None:
-    sch, (i, j, k) = scheduled(matmul_relu(6, 8, 4))
+    sch, (i, j, _) = scheduled(matmul_relu(6, 8, 4))
     d, _ = sch.loops(sch.block("D"))
     with refused(sch, "name each loop once"):
         sch.reorder(i, i)
