@@ -355,11 +355,12 @@ def starved_consumer(program: Program, block: Block) -> str | None:
     return None
 
 
-def shared_writer(program: Program, block: Block) -> str | None:
-    """Why the order of `block` and another writer of its outputs may matter, or None if their boxes are disjoint."""
+def shared_writer(program: Program, block: Block, but: Callable[[Block], bool] = lambda _: False) -> str | None:
+    """Why the order of `block` and another writer of its outputs may matter, or None if their boxes are disjoint. Writers
+    for which `but` holds do not count."""
     for buffer in outputs(block):
         for q in writers(program, buffer):
-            if q is block:
+            if q is block or but(q):
                 continue
             mine, other = (box_of_domain(b, [a for a in accesses(b)[1] if a.buffer is buffer]) for b in (block, q))
             if not disjoint(mine, other, Algebra([])):
@@ -395,12 +396,42 @@ def moved_update(program: Program, block: Block) -> str | None:
     algebra = Algebra(around)
     if not algebra.determine(block.bindings, {f.var: f for f in effective(block, around, algebra)}):
         return "an update may be run in several steps of the loops around it"
-    order = {id(b): k for k, b in enumerate(blocks(program))}
     for buffer in outputs(block):
         for q in writers(program, buffer):
-            if q is not block and (order[id(q)] > order[id(block)] or shared_loops(program, q, block)):
-                return f"block {q.name} may initialise {buffer.name} in between"
+            if q is block:
+                continue
+            why = restarted(program, q, block, buffer)
+            if why is not None:
+                return why
     return None
+
+
+def restarted(program: Program, init: Block, update: Block, buffer: Buffer) -> str | None:
+    """Why `init` may initialise an element after an update of it, or None: it must come first and, in each step of the loops
+    that both share, initialise only what the update makes then and in no other step."""
+    for b in blocks(program):
+        if b is init:
+            break
+        if b is update:
+            return f"block {init.name} would initialise {buffer.name} only after block {update.name} has updated it"
+    shared = shared_loops(program, init, update)
+    if not shared:
+        return None
+    carried = reduces_over(update, shared)
+    if carried is not None:
+        return f"block {init.name} would initialise {buffer.name} again in each step of loop {carried.var.name}"
+    again = f"block {init.name} may initialise {buffer.name} in between"
+    inner, first = loops_between(shared[-1].body, update), loops_between(shared[-1].body, init)
+    around = [*shared, *inner]
+    algebra = Algebra(around)
+    spatial = [e for i, e in zip(update.iters, update.bindings, strict=True) if i.kind == "spatial"]
+    used = {v for e in spatial for v in vars_of(e)}
+    moving = {f.var: f for f in effective(update, around, algebra) if f.var in used or any(f.var is g.var for g in shared)}
+    if not algebra.determine(spatial, moving):
+        return again
+    made = block_boxes([a for a in accesses(update)[1] if a.buffer is buffer], update, inner, algebra)[buffer]
+    started = block_boxes([a for a in accesses(init)[1] if a.buffer is buffer], init, first, Algebra([*shared, *first]))
+    return None if made.exact and contains(made, started[buffer], Algebra(shared)) else again
 
 
 def reads_elsewhere(block: Block) -> str | None:

@@ -18,6 +18,7 @@ from tilewright.tensor.regions import (
     loops_between,
     outputs,
     union,
+    writers,
 )
 from tilewright.tensor.schedule.nest import (
     Part,
@@ -27,6 +28,7 @@ from tilewright.tensor.schedule.nest import (
     missing_input,
     moved_update,
     reads_elsewhere,
+    restarted,
     runs_whole_domain,
     shared_writer,
     updates_only,
@@ -69,7 +71,7 @@ def compute_at(sch: Schedule, block: BlockRef, loop: Var) -> None:
     part = needed_part(program, b, target, users)
     new = move(program, b, target, part, before=users)
     moved = find_block(new, block)
-    why = missing_input(new, moved) or moved_update(new, moved) or _not_enough(new, moved, find_loop(new, loop))
+    why = missing_input(new, moved) or moved_update(new, moved) or _restarts(new, moved) or _not_enough(new, moved, find_loop(new, loop))
     if why is not None:
         refuse(NAME, why, program, block)
     sch.program = new
@@ -81,9 +83,22 @@ def _check(program: Program, b: Block, target: For, block: BlockRef) -> None:
     if not any(u in under for u in users):
         what = "no block reads what it computes" if not users else f"no consumer of it is under loop {target.var.name}"
         raise ScheduleError(NAME, what, program, block)
-    why = reads_elsewhere(b) or (None if updates_only(b) else shared_writer(program, b))
+    why = reads_elsewhere(b) or (None if updates_only(b) else shared_writer(program, b, updates_only))
     if why is not None:
         refuse(NAME, why, program, block)
+
+
+def _restarts(program: Program, b: Block) -> str | None:
+    """Why `b`, if it initialises what another block updates, may do so again after an update, or None."""
+    if updates_only(b):
+        return None
+    for buffer in outputs(b):
+        for q in writers(program, buffer):
+            if q is not b and updates_only(q):
+                why = restarted(program, b, q, buffer)
+                if why is not None:
+                    return why
+    return None
 
 
 def _not_enough(program: Program, b: Block, target: For) -> str | None:
