@@ -10,6 +10,8 @@ from tilewright.core.dtype import dtype
 from tilewright.graph import interpret
 from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.ir import Graph, Value, tensor_type
+from tilewright.graph.passes.fuse import Group, fuse
+from tilewright.graph.registry import record_of
 
 
 class Net(GraphBuilder):
@@ -70,3 +72,33 @@ def names(graph: Graph) -> list[str]:
 
 def counts(graph: Graph) -> Counter[str]:
     return Counter(names(graph))
+
+
+def run_groups(graph: Graph, groups: list[Group], arrays: list[Any]) -> list[Any]:
+    """Run a graph group by group: each sees only what is stored before it, and stores only its outputs."""
+    stored: dict[Value, Any] = dict(zip(graph.inputs, arrays, strict=True))
+    for g in groups:
+        assert all(v in stored or v.is_constant for v in g.inputs), f"{g.operations} reads what is not there yet"
+        inner = {v: stored.get(v, v.data) for v in g.inputs}
+        for op in g.operations:
+            results = interpret.apply(op, [None if v is None else inner[v] if v in inner else v.data for v in op.inputs])
+            inner.update(zip(op.outputs, results, strict=True))
+        stored.update({v: inner[v] for v in g.outputs})
+    return [stored[v] if v in stored else v.data for v in graph.outputs]
+
+
+def check_groups(graph: Graph) -> list[Group]:
+    """Fusion gives groups that run to the same results; nothing is computed twice except views."""
+    groups = fuse(graph)
+    arrays = data(graph)
+    for got, want in zip(run_groups(graph, groups, arrays), interpret.run(graph, arrays), strict=True):
+        np.testing.assert_array_equal(got, want)
+    seen = Counter(id(op) for g in groups for op in g.operations)
+    work = [op for g in groups for op in g.operations if record_of(op).fusion != "view"]
+    assert all(seen[id(op)] == 1 for op in work)
+    assert {id(op) for op in graph.operations if record_of(op).fusion != "view"} == {id(op) for op in work}
+    return groups
+
+
+def kernels(groups: list[Group]) -> list[str]:
+    return [" ".join(op.op for op in g.operations) for g in groups if g.kind == "kernel"]

@@ -99,7 +99,8 @@ def test_transpose_of_ones_is_a_reshape() -> None:
     assert names(same(g, simplify_views(g))) == ["reshape"]
 
 
-@pytest.mark.parametrize("start,shape,left", [(8, (2, 3, 2, 4), ["reshape", "slice"]), (4, (2, 3, 2, 4), ["reshape", "slice"]),
+@pytest.mark.parametrize("start,shape,left", [(8, (2, 3, 2, 4), ["reshape", "slice"]),
+                                              (4, (2, 3, 2, 4), ["reshape", "slice"]),
                                               (2, (2, 3, 2, 4), ["slice", "reshape"]), (8, (6, 8), ["reshape", "slice"]),
                                               (8, (2, 24), ["slice", "reshape"])])
 def test_slices_go_behind_reshapes(start: int, shape: tuple[int, ...], left: list[str]) -> None:

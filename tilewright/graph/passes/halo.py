@@ -100,9 +100,7 @@ class _Borders:
         wanted = [self.needs[r.output] for r in readers if len(r.outputs) == 1 and self.source.get(r.output) is x]
         fills = [_key(n.fill) for n in wanted]
         fill = next(n.fill for n in wanted if fills.count(_key(n.fill)) == max(map(fills.count, fills)))
-        by_producer = self.can_absorb(x) and all(
-            (self.source.get(r.output) is x and _key(self.needs[r.output].fill) == _key(fill) if len(r.outputs) == 1 else False)
-            or can_fold_view(r) for r in readers)
+        by_producer = self.can_absorb(x) and all(can_fold_view(r) for r in readers)
         if not by_producer:
             wanted = [self.needs[r.output] for r in readers if r.op == "conv" and self.source.get(r.output) is x]
             fill = 0

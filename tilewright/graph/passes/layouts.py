@@ -17,9 +17,9 @@ from typing import Any
 from tilewright.graph.builder import GraphBuilder, rewrite
 from tilewright.graph.ir import Graph, Operation, Value, used_values
 from tilewright.graph.ops.layout import to_blocked
-from tilewright.graph.passes.match import map_regions
+from tilewright.graph.passes.match import map_regions, reshaped
 from tilewright.graph.registry import record_of
-from tilewright.loop.ir import Expr, as_int, const
+from tilewright.loop.ir import as_int, const
 from tilewright.target.target import Target
 
 FIRST_LAYER_CHANNELS = 4
@@ -217,12 +217,7 @@ class _Layouts:
             return None
         shape = (*[const(1)] * (rank - v.rank), *v.shape)
         if as_int(shape[1]) == 1:
-            return self.reshaped(v, (*shape, const(1)), b)
+            return reshaped(v, (*shape, const(1)), b)
         if as_int(shape[1]) != channels:
             return None
-        return self.as_blocked(v if v.rank == rank else self.reshaped(v, shape, b), b)
-
-    def reshaped(self, v: Value, shape: tuple[Expr, ...], b: GraphBuilder) -> Value:
-        if v.data is not None:
-            return b.constant(v.data.reshape([as_int(d) for d in shape]), name=v.name)
-        return b.reshape(v, shape, v.name)
+        return self.as_blocked(v if v.rank == rank else reshaped(v, shape, b), b)

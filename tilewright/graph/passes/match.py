@@ -14,7 +14,7 @@ from tilewright.graph.builder import GraphBuilder, rewrite
 from tilewright.graph.infer import constant_of
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.passes.dce import remove_dead
-from tilewright.loop.ir import as_int
+from tilewright.loop.ir import Expr, as_int
 
 Result = Value | Sequence[Value] | None
 Rule = Callable[[Operation, "Walk"], Result]
@@ -133,6 +133,13 @@ def with_constant(op: Operation) -> tuple[Value, Value] | None:
     if a is None or b is None or a.is_constant == b.is_constant:
         return None
     return (b, a) if a.is_constant else (a, b)
+
+
+def reshaped(v: Value, shape: Sequence[Expr], b: GraphBuilder) -> Value:
+    """The value in another shape; a constant at once."""
+    if v.data is not None and all(as_int(d) is not None for d in shape):
+        return b.constant(v.data.reshape([as_int(d) for d in shape]), name=v.name)
+    return b.reshape(v, shape, v.name)
 
 
 def map_regions(graph: Graph, f: Callable[[Graph], Graph]) -> Graph:

@@ -19,7 +19,7 @@ from tilewright.graph.infer import is_one, product
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.passes.fuse import can_fold_view
-from tilewright.graph.passes.match import Result, Rule, Walk, apply
+from tilewright.graph.passes.match import Result, Rule, Walk, apply, reshaped
 from tilewright.loop.ir import as_int
 
 
@@ -32,7 +32,7 @@ def _transposed(op: Operation, w: Walk) -> Result:
     """A transpose of the last two axes of the right operand goes into the attribute."""
     a, b = op.inputs
     inner = w.producer(b, "transpose")
-    if inner is None or b is None or not inner.inputs[0] is not None:
+    if inner is None or b is None or inner.inputs[0] is None:
         return None
     rank = b.rank
     if inner.attrs["perm"] != (*range(rank - 2), rank - 1, rank - 2) or not inner.inputs[0].is_constant:
@@ -49,8 +49,7 @@ def _flat(op: Operation, w: Walk) -> Result:
     if b.rank > 2:
         if b.rank > a.rank:
             return None
-        b = w.b.constant(b.data.reshape(b.data.shape[-2:]), b.name) if b.data is not None else w.b.reshape(
-            b, b.shape[-2:], b.name)
+        b = reshaped(b, b.shape[-2:], w.b)
     rows = w.b.reshape(a, (product(a.shape[:-1]), a.shape[-1]), a.name)
     y = w.b.add("matmul", [rows, b], op.attrs, name=op.output.name)
     return w.b.reshape(y, op.output.shape, op.output.name)
@@ -154,7 +153,7 @@ def _combined(branches: list[_Branch], x: Value | None, b: GraphBuilder) -> dict
     like = branches[0].matmul
     wide = b.constant(np.concatenate([br.weight() for br in branches], axis=1), "weights")
     y = b.add("matmul", [x, wide], {**like.attrs, "transpose_b": False}, name=like.output.name)
-    if like is not branches[0].bias and branches[0].bias is not None:
+    if branches[0].bias is not None:
         y = b.add("add", [y, b.constant(np.concatenate([br.row() for br in branches]), "bias")], name=y.name)
     out: dict[Value, Value] = {}
     at = 0

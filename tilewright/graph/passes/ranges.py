@@ -7,8 +7,8 @@ from tilewright.graph.infer import constant_of
 from tilewright.graph.ir import Operation, Value
 
 _ALWAYS = frozenset({"relu", "sigmoid", "hard_sigmoid", "softplus", "exp", "abs", "softmax", "sqrt"})
-_PRESERVING = frozenset({"max_pool", "avg_pool", "reshape", "slice", "transpose", "expand", "concat", "to_blocked", "from_blocked",
-                         "add", "mul", "max", "min", "reduce_mean", "reduce_sum", "reduce_max", "identity"})
+_PRESERVING = frozenset({"max_pool", "avg_pool", "reshape", "slice", "transpose", "expand", "concat", "to_blocked",
+                         "from_blocked", "add", "mul", "max", "min", "reduce_mean", "reduce_sum", "reduce_max", "identity"})
 
 
 def non_negative(v: Value, producers: Mapping[Value, Operation], depth: int = 8) -> bool:

@@ -57,7 +57,7 @@ def _scale(op: Operation, w: Walk) -> Result:
     found = with_constant(op)
     if found is None or not op.output.dtype.is_float or found[0].shape != op.output.shape or found[1].data is None:
         return None
-    y, factor = found
+    y = found[0]
     shifted = w.producer(y, "add")
     bias: Value | None = None
     if shifted is not None and w.lone(y):
@@ -67,7 +67,7 @@ def _scale(op: Operation, w: Walk) -> Result:
         y, bias = inner
     made = w.producer(y, "conv", "matmul")
     weight = None if made is None else made.inputs[1]
-    if made is None or weight is None or weight.data is None or not w.lone(y) or found[1].data is None:
+    if made is None or weight is None or weight.data is None or not w.lone(y):
         return None
     if made.op == "matmul" and weight.rank != 2:
         return None

@@ -14,7 +14,7 @@ from tilewright.graph.infer import is_one
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.ops.view import aligned_groups
 from tilewright.graph.passes.layouts import PLACE_DEPENDENT
-from tilewright.graph.passes.match import Result, Walk, apply
+from tilewright.graph.passes.match import Result, Walk, apply, reshaped
 from tilewright.graph.registry import record_of
 from tilewright.loop.ir import Expr, const
 
@@ -54,8 +54,7 @@ def _sink_one(op: Operation, v: Value, w: Walk) -> Result:
         elif shape is None or u.shape == shape:
             inputs.append(u)
         else:
-            inputs.append(w.b.constant(u.data.reshape([int(d.value) for d in shape]), u.name)  # type: ignore[attr-defined]
-                          if u.data is not None else w.b.reshape(u, shape, u.name))
+            inputs.append(reshaped(u, shape, w.b))
     y = w.b.add(op.op, inputs, op.attrs, name=op.output.name)
     return w.b.reshape(y, op.output.shape, op.output.name)
 
