@@ -8,6 +8,8 @@ import tempfile
 import hypothesis
 import pytest
 
+from tilewright.core.config import config as settings
+
 LONG = os.environ.get("TILEWRIGHT_LONG") == "1"
 _SUITE_CACHE = "TILEWRIGHT_SUITE_CACHE"  # set by this process, inherited by the workers
 
@@ -21,8 +23,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if _SUITE_CACHE not in os.environ:
         os.environ[_SUITE_CACHE] = tempfile.mkdtemp(prefix="tilewright-tests-")
         config.add_cleanup(lambda: shutil.rmtree(os.environ.pop(_SUITE_CACHE), ignore_errors=True))
-    for name in [n for n in os.environ if n.startswith("TILEWRIGHT_") and n not in (_SUITE_CACHE, "TILEWRIGHT_LONG")]:
-        del os.environ[name]
+    for setting in settings.settings():
+        os.environ.pop(setting.env, None)
     os.environ["TILEWRIGHT_CACHE_DIR"] = os.path.join(os.environ[_SUITE_CACHE], "cache")
 
 
