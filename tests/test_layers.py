@@ -20,8 +20,10 @@ BELOW: dict[str, set[str]] = {
     "runtime": {"core"},
     "tune": {"core", "target", "loop", "tensor", "graph"},
 }
-TOP = ("bundle", "kernels", "model", "driver", "tools")  # these see every layer; of each other only those to their left
-LAZY = {"__init__.py", "tools/cli.py", "tensor/schedule/primitives/__init__.py"}  # load when first used
+# These see every layer; of each other only those to their left.
+TOP = ("bundle", "kernels", "model", "driver", "tools", "__main__")
+# Tables name → module, loaded when first used, and the command line, whose libraries are an optional extra.
+LAZY = {"__init__.py", "tools/cli.py", "tensor/schedule/primitives/__init__.py"}
 LOADERS = ("import_module", "__import__")
 
 FILES = sorted(PACKAGE.rglob("*.py"))
