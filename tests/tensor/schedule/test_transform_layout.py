@@ -12,13 +12,13 @@ from schedule_operators import arguments, batched_matmul, conv2d, matmul_relu, r
 from tilewright.core.dtype import i32
 from tilewright.core.node import alpha_equal
 from tilewright.loop.interpret import Interpreter
-from tilewright.loop.ir import Buffer, Program, Var, as_int, const
+from tilewright.loop.ir import Allocate, Buffer, Program, Var, as_int, const
 from tilewright.loop.verify import verify
 from tilewright.tensor import compute as te
 from tilewright.tensor.compute import compute, create_program, placeholder, reduce_axis
 from tilewright.tensor.schedule.index_map import IndexMap
 from tilewright.tensor.schedule.schedule import Schedule, replay
-from tilewright.tensor.schedule.trace import Trace
+from tilewright.tensor.schedule.state import iterate
 
 Map = Callable[..., Sequence[Any]]
 
@@ -108,8 +108,6 @@ def test_a_layout_after_other_primitives() -> None:
 
 
 def _allocated(sch: Schedule) -> list[Buffer]:
-    from tilewright.loop.ir import Allocate
-    from tilewright.tensor.schedule.state import iterate
     return [s.buffer for s in iterate(sch.program.body) if isinstance(s, Allocate)]
 
 
@@ -122,7 +120,7 @@ def test_a_layout_of_symbolic_size(n: int) -> None:
     program = create_program("symbolic", [a], [c])
     sch = Schedule(program)
     sch.transform_layout(sch.block("B"), "B", lambda i, j: [i // 4, j, i % 4])
-    assert "alloc B: i32[(n + 3) // 4, 6, 4]" in body(sch) or "alloc B" in body(sch)
+    assert "alloc B: i32[(n + 3) // 4, 6, 4]" in body(sch)
     check_sizes(sch, program, {"n": n})
     sch = Schedule(program)
     sch.transform_layout(sch.block("B"), "B", lambda i, j: [j, i])
@@ -248,13 +246,13 @@ def test_index_maps_print_and_compose() -> None:
     assert repr(IndexMap.of(lambda *i: [i[1], i[0]], 2)) == "(x0, x1) -> (x1, x0)"
     then = IndexMap.of(lambda a, b, c: [b, a, c], 3)
     assert repr(m.then(then)) == "(n, k) -> (k, n // 16, n % 16)"
-    assert [e.value for e in m(const(35), const(2))] == [2, 2, 3]  # type: ignore[attr-defined]
+    i = Var("i")
+    assert list(map(repr, m(i + 1, 2))) == ["(i + 1) // 16", "2", "(i + 1) % 16"]
 
 
 def test_the_trace_shows_the_map_and_replays_it() -> None:
     sch = Schedule(product())
     sch.transform_layout(sch.block("C"), "W", lambda k, n: [n // 4, k, n % 4], 0)
-    assert isinstance(sch.trace, Trace)
     assert str(sch.trace).split("\n")[-1] == (
         "transform_layout(h0, 'W', (k, n) -> (n // 4, k, n % 4), pad_value=0, allow_interface=False)")
     again = replay(sch.trace, product())

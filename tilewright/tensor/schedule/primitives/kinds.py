@@ -59,13 +59,22 @@ def parallel(sch: Schedule, loop: Var) -> None:
 
 @primitive
 def annotate(sch: Schedule, place: Var | BlockRef, key: str, value: Any) -> None:
-    """Attach plain data to a loop or a block, for passes and code generators that look for it."""
+    """Attach plain data (numbers, strings, tuples of them) to a loop or a block, for passes and code generators that look
+    for it. Raises ScheduleError for anything else."""
+    if not _is_plain(value):
+        raise ScheduleError("annotate", f"{value!r} is no plain data: give a number, a string or a tuple of them", sch.program,
+                            place)
     if isinstance(place, Var):
         f = find_loop(sch.program, place)
         sch.program = edit(sch.program, f, f.replace(attrs=_with(f.attrs, key, value)))
     else:
         b = find_block(sch.program, place)
         sch.program = edit(sch.program, b, b.replace(attrs=_with(b.attrs, key, value)))
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str) or (
+        isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def _with(attrs: tuple[tuple[str, Any], ...], key: str, value: Any) -> tuple[tuple[str, Any], ...]:

@@ -20,6 +20,7 @@ from tilewright.loop.ir import (
     Block,
     Buffer,
     Expr,
+    FloorDiv,
     For,
     IterVar,
     Load,
@@ -74,7 +75,8 @@ def transform_layout(sch: Schedule, block: BlockRef, buffer: str, index_map: Ind
         raise ScheduleError(NAME, f"the weight {buffer} has a symbolic size: it cannot be laid out while compiling", program,
                             block)
     places = IndexMap.of(index_map, old.rank)
-    stray = {v for e in places.places for v in vars_of(e)} - {*places.axes, *[p for p in program.params if isinstance(p, Var)]}
+    known = {*places.axes, *[p for p in program.params if isinstance(p, Var)]}
+    stray = {v for e in places.places for v in vars_of(e)} - known
     if stray:
         raise ScheduleError(NAME, f"the map uses {stray.pop().name}, which is no index and no size of the program", program,
                             block)
@@ -84,7 +86,8 @@ def transform_layout(sch: Schedule, block: BlockRef, buffer: str, index_map: Ind
         layout = Layout(old, places, pad_value)
         if buffer in sch.layouts:
             before = sch.layouts[buffer]
-            layout = Layout(before.original, before.index_map.then(places), before.pad_value if pad_value is None else pad_value)
+            layout = Layout(before.original, before.index_map.then(places),
+                            before.pad_value if pad_value is None else pad_value)
         sch.layouts = {**sch.layouts, buffer: layout}
         sch.prepacks = {**sch.prepacks, buffer: prepack_program(layout, new)}
 
@@ -98,17 +101,25 @@ def _shape(program: Program, block: BlockRef, old: Buffer, places: IndexMap) -> 
     shape: list[Expr] = []
     for e in places.places:
         e = algebra.simplify(e)
-        least, most = algebra.known.interval(e)
+        least = algebra.known.interval(e)[0]
         span = algebra.span(e, loops)
         if (least is None or least < 0) and (span is None or not algebra.at_most(ZERO, span.lo)):
             raise ScheduleError(NAME, f"the index {e} may be negative", program, block)
-        if most is not None:
-            shape.append(const(most + 1))
-        elif span is not None:
-            shape.append(algebra.simplify(span.lo + span.width + 1))
-        else:
-            raise ScheduleError(NAME, f"the index {e} has no known bound", program, block)
+        shape.append(_end(program, block, e, loops, algebra))
     return tuple(shape)
+
+
+def _end(program: Program, block: BlockRef, e: Expr, loops: dict[Var, For], algebra: Algebra) -> Expr:
+    """The least number that an index surely does not reach."""
+    most = algebra.known.interval(e)[1]
+    if most is not None:
+        return const(most + 1)
+    span = algebra.span(e, loops)
+    if span is not None:
+        return algebra.simplify(span.lo + span.width + 1)
+    if isinstance(e, FloorDiv) and (k := as_int(e.b)) is not None and k > 0:
+        return algebra.simplify((_end(program, block, e.a, loops, algebra) + (k - 1)) // k)
+    raise ScheduleError(NAME, f"the index {e} has no known bound", program, block)
 
 
 def _rewrite(program: Program, old: Buffer, new: Buffer, places: IndexMap) -> Program:
@@ -137,7 +148,7 @@ def _mapped(block: Block, old: Buffer, new: Buffer, places: IndexMap) -> Block:
 
 
 def prepack_program(layout: Layout, new: Buffer) -> Program:
-    """The program that lays a weight out: parameters (as it was, as it becomes). Fills what is between the elements first."""
+    """The program that lays a weight out: parameters (as it was, as it becomes); what is between the elements comes first."""
     old = layout.original
     source = Buffer("source", old.dtype, old.shape)
     target = Buffer("packed", new.dtype, new.shape)

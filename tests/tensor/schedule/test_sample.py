@@ -1,0 +1,87 @@
+"""sample_tile, sample_choice: defaults, decisions from outside, what they refuse."""
+from __future__ import annotations
+
+import pytest
+from refusals import check, refused
+from schedule_operators import matmul
+
+from tilewright.core.errors import UserError
+from tilewright.loop.ir import as_int
+from tilewright.tensor.schedule.schedule import Schedule, replay
+
+
+def tiled() -> Schedule:
+    """The rule: tile i by a decision, then order by another."""
+    sch = Schedule(matmul(5, 7, 6))
+    i, j, k = sch.loops(sch.block("C"))
+    t = sch.sample_tile(i, [1, 2, 4], default=2)
+    _, inner = sch.split(i, [None, t])
+    if sch.sample_choice(["inner", "outer", None], default="inner") == "outer":
+        sch.reorder(k, inner)
+    sch.vectorize(j)
+    return sch
+
+
+def test_the_default_is_taken_and_recorded() -> None:
+    sch = tiled()
+    assert sch.trace.decisions() == {2: 2, 4: "inner"}
+    assert str(sch.trace) == """\
+h0 = block('C')
+h1, h2, h3 = loops(h0)
+h4 = sample_tile(h1, [1, 2, 4], 2)  # decided 2
+h5, h6 = split(h1, [None, h4])
+sample_choice(['inner', 'outer', None], 'inner')  # decided 'inner'
+vectorize(h2)"""
+    check(sch, matmul(5, 7, 6))
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_was_decided_is_followed_by_what_uses_it(size: int) -> None:
+    sch = tiled()
+    for again in (replay(sch.trace, matmul(5, 7, 6), {2: size}), replay(sch.trace.with_decision(2, size), matmul(5, 7, 6))):
+        inner = again.loops(again.block("C"))[1]
+        assert as_int(again.loop(inner).extent) == size
+        assert again.trace.decisions()[2] == size
+        check(again, matmul(5, 7, 6))
+    assert sch.trace.decisions()[2] == 2  # the trace itself stays
+
+
+def test_decisions_given_to_a_rule_change_what_it_does() -> None:
+    sch = Schedule(matmul(5, 7, 6), {0: 3})
+    assert sch.sample_choice([1, 2, 3], default=1) == 3
+    sch = Schedule(matmul(5, 7, 6), {0: None})
+    assert sch.sample_choice([16, None], default=16) is None
+    again = replay(sch.trace, matmul(5, 7, 6))
+    assert again.trace.decisions() == {0: None}
+
+
+def test_a_decided_number_is_a_number() -> None:
+    sch = Schedule(matmul(5, 7, 6))
+    i, j, _ = sch.loops(sch.block("C"))
+    t = sch.sample_tile(i, [2, 4], default=4)
+    assert t == 4 and isinstance(t, int) and type(t * 2) is int
+    sch.tile(i, j, t, t)
+    sch.annotate(sch.block("C"), "tile", t)
+    again = replay(sch.trace, matmul(5, 7, 6), {2: 2})
+    assert "tile=2" in str(again.program) and "tile=4" in str(sch.program)
+    check(sch, matmul(5, 7, 6))
+
+
+def test_sampling_refuses() -> None:
+    sch = Schedule(matmul(5, 7, 6))
+    i, _, _ = sch.loops(sch.block("C"))
+    with refused(sch, "3 is none of the candidates [1, 2]"):
+        sch.sample_tile(i, [1, 2], default=3)
+    with refused(sch, "[0, 2] is no list of positive sizes", "for i0 in"):
+        sch.sample_tile(i, [0, 2], default=2)
+    with refused(sch, "[] is no list of positive sizes"):
+        sch.sample_tile(i, [], default=2)
+    with refused(sch, "'x' is none of the candidates ['y']"):
+        sch.sample_choice(["y"], default="x")
+    trace = tiled().trace
+    with pytest.raises(UserError, match="7 is none of the candidates"):
+        replay(trace, matmul(5, 7, 6), {2: 7})
+    with pytest.raises(UserError, match="instruction 3 of the trace decides nothing"):
+        replay(trace, matmul(5, 7, 6), {3: 4})
+    with pytest.raises(UserError, match=r"those that do: 2, 4"):
+        trace.with_decision(99, 1)
