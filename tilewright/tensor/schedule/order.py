@@ -166,6 +166,11 @@ PRIVATE: dict[str, tuple[str, ...]] = {"parallel": ("local", "shared", "warp"),
 """Scopes of which each iteration gets a buffer of its own where that is what it needs: lowering allocates it in the loop."""
 
 
+MOVING = frozenset({"reorder", "compute_at", "reverse_compute_at", "compute_inline", "reverse_compute_inline", "cache_read",
+                    "cache_write", "set_scope", "decompose_reduction", "decompose_padding", "rfactor"})
+"""Primitives that change what the iterations of a loop do; the others keep the instances of each."""
+
+
 def broken_promise(old: Program, new: Program) -> tuple[For, str] | None:
     """A parallel or vectorized loop that an edit has changed so that its iterations may depend on each other, and why."""
     loops = [s for s in iterate(new.body) if isinstance(s, For) and s.kind in PRIVATE]
@@ -230,37 +235,36 @@ def _apart(program: Program, top: For, loops: Sequence[Var], users: Sequence[Blo
     buffer: by the boxes that they touch or, where all accesses have one index, by its digits."""
     outer = loops_around(program, top)
     chain = [top, *[f for f in _loops_below(top) if f.var in loops and f is not top]]
-    bottom = chain[-1]
-    box: Box | None = None
-    indices: set[tuple[Expr, ...] | None] = set()
-    inside: list[For] = []
     algebra = Algebra([*outer, *chain])
-    for b in users:
-        inner = loops_between(bottom.body, b)
-        here = Algebra([*outer, *loops_between(top, b)])
-        found = [a for part in accesses(b) for a in part if a.buffer is buffer]
-        bound = dict(zip([it.var for it in b.iters], b.bindings, strict=True))
-        for a in found:
-            indices.add(None if a.indices is None else tuple([substitute(e, bound) for e in a.indices]))
-        inside = loops_between(top, b)
-        new = block_boxes(found, b, inner, here)[buffer]
-        box = new if box is None else union(box, new, here)
-    if box is None or None in indices:
-        return box is None
     idle = [{f.var for f in effective(b, chain, algebra) if as_int(f.extent) == 1} for b in users]
     wanted = {f.var for f in chain if not all(f.var in one_step for one_step in idle)}
+    found = {b.name: [a for part in accesses(b) for a in part if a.buffer is buffer] for b in users}
+    if any(a.indices is None for group in found.values() for a in group):
+        return not wanted
+    if len(users) == 1 and _same_index_apart(users[0], found[users[0].name], outer, loops_between(top, users[0]), wanted):
+        return True
+    box: Box | None = None
+    for b in users:
+        here = Algebra([*outer, *loops_between(top, b)])
+        new = block_boxes(found[b.name], b, loops_between(chain[-1].body, b), here)[buffer]
+        box = new if box is None else union(box, new, here)
+    if box is None:
+        return True
     widths = [as_int(algebra.simplify(e - 1)) for e in box.extent]
     starts = [s for s, w in zip(box.start, widths, strict=True) if w is not None]
-    told = algebra.told_apart(starts, {f.var: f for f in chain}, [w for w in widths if w is not None])
-    if wanted <= told:
-        return True
-    if len(indices) != 1:
+    return wanted <= algebra.told_apart(starts, {f.var: f for f in chain}, [w for w in widths if w is not None])
+
+
+def _same_index_apart(b: Block, found: Sequence[Access], outer: Sequence[For], inside: Sequence[For],
+                      wanted: set[Var]) -> bool:
+    """Whether a block has one index in all accesses `found`, and its digits tell the loops `wanted` apart."""
+    if len({a.indices for a in found}) != 1:
         return False
-    one = next(iter(indices)) or ()
-    exact = Algebra([*outer, *inside])
-    if len(users) == 1:
-        inside = effective(users[0], inside, exact)
-    return wanted <= exact.told_apart(list(one), {f.var: f for f in inside if any(f.var in vars_of(e) for e in one)})
+    bound = dict(zip([it.var for it in b.iters], b.bindings, strict=True))
+    index = [substitute(e, bound) for e in found[0].indices or ()]
+    algebra = Algebra([*outer, *inside])
+    used = {v for e in index for v in vars_of(e)}
+    return wanted <= algebra.told_apart(index, {f.var: f for f in effective(b, inside, algebra) if f.var in used})
 
 
 def _loops_below(top: For) -> list[For]:

@@ -16,7 +16,7 @@ from tilewright.core.errors import UserError
 from tilewright.loop.ir import Buffer, For, IntoExpr, Program, Var
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.index_map import IndexFunction, IndexMap
-from tilewright.tensor.schedule.order import broken_promise
+from tilewright.tensor.schedule.order import MOVING, broken_promise
 from tilewright.tensor.schedule.primitives import primitive_named
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError, refuse
 from tilewright.tensor.schedule.trace import UNDECIDED, Decided, Instruction, Ref, Trace, from_refs, plain, to_refs
@@ -56,7 +56,7 @@ class Schedule:
         self._depth = 1
         try:
             result = run(self, *plain(args), **{k: plain(v) for k, v in kwargs.items()})
-            broken = broken_promise(saved[0], self.program)
+            broken = broken_promise(saved[0], self.program) if name in MOVING else None
             if broken is not None:
                 refuse(name, f"{broken[1]}, but the loop is {broken[0].kind}", self.program, broken[0].var)
         except BaseException:
