@@ -43,6 +43,8 @@ def opsets_of(imports: Iterable[Any]) -> Opsets:
     out: Opsets = {}
     for o in imports:
         domain = domain_of(o.domain)
+        if isinstance(domain, bytes):
+            raise UserError("onnx-malformed", "the name of an operator set is no text (UTF-8)")
         if out.setdefault(domain, o.version) != o.version:
             raise invalid(f"the operator set {domain or 'ai.onnx'!r} is imported as {out[domain]} and as {o.version}")
     version, newest = out.get(""), sc.newest_opset()
@@ -58,6 +60,7 @@ def functions_of(model: Any) -> dict[Key, Any]:
     """Model-local functions by domain, name and overload."""
     out: dict[Key, Any] = {}
     for f in model.functions:
+        _check_text(f)
         key = (domain_of(f.domain), f.name, f.overload)
         if key in out:
             raise invalid(f"the function {f.name!r} is defined twice")
@@ -82,6 +85,7 @@ def check_operators(model: Any, opsets: Opsets, functions: dict[Key, Any]) -> No
         holder, versions, depth = stack.pop()
         if depth > MAX_DEPTH:
             raise invalid(f"subgraphs are nested more than {MAX_DEPTH} deep")
+        _check_text(holder)
         for k, node in enumerate(holder.node):
             stack.extend((g, versions, depth + 1) for g in subgraphs(node))
             domain = domain_of(node.domain)
@@ -96,6 +100,29 @@ def check_operators(model: Any, opsets: Opsets, functions: dict[Key, Any]) -> No
                 bad.setdefault((domain, node.op_type, version), []).append(node_name(node, k))
     if bad:
         raise _unsupported(bad)
+
+
+def _check_text(holder: Any) -> None:
+    """Names must be text: protocol buffers give bytes for what is not UTF-8."""
+    def names() -> Iterator[Any]:
+        yield holder.name
+        for n in holder.node:
+            yield from (n.name, n.op_type, n.domain, n.overload, *n.input, *n.output)
+            for a in n.attribute:
+                yield from (a.name, a.ref_attr_name)
+        for v in (*holder.input, *holder.output):
+            if isinstance(v, str | bytes):  # a function's
+                yield v
+                continue
+            yield v.name
+            yield from (d.dim_param for d in v.type.tensor_type.shape.dim)
+        for t in getattr(holder, "initializer", ()):
+            yield t.name
+            yield from (x for e in t.external_data for x in (e.key, e.value))
+        for o in getattr(holder, "opset_import", ()):
+            yield o.domain
+    if any(isinstance(name, bytes) for name in names()):
+        raise UserError("onnx-malformed", "a name in the model is no text (UTF-8)", hint="the file may be damaged")
 
 
 def is_readable(domain: str, op: str, version: int) -> bool:

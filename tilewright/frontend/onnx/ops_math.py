@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from functools import reduce
+from typing import Any
 
 from tilewright.core.dtype import DType, boolean, f32
 from tilewright.frontend.onnx.table import Context, Function, Result, entry, onnx_op
@@ -121,7 +122,8 @@ def _cast(c: Context, x: Value, to: DType) -> Value:
         c.expect(to.name != "f8e8m0fnu", "rounding to f8e8m0")
         if c.a("saturate", 1):
             import ml_dtypes
-            top = float(ml_dtypes.finfo(to.numpy()).max)
+            limits: Any = ml_dtypes.finfo
+            top = float(limits(to.numpy()).max)
             x = c.add("clip", x, min=-top, max=top)
     return c.cast(x, to)
 

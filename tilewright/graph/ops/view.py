@@ -61,7 +61,8 @@ def _normalize_reshape(op: Operation) -> dict[str, Any]:
 def _infer_reshape(op: Operation) -> Sequence[TensorType]:
     (x,) = operands(op, 1)
     left, rest = _without_common(x.shape, op.attrs["shape"])
-    if same(product(left), product(rest)) is False:
+    both_empty = all(any(as_int(d) == 0 for d in shape) for shape in (x.shape, op.attrs["shape"]))
+    if not both_empty and same(product(left), product(rest)) is False:
         raise UserError("shape-mismatch", f"reshape: {show(x.shape)} has another number of elements than "
                         f"{show(op.attrs['shape'])}")
     return [TensorType(x.dtype, op.attrs["shape"])]
