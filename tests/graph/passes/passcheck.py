@@ -12,6 +12,7 @@ from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.ir import Graph, Value, tensor_type
 from tilewright.graph.passes.fuse import Group, fuse
 from tilewright.graph.registry import record_of
+from tilewright.graph.verify import verify
 
 
 class Net(GraphBuilder):
@@ -56,6 +57,7 @@ def same(before: Graph, after: Graph, rtol: float = 1e-5, atol: float = 1e-6) ->
     """Both graphs give the same results on random inputs; the second graph."""
     assert [v.type for v in after.inputs] == [v.type for v in before.inputs]
     assert after.output_names == before.output_names
+    verify(after)
     arrays = data(before)
     for got, want in zip(interpret.run(after, arrays), interpret.run(before, arrays), strict=True):
         assert got.shape == want.shape and got.dtype == want.dtype
@@ -81,10 +83,10 @@ def run_groups(graph: Graph, groups: list[Group], arrays: list[Any]) -> list[Any
         assert all(v in stored or v.is_constant for v in g.inputs), f"{g.operations} reads what is not there yet"
         inner = {v: stored.get(v, v.data) for v in g.inputs}
         for op in g.operations:
-            results = interpret.apply(op, [None if v is None else inner[v] if v in inner else v.data for v in op.inputs])
+            results = interpret.apply(op, [None if v is None else inner.get(v, v.data) for v in op.inputs])
             inner.update(zip(op.outputs, results, strict=True))
         stored.update({v: inner[v] for v in g.outputs})
-    return [stored[v] if v in stored else v.data for v in graph.outputs]
+    return [stored.get(v, v.data) for v in graph.outputs]
 
 
 def check_groups(graph: Graph) -> list[Group]:

@@ -141,10 +141,11 @@ def test_the_widest_border_is_stored() -> None:
 
 def test_max_pool_pads_with_zeros_only_behind_a_relu() -> None:
     for name, fill in (("relu", 0), ("tanh", float("-inf"))):
-        _, after = bordered(lambda b, name=name: [b.op("max_pool", b.op(name, b.x(1, 2, 5, 5)), kernel=(3, 3), pads=(1, 1, 1, 1))])
+        around = {"kernel": (3, 3), "pads": (1, 1, 1, 1)}
+        _, after = bordered(lambda b, name=name, a=around: [b.op("max_pool", b.op(name, b.x(1, 2, 5, 5)), **a)])
         assert [op.attrs["value"] for op in after.operations if op.op == "pad"] == [fill]
     wide = {"kernel": (2, 2), "pads": (2, 2, 0, 0)}  # a window that holds nothing gives -inf
-    g, after = bordered(lambda b: [b.op("max_pool", b.op("relu", b.x(1, 2, 5, 5)), **wide)])
+    _, after = bordered(lambda b: [b.op("max_pool", b.op("relu", b.x(1, 2, 5, 5)), **wide)])
     assert [op.attrs["value"] for op in after.operations if op.op == "pad"] == [float("-inf")]
 
 
@@ -214,6 +215,7 @@ def test_pads_fold_where_legal() -> None:
     assert "pad" not in names(same(g, fold_padding(g)))
     b = Net()
     x = b.x(1, 3, 6, 6)
-    g = b.finish([b.conv(pad(b, x, 1), 4, 3), b.op("max_pool", pad(b, x, 0), **pooled), b.op("avg_pool", pad(b, x, 0), **pooled),
+    g = b.finish([b.conv(pad(b, x, 1), 4, 3), b.op("max_pool", pad(b, x, 0), **pooled),
+                  b.op("avg_pool", pad(b, x, 0), **pooled),
                   b.conv(b.op("pad", x, before=(0, 1, 0, 0), after=(0, 0, 0, 0)), 4, 3)])
     assert fold_padding(g) is g

@@ -182,3 +182,21 @@ def test_a_group_stores_what_others_read() -> None:
     g = b.finish([b.op("relu", y), b.op("exp", y)])
     assert [len(group.operations) for group in fuse(g)] == [1, 1, 1]
     check_groups(g)
+
+
+def test_elementwise_groups_join_their_only_reader() -> None:
+    b = Net()
+    x, y = b.x(3, 4), b.x(3, 4)
+    e = b.op("exp", x)
+    z = b.op("mul", b.op("tanh", e), e)  # e is read twice, in one group
+    both = b.op("concat", b.op("mul", z, b.op("neg", y)), b.op("abs", y), axis=0)
+    row = b.op("exp", b.x(1, 4))  # repeated by its reader: stored
+    g = b.finish([b.op("relu", both), b.op("add", b.op("sin", x), row)])
+    assert kernels(check_groups(g)) == ["exp", "exp tanh mul neg mul abs concat relu", "sin add"]
+
+
+def test_concatenation_of_the_innermost_axis_reads_stored_values() -> None:
+    b = Net()
+    x = b.x(3, 4)
+    g = b.finish([b.op("concat", b.op("exp", x), b.op("abs", x), axis=1)])
+    assert kernels(check_groups(g)) == ["exp", "abs", "concat"]

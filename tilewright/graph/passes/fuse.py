@@ -5,6 +5,8 @@ In: a Graph after all rewrites. Out: the list of `Group`s in an order that can b
 - An anchor (matmul, convolution, …), a reduction or an elementwise operation opens a group.
 - Its *epilogue*: elementwise and broadcast operations, a pad, a layout change or a transpose that keeps the innermost
   axis join the group that makes their main operand, if nobody outside the group reads that operand.
+- A group of elementwise operations alone joins the one group that reads it, if that is elementwise too, or a
+  concatenation: each element is computed where it is used, once.
 - *Prologues*: views (transpose, slice, expand) are repeated inside every group that reads them, as index arithmetic in its
   loads. A reshape of something in memory is an alias: no kernel at all (`graph/plan.py`).
 - What only computes shapes has been folded before; what is left of it runs like anything else.
@@ -78,6 +80,8 @@ class _Fusion:
             self.order[home] = None
             for v in op.outputs:
                 self.group_of[v] = home
+        for g in reversed(list(self.order)):
+            self.merge_into_reader(g)
         for g in self.order:
             self.close(g)
         return list(self.order)
@@ -128,6 +132,33 @@ class _Fusion:
             anchor = record_of(g.anchor).fusion
             return anchor in ("anchor", "elementwise", "broadcast") or (op.op == "pad" and g.anchor.op == "concat")
         return v.shape == op.output.shape
+
+    def merge_into_reader(self, g: Group) -> None:
+        """Give an elementwise group to the only group that reads it, if that repeats no work."""
+        if not all(record_of(op).fusion in ("elementwise", "broadcast") for op in g.operations):
+            return
+        readers = {u for op in g.operations for v in op.outputs for u in self.users.get(v, ())} - set(g.operations)
+        homes = {self.group_of.get(u.outputs[0]) if u.outputs else None for u in readers}
+        if len(homes) != 1 or any(v in self.outputs for op in g.operations for v in op.outputs):
+            return
+        home = homes.pop()
+        if home is None or not all(self.takes_elements(op) for op in home.operations):
+            return
+        crossing = {v for op in g.operations for v in op.outputs if any(u in readers for u in self.users.get(v, ()))}
+        if any(v.shape != u.output.shape for u in readers if u.op != "concat" for v in u.inputs if v in crossing):
+            return  # the reader repeats it: better stored
+        home.operations = g.operations + home.operations
+        for op in g.operations:
+            for v in op.outputs:
+                self.group_of[v] = home
+        del self.order[g]
+
+    def takes_elements(self, op: Operation) -> bool:
+        """Whether an operation of a reading group uses each element of its operands at most once, where it stands: a
+        concatenation along the innermost axis would mix them within a vector."""
+        if op.op == "concat":
+            return bool(op.attrs["axis"] != op.output.rank - 1)
+        return record_of(op).fusion in ("elementwise", "broadcast")
 
     # ---- borders -----------------------------------------------------------------------------------------------------
     def close(self, g: Group) -> None:
