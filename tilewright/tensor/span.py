@@ -14,7 +14,7 @@ from math import gcd
 from tilewright.core.node import walk
 from tilewright.loop.affine import affine_of
 from tilewright.loop.bounds import Knowledge
-from tilewright.loop.ir import ONE, ZERO, Expr, FloorDiv, FloorMod, For, Le, Lt, Var, as_int, const
+from tilewright.loop.ir import ONE, ZERO, Call, Expr, FloorDiv, FloorMod, For, Le, Load, Lt, Var, as_int, const
 from tilewright.loop.simplify_expr import ExprSimplifier, Order
 
 Ranges = dict[Var, tuple[int | Expr | None, int | Expr | None]]
@@ -128,6 +128,8 @@ class Algebra:
     def span(self, e: Expr, inner: Mapping[Var, For]) -> Span | None:
         """The span of `e` while the variables of `inner` run; None if it is not known in this form."""
         e = self.simplify(e)
+        if any(isinstance(n, Load | Call) for n in walk(e)):
+            return None  # a bound that reads memory could not move with the box
         base: Expr = ZERO
         parts: list[tuple[int, Span]] = []
         for monomial, c in affine_of(e, self.known.forms).terms.items():

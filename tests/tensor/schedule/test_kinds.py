@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import pytest
-from refusals import check, refused
-from schedule_operators import conv2d, matmul
+from refusals import body, check, refused
+from schedule_operators import argmax, conv2d, matmul, max_pool, reshapes
 
 from tilewright.core.dtype import i32
 from tilewright.loop.ir import Program, Var, const
 from tilewright.loop.parser import parse_program
 from tilewright.tensor.compute import compute, create_program, placeholder
+from tilewright.tensor.scan import scan
 from tilewright.tensor.schedule.schedule import Schedule, replay
 from tilewright.tensor.schedule.state import find_block
 
@@ -190,4 +191,87 @@ def test_reorder_of_a_vectorized_loop_outwards() -> None:
     sch.vectorize(j)
     sch.reorder(j, i)
     assert kinds(sch) == ["vectorized", "serial"]
+    check(sch, program)
+
+
+# ---- more operators, more refusals ------------------------------------------------------------------------------------
+def test_what_the_kinds_print() -> None:
+    sch, (i, j, k) = start(matmul(5, 7, 6))
+    sch.parallel(i)
+    sch.vectorize(j)
+    sch.unroll(k)
+    assert body(sch).split("\n")[:3] == ["for i0 in 0..5 parallel:", "    for j1 in 0..7 vectorized:",
+                                         "        for k in 0..6 unrolled:"]
+    check(sch, matmul(5, 7, 6))
+
+
+def test_annotate_refuses() -> None:
+    sch, (i, j, _) = start(matmul())
+    with refused(sch, "is no plain data", "for i0 in"):
+        sch.annotate(i, "note", [1, 2])
+    with refused(sch, "is no plain data", "block C("):
+        sch.annotate(sch.block("C"), "note", {"a": 1})
+    sch.fuse(i, j)
+    with refused(sch, "loop i0 is no longer in the program"):
+        sch.annotate(i, "note", 1)
+
+
+def test_vectorize_needs_a_constant_extent() -> None:
+    n = Var("n")
+    a = placeholder((n,), "i32", "A")
+    sch, (i,) = start(create_program("p", [a], [compute((n,), lambda i: a[i], name="C")]))
+    with refused(sch, "the extent n is no constant", "for i0 in"):
+        sch.vectorize(i)
+    outer, inner = sch.split(i, [None, 4])
+    sch.vectorize(inner)
+    with refused(sch, "the extent (n + 3) // 4 is no constant", "for i0_0 in"):
+        sch.vectorize(outer)
+
+
+@pytest.mark.parametrize("make", [argmax, max_pool, reshapes, conv2d])
+def test_every_spatial_loop_of_an_operator_may_be_parallel(make: object) -> None:
+    program = make()  # type: ignore[operator]
+    for name in [b for b in ("best", "y", "pool", "shift", "transposed", "flat", "pad", "conv") if f"block {b}(" in
+                 str(program)]:
+        sch = Schedule(program)
+        block = sch.block(name)
+        spatial = next(text for text in str(program).split("\n") if f"block {name}(" in text).count("spatial")
+        for v in sch.loops(block)[:spatial]:
+            sch.parallel(v)
+        check(sch, program)
+
+
+def halo() -> Program:
+    a = placeholder((8,), "i32", "A")
+    b = compute((8,), lambda i: a[i] * const(3, i32), name="B")
+    c = compute((6,), lambda i: b[i] + b[i + 1] + b[i + 2], name="C")
+    return create_program("halo", [a], [c])
+
+
+def test_iterations_that_compute_the_same_elements_need_a_buffer_of_their_own() -> None:
+    sch = Schedule(halo())
+    outer, _ = sch.split(sch.loops(sch.block("C"))[0], [None, 2])
+    sch.compute_at(sch.block("B"), outer)
+    with refused(sch, "may touch the same elements of B", "for i0_0"):
+        sch.parallel(outer)
+    sch.set_scope(sch.block("B"), 0, "local")  # lowering allocates it within the iteration
+    sch.parallel(outer)
+    check(sch, halo())
+
+
+def test_a_recurrence_through_two_blocks_is_not_independent() -> None:
+    x = placeholder((4, 3), "i32", "X")
+    zero = compute((3,), lambda i: const(0, i32), name="zero")
+
+    def step(t: object, s: object) -> object:
+        a = compute((3,), lambda i: s[2 - i] * const(2, i32), name="a")  # type: ignore[index]
+        return compute((3,), lambda i: a[i] + x[t, i], name="b")
+
+    total = scan(4, [zero], step, name="total")
+    y = compute((3,), lambda i: total[3, i], name="y")
+    program = create_program("running", [x], [y])
+    sch = Schedule(program)
+    t = sch.loops(sch.block("b"))[0]
+    with refused(sch, "loop t", "for t in"):
+        sch.parallel(t)
     check(sch, program)

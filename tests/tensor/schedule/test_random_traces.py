@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from random_traces import CALLS, LOOKS, Tally, check, first_wrong_step, run_trace
+from random_traces import CALLS, Tally, check, first_wrong_step, run_trace
 from schedule_operators import OPERATORS, results
 
 TRACES = int(os.environ.get("TILEWRIGHT_RANDOM_TRACES", "170"))
