@@ -34,7 +34,7 @@ from tilewright.loop.lower.pipeline import lower
 from tilewright.model import KernelUse, Model
 from tilewright.runtime import artifact, native
 from tilewright.runtime.cache import Cache
-from tilewright.runtime.descriptor import Descriptor, TensorSpec
+from tilewright.runtime.descriptor import Descriptor, TensorSpec, check_threads
 from tilewright.runtime.memory import Array, aligned
 from tilewright.runtime.module import Executable
 from tilewright.target.presets import get_target
@@ -43,6 +43,8 @@ from tilewright.tensor.classify import classify
 from tilewright.tensor.schedule.state import blocks
 
 NUMERICS = ("default", "strict")
+Progress = Callable[[int, int], None]
+"""Told how many kernels are ready, and of how many."""
 
 
 @dataclass
@@ -58,7 +60,7 @@ class Stages:
 def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str, Any] | None = None,
             threads: int | None = None, numerics: str | None = None, verify: bool = False,
             observers: Sequence[Observer] = (),
-            progress: Callable[[int, int], None] = lambda done, total: None) -> Model:
+            progress: Progress = lambda done, total: None) -> Model:
     """Compile an ONNX model (path, bytes or ModelProto) into native code.
 
     `shapes` sets symbolic dimensions or whole input shapes by name; `threads` is the number of threads of a run;
@@ -71,6 +73,7 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
     if options not in NUMERICS:
         raise UserError("numerics-unknown", f"numerics is {' or '.join(NUMERICS)}, not {options!r}")
     device = get_target(target)
+    check_threads(threads)
     stages = Stages()
     try:
         stages.imported = import_onnx(model, shapes=shapes)
@@ -92,7 +95,7 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
 
 
 def build(stages: Stages, target: Target, numerics: str, threads: int | None,
-          progress: Callable[[int, int], None]) -> Model:
+          progress: Progress) -> Model:
     """From an optimized graph to a loaded model."""
     graph = stages.optimized
     assert graph is not None
@@ -130,7 +133,8 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
 
     metadata = {"target": target.name, "numerics": numerics, "version": compiler_version()}
     descriptor = Descriptor(graph.name, _specs(graph.inputs), _specs(graph.outputs, graph.output_names),
-                            plan.arena_bytes, tuple(plan.kernels), tuple(target.features), metadata=metadata)
+                            plan.arena_bytes, tuple(plan.kernels), tuple(target.features), threads=threads or 0,
+                            metadata=metadata)
     executable = Executable(descriptor, library.address("tw_main"), blob, threads=threads, keep=library)
     uses = [jobs.use(group, kernels) for group in plan.groups]
     return Model(executable, stages.imported, uses, objects=[*objects, main], constants=blob,

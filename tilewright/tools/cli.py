@@ -1,0 +1,27 @@
+"""The command `tilewright`. In: the process's arguments. Out: an exit status (0 right, 1 results differ, 2 the user's fault,
+3 the compiler's, 130 interrupted).
+
+Typer and Rich are an optional extra, so the commands' modules are loaded here, when the command line is used.
+"""
+from __future__ import annotations
+
+import importlib
+import sys
+
+
+def app() -> None:
+    """Run the command line."""
+    try:
+        commands = importlib.import_module("tilewright.tools.commands")
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("typer", "rich", "click"):
+            raise
+        print(f"the command line needs {missing.name}: pip install 'tilewright[cli]'", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    commands.app(prog_name="tilewright")
+
+
+if __name__ == "__main__":
+    app()

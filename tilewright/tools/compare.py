@@ -1,0 +1,68 @@
+"""How far two results of one model are apart, output by output.
+
+In: outputs of the compiled model and of a reference. Out: per output the largest absolute and relative difference and the
+distance in units in the last place, and whether that is within the tolerance.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from tilewright.core.dtype import DType
+from tilewright.model import relative_error
+from tilewright.runtime.descriptor import TensorSpec
+
+TOLERANCE = 1e-4
+"""Of floating-point outputs, relative to an output's largest value. Others must be equal."""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """`absolute`: largest |a - b|; `relative`: that over the largest |b|; `ulp`: the largest number of representable values
+    between the two of an element (None for what is no float)."""
+    output: str
+    type: str
+    absolute: float
+    relative: float
+    ulp: int | None
+    ok: bool
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON, where infinity is no number."""
+        return {k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
+
+
+def differences(specs: Sequence[TensorSpec], got: Sequence[Array], want: Sequence[Any],
+                tolerance: float = TOLERANCE) -> list[Difference]:
+    """One record per output."""
+    return [_difference(spec, a, np.asarray(b), tolerance) for spec, a, b in zip(specs, got, want, strict=True)]
+
+
+def _difference(spec: TensorSpec, got: Array, want: Array, tolerance: float) -> Difference:
+    same = got.shape == want.shape and got.dtype == want.dtype
+    relative = relative_error(got, want) if same else float("inf")
+    if not same or not np.isfinite(relative):
+        return Difference(spec.name, str(spec), float("inf"), float("inf"), None, False)
+    if not spec.dtype.is_float:
+        apart = np.abs(got.astype(object) - want.astype(object)).max() if got.size and not np.array_equal(got, want) else 0
+        return Difference(spec.name, str(spec), float(apart), relative, None, np.array_equal(got, want))
+    finite = np.isfinite(np.asarray(want, np.float64))
+    a, b = got[finite], want[finite]
+    absolute = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) if a.size else 0.0
+    return Difference(spec.name, str(spec), absolute, relative, _ulp(a, b, spec.dtype), relative <= tolerance)
+
+
+def _ulp(a: Array, b: Array, dtype: DType) -> int:
+    """Floats of one sign are ordered as their bits are: the distance of the bits, counted across zero."""
+    kind = np.dtype(f"i{dtype.nbytes}")
+
+    def ordered(x: Array) -> Any:
+        bits = np.ascontiguousarray(x).view(kind).astype(object if dtype.nbytes == 8 else np.int64)
+        low = -(1 << (8 * dtype.nbytes - 1))
+        return np.where(bits < 0, low - bits, bits)
+    return int(np.abs(ordered(a) - ordered(b)).max()) if a.size else 0

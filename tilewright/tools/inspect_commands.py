@@ -1,0 +1,130 @@
+"""The commands of the command line that look inside: inspect, targets, doctor."""
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tilewright.core.config import config
+from tilewright.core.passes import Dump
+from tilewright.graph.printer import print_graph
+from tilewright.model import Model
+from tilewright.target.presets import get_target, target_names
+from tilewright.tools import doctor as doctoring
+from tilewright.tools import inspect as looking
+from tilewright.tools import report
+from tilewright.tools.options import AsJson, Debug, ModelFile, Numerics, Shapes, TargetName, compiled
+
+
+def enter(app: typer.Typer, guarded: Callable[..., Any]) -> None:
+    """Adds the commands to the command line."""
+    for name, function in (("inspect", inspect), ("targets", targets), ("doctor", doctor)):
+        app.command(name)(guarded(function))
+
+
+def inspect(model: ModelFile,
+            graph: Annotated[bool, typer.Option("--graph", help="The graph after all passes.")] = False,
+            imported: Annotated[bool, typer.Option("--imported", help="The graph as it was read.")] = False,
+            passes: Annotated[Path | None, typer.Option("--passes", help="Write the graph before and after every pass that "
+                                                        "changed it, and the difference, into this folder.",
+                                                        show_default=False)] = None,
+            schedules: Annotated[bool, typer.Option("--schedules", help="Every kernel's schedule; replays each and compares "
+                                                    "the code (exit status 1 if one differs).")] = False,
+            intrinsics: Annotated[bool, typer.Option("--intrinsics", help="The intrinsics and their uses.")] = False,
+            loops: Annotated[str | None, typer.Option("--loops", metavar="KERNEL", help="A kernel's lowered loop program; "
+                                                      "KERNEL is a name or a launch's number.", show_default=False)] = None,
+            llvm: Annotated[str | None, typer.Option("--llvm", metavar="KERNEL", help="Its LLVM IR.",
+                                                     show_default=False)] = None,
+            asm: Annotated[str | None, typer.Option("--asm", metavar="KERNEL", help="Its assembly.",
+                                                    show_default=False)] = None,
+            target: TargetName = "native", shape: Shapes = [], numerics: Numerics = None,  # noqa: B006
+            as_json: AsJson = False, debug: Debug = False) -> None:
+    """Look inside: without options, the list of kernels and the memory plan."""
+    observers = [Dump(passes, print_graph)] if passes is not None else []
+    made = compiled(model, target, shape, None, numerics, observers=observers)
+    stages, device = looking.stages_of(made), get_target(target)
+    assert stages.imported is not None and stages.optimized is not None
+    texts: dict[str, str] = {}
+    if imported:
+        texts["imported"] = print_graph(stages.imported)
+    if graph:
+        texts["graph"] = print_graph(stages.optimized)
+    if loops is not None:
+        texts["loops"] = looking.kernel_named(made, loops).record["lowered"]
+    if llvm is not None:
+        texts["llvm"] = looking.llvm_ir(looking.kernel_named(made, llvm), device)
+    if asm is not None:
+        texts["asm"] = looking.assembly_of(looking.kernel_named(made, asm), device)
+    data: dict[str, Any] = dict(texts)
+    if passes is not None:
+        data["passes"] = sorted(str(p.relative_to(passes)) for p in passes.rglob("*") if p.is_file())
+    if intrinsics:
+        data["intrinsics"] = looking.intrinsics(made)
+    found = looking.schedules(made, device, numerics or config.numerics) if schedules else []
+    if schedules:
+        data["schedules"] = [asdict(s) for s in found]
+    if not data:
+        data = _overview(made)
+        report.emit(as_json, data, lambda console: _show_overview(console, made, data))
+        return
+    report.emit(as_json, data, lambda console: _show(console, texts, data, found))
+    if not all(s.replays for s in found):
+        raise SystemExit(report.MISMATCH)
+
+
+def _overview(made: Model) -> dict[str, Any]:
+    launches = [{"number": k, "kernel": u.kernel, "layer": u.label, "flops": u.flops, "bytes": u.nbytes}
+                for k, u in enumerate(made.kernels)]
+    return {"inputs": {i.name: str(i) for i in made.inputs}, "outputs": {o.name: str(o) for o in made.outputs},
+            "memory": made.memory._asdict(), "launches": launches}
+
+
+def _show_overview(console: Console, made: Model, data: dict[str, Any]) -> None:
+    rows = [[u["number"], u["kernel"], u["layer"], u["flops"] / 1e6, report.size(u["bytes"])] for u in data["launches"]]
+    console.print(report.table(["", "kernel", "layer", "MFLOP", "operands"], rows))
+    console.print(report.facts({f"{k}, bytes": v for k, v in made.memory._asdict().items()}))
+
+
+def _show(console: Console, texts: dict[str, str], data: dict[str, Any], found: list[looking.ScheduleReport]) -> None:
+    for text in texts.values():
+        print(text)
+    for name in data.get("passes", ()):
+        print(name)
+    for s in found:
+        print(f"{s.kernel}: {s.label}, launched {s.launches}×, "
+              f"{'replays to the same code' if s.replays else 'REPLAYS TO OTHER CODE'}\n{s.program}\n{s.trace}\n")
+    if found:
+        same = sum(s.replays for s in found)
+        print(f"{len(found)} kernels, every one a program and a schedule; {same} replay to byte-identical code")
+    if "intrinsics" in data:
+        console.print(report.table(["intrinsic", "calls in this model", "meaning"], data["intrinsics"]))
+
+
+def targets(as_json: AsJson = False, debug: Debug = False) -> None:
+    """The devices that code can be made for."""
+    found = {name: get_target(name) for name in target_names()}
+    rows = [[n, t.cpu, f"{t.vector_bits} bits", t.vector_registers, t.cores, report.size(t.l1d), report.size(t.l2),
+             " ".join(t.intrinsics)] for n, t in found.items()]
+    heads = ["target", "processor", "vectors", "registers", "cores", "L1", "L2", "instructions"]
+    report.emit(as_json, {n: asdict(t) for n, t in found.items()}, lambda console: console.print(report.table(heads, rows)))
+
+
+def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
+    """What this machine and installation offer, and what is wrong with them (exit status 1 if anything is)."""
+    sections, problems = doctoring.examine()
+
+    def show(console: Console) -> None:
+        for name, section in sections.items():
+            console.print(report.table([name, ""], [[k, v] for k, v in section.items()]))
+            console.print()
+        for p in problems:
+            console.print(f"problem: {p}", markup=False)
+        if not problems:
+            console.print("all is well")
+    report.emit(as_json, {**sections, "problems": problems}, show)
+    if problems:
+        raise SystemExit(1)
