@@ -219,3 +219,21 @@ def test_pads_fold_where_legal() -> None:
                   b.op("avg_pool", pad(b, x, 0), **pooled),
                   b.conv(b.op("pad", x, before=(0, 1, 0, 0), after=(0, 0, 0, 0)), 4, 3)])
     assert fold_padding(g) is g
+
+
+def test_printed_graph_of_a_residual_block() -> None:
+    b = Net()
+    x = b.op("relu", b.conv(b.x(1, 16, 6, 6), 16, 1, bias=False))
+    g = b.finish([b.op("reduce_mean", b.op("add", b.conv(x, 16, 3, bias=False), x), axes=(2, 3))])
+    after = share_borders(blocked_layouts(g, TARGET))
+    shown = [f"{op}: {op.output.type}" for op in after.operations]
+    assert shown == [
+        "%x0_blocked = to_blocked(%x0): f32[1, 1, 6, 6, 16]",
+        "%conv = conv(%x0_blocked, %w): f32[1, 1, 6, 6, 16]",
+        "%relu = relu(%conv): f32[1, 1, 6, 6, 16]",
+        "%relu_bordered = pad(%relu): f32[1, 1, 8, 8, 16]",
+        "%relu_bordered_inner = slice(%relu_bordered): f32[1, 1, 6, 6, 16]",
+        "%conv_1 = conv(%relu_bordered, %w_1): f32[1, 1, 6, 6, 16]",
+        "%add = add(%conv_1, %relu_bordered_inner): f32[1, 1, 6, 6, 16]",
+        "%reduce_mean = reduce_mean(%add): f32[1, 1, 1, 1, 16]",
+        "%reduce_mean_1 = reshape(%reduce_mean): f32[1, 16, 1, 1]"]
