@@ -21,6 +21,8 @@ from tilewright.loop.ir import (
     And,
     Block,
     Buffer,
+    Call,
+    Evaluate,
     Expr,
     FloorDiv,
     For,
@@ -58,16 +60,22 @@ class Box:
 
 # ---- accesses --------------------------------------------------------------------------------------------------------
 def accesses(block: Block) -> tuple[list[Access], list[Access]]:
-    """The reads and the writes of a block, in order, each place once. An Address counts as both, anywhere."""
+    """The reads and the writes of a block, in order, each place once. An Address counts as both, anywhere; that of a
+    prefetch as none."""
+    if isinstance(block.body, Evaluate) and isinstance(block.body.value, Call) and block.body.value.name == "prefetch":
+        return [], []
     reads: dict[tuple[Buffer, tuple[Expr, ...] | None], None] = {}
     writes: dict[tuple[Buffer, tuple[Expr, ...] | None], None] = {}
+    hints: set[int] = set()
     for part in (block.init, block.body):
         for n in walk(part) if part is not None else ():
-            if isinstance(n, Load):
+            if isinstance(n, Call) and n.name == "prefetch":
+                hints.update(id(a) for a in n.args)
+            elif isinstance(n, Load):
                 reads[n.buffer, n.indices] = None
             elif isinstance(n, Store):
                 writes[n.buffer, n.indices] = None
-            elif isinstance(n, Address):
+            elif isinstance(n, Address) and id(n) not in hints:
                 reads[n.buffer, None] = writes[n.buffer, None] = None
     return [Access(*a) for a in reads], [Access(*a) for a in writes]
 

@@ -182,6 +182,15 @@ def _sample_choice(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     return (1, 2, 3), rng.choice([1, 2, 3])
 
 
+def _prefetch(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    b = _block(rng, p)
+    around = loops_around(p, b)
+    if not around or not inputs(b):
+        return None
+    k = rng.randrange(len(around))
+    return BlockRef(b.name), rng.choice(inputs(b)).name, around[k].var, around[rng.randint(0, k)].var, rng.choice([1, 2])
+
+
 def _set_scope(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     return BlockRef(_block(rng, p).name), 0, "local"
 
@@ -191,7 +200,7 @@ CALLS: dict[str, tuple[float, Callable[[random.Random, Program], tuple[Any, ...]
     "vectorize": (0.7, _one_loop), "parallel": (0.7, _one_loop), "annotate": (0.2, _annotate),
     "sample_tile": (0.2, _sample_tile), "sample_choice": (0.2, _sample_choice),
     "compute_at": (4, lambda r, p: _related(r, p, True)), "reverse_compute_at": (4, lambda r, p: _related(r, p, False)),
-    "cache_read": (2, _cache_read), "cache_write": (2, _cache_write), "set_scope": (0.3, _set_scope),
+    "cache_read": (2, _cache_read), "cache_write": (2, _cache_write), "set_scope": (0.3, _set_scope), "prefetch": (0.2, _prefetch),
     "decompose_reduction": (2, _block_and_own_loop), "decompose_padding": (1.5, _padding), "rfactor": (2, _rfactor),
     "compute_inline": (1.5, _one_block), "reverse_compute_inline": (1.5, _one_block), "transform_layout": (1, _layout)}
 LOOKS = frozenset({"block", "loops"})

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 
 import pytest
-from random_traces import CALLS, Tally, check, first_wrong_step, run_trace
+from random_traces import CALLS, LOOKS, Tally, check, first_wrong_step, run_trace
 from schedule_operators import OPERATORS, results
+
+from tilewright.tensor.schedule.primitives import WHERE
 
 TRACES = int(os.environ.get("TILEWRIGHT_RANDOM_TRACES", "170"))
 FIRST = int(os.environ.get("TILEWRIGHT_RANDOM_SEED", "0"))
@@ -29,5 +31,6 @@ def test_random_traces(capsys: pytest.CaptureFixture[str]) -> None:
             pytest.fail(f"seed {seed}, {name}: {why}\n{step}\n{sch.trace}")
     with capsys.disabled():
         print(f"\n{TRACES} random traces from seed {FIRST}\n{tally}")
+    assert set(CALLS) == set(WHERE) - LOOKS, "a primitive has no generator of random calls"
     assert not [n for n in CALLS if not tally.applied[n]], "a primitive was never applied"
     assert tally.rate() >= 0.9, "\n".join(f"seed {s}: {why}" for s, _, why, _, _ in tally.doubtful)

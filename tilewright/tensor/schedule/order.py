@@ -23,7 +23,7 @@ from tilewright.tensor.regions import (
     outputs,
     union,
 )
-from tilewright.tensor.schedule.nest import missing_input, reduces_over
+from tilewright.tensor.schedule.proofs import missing_input, reduces_over
 from tilewright.tensor.schedule.state import blocks, blocks_under, find_loop, is_parameter, iterate, loops_around
 from tilewright.tensor.span import Algebra, vars_of
 

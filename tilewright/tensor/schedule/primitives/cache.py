@@ -19,19 +19,8 @@ from tilewright.tensor.regions import (
     readers,
     writers,
 )
-from tilewright.tensor.schedule.nest import (
-    Part,
-    build_nest,
-    fitted,
-    insert,
-    missing_input,
-    not_repeatable,
-    part_below,
-    reduces_over,
-    shared_loops,
-    shared_writer,
-    whole,
-)
+from tilewright.tensor.schedule.nest import Part, build_nest, fitted, insert, part_below, whole
+from tilewright.tensor.schedule.proofs import missing_input, not_repeatable, reduces_over, shared_loops, shared_writer
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
     BlockRef,

@@ -20,11 +20,8 @@ from tilewright.tensor.regions import (
     union,
     writers,
 )
-from tilewright.tensor.schedule.nest import (
-    Part,
-    build_nest,
-    insert,
-    invert,
+from tilewright.tensor.schedule.nest import Part, build_nest, insert, invert, whole
+from tilewright.tensor.schedule.proofs import (
     missing_input,
     moved_update,
     reads_elsewhere,
@@ -32,7 +29,6 @@ from tilewright.tensor.schedule.nest import (
     runs_whole_domain,
     shared_writer,
     updates_only,
-    whole,
 )
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (

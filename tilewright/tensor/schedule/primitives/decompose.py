@@ -33,7 +33,8 @@ from tilewright.loop.ir import (
 )
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.regions import conjunction, conjuncts, effective, loops_between
-from tilewright.tensor.schedule.nest import Part, build_nest, missing_input, part_below, reduces_over
+from tilewright.tensor.schedule.nest import Part, build_nest, part_below
+from tilewright.tensor.schedule.proofs import missing_input, reduces_over
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
     BlockRef,

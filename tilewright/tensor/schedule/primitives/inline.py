@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from tilewright.core.node import transform, walk
-from tilewright.loop.ir import ONE, ZERO, Block, Buffer, Expr, For, Load, Program, Seq, Store, Var
+from tilewright.loop.ir import ONE, ZERO, Binary, Block, Buffer, Expr, For, Load, Program, Seq, Store, Var
 from tilewright.loop.substitute import substitute
+from tilewright.tensor.combiner import reduction_of
 from tilewright.tensor.regions import (
     Access,
     Box,
@@ -23,7 +24,8 @@ from tilewright.tensor.regions import (
     readers,
     writers,
 )
-from tilewright.tensor.schedule.nest import box_of_domain, invert, missing_input, runs_whole_domain, shared_writer
+from tilewright.tensor.schedule.nest import invert
+from tilewright.tensor.schedule.proofs import box_of_domain, missing_input, runs_whole_domain, shared_writer
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
     BlockRef,
@@ -86,6 +88,9 @@ def reverse_compute_inline(sch: Schedule, block: BlockRef) -> None:
     """Merge a spatial block into the spatial block that makes what it reads: the producer, which keeps its name, then stores
     the block's result. Where the block reads what several others make, the last of them is the producer.
 
+    A producer that reduces by an operator takes a block that applies the same operator: `D = C + bias` of a sum C becomes
+    a sum that starts at the bias (floating-point sums are rounded in another order).
+
     Legal if an element of the producer's buffer tells which instance of the block reads it, the producer makes all that the
     block reads, is the buffer's only writer and the block its only reader, and what else the block reads is finished at
     the producer's place. Raises ScheduleError.
@@ -97,25 +102,34 @@ def reverse_compute_inline(sch: Schedule, block: BlockRef) -> None:
     producer = _last_producer(program, b)
     if producer is None:
         raise ScheduleError(name, "it reads nothing that another block computes", program, block)
-    made_by = _single_store(sch, name, producer)
+    added: Expr | None = None
+    if producer.init is not None:
+        added = _operand_beside(b, store, producer)
+        if added is None:
+            raise ScheduleError(name, f"block {producer.name} is not a single store without reduction, nor is its result only "
+                                "combined with something by the operator that it reduces by", program, block)
+        assert isinstance(producer.body, Store)
+        made_by = producer.body
+    else:
+        made_by = _single_store(sch, name, producer)
     buffer = made_by.buffer
     if is_parameter(program, buffer):
         raise ScheduleError(name, f"{buffer.name} is a parameter: it must be stored", program, block)
     if len(writers(program, buffer)) != 1 or len(readers(program, buffer)) != 1:
         raise ScheduleError(name, f"{buffer.name} has other writers or readers", program, block)
     loads = {n.indices: n for n in walk(store.value) if isinstance(n, Load) and n.buffer is buffer}
-    at = None
+    read, at = next(iter(loads.values())), None
     if len(loads) == 1:
-        inverse = _inverse(*loads, b)
+        inverse = _inverse(read.indices, b)
         at = (_solve(inverse, made_by.indices) if inverse is not None
-              else _instance_at(b, next(iter(loads.values())), made_by.indices, Algebra(_domain(producer))))
+              else _instance_at(b, read, made_by.indices, Algebra(_domain(producer))))
     if at is None:
         raise ScheduleError(name, f"an element of {buffer.name} does not tell which instance of block {b.name} reads it",
                             program, block)
-    why = _not_all_made(program, producer, b, *loads, buffer) or shared_writer(program, b)
+    why = _not_all_made(program, producer, b, read.indices, buffer) or shared_writer(program, b)
     if why is not None:
         refuse(name, why, program, block)
-    merged = _merged(b, store, producer, made_by, at)
+    merged = _merged(b, store, producer, made_by, at) if added is None else _started_at(b, store, producer, added, at)
     new = edit(edit(program, b, None), producer, merged)
     why = missing_input(new, merged)
     if why is not None:
@@ -151,6 +165,37 @@ def _merged(b: Block, store: Store, producer: Block, made_by: Store, at: dict[Va
 
     value = transform(substitute(store.value, at), result)
     indices = tuple([substitute(i, at) for i in store.indices])
+    return _within(b, producer.replace(body=Store(store.buffer, indices, value)), at)
+
+
+def _operand_beside(b: Block, store: Store, producer: Block) -> Expr | None:
+    """What `b` combines the result of the reduction `producer` with, by the operator that it reduces by; else None."""
+    reduction = reduction_of(producer)
+    v = store.value
+    if reduction is None or not reduction.operator or not isinstance(producer.body, Store):
+        return None
+    if not isinstance(v, Binary) or type(v) is not type(producer.body.value):
+        return None
+    made = producer.body.buffer
+    for result, other in ((v.a, v.b), (v.b, v.a)):
+        if isinstance(result, Load) and result.buffer is made and not any(
+                isinstance(n, Load) and n.buffer is made for n in walk(other)):
+            return other
+    return None
+
+
+def _started_at(b: Block, store: Store, producer: Block, added: Expr, at: dict[Var, Expr]) -> Block:
+    """The reduction `producer` into the buffer of `b`, starting at its identity combined with `added`."""
+    reduction = reduction_of(producer)
+    assert reduction is not None
+    indices = tuple([substitute(i, at) for i in store.indices])
+    first = reduction.combine(reduction.identity, [substitute(added, at)])[0]
+    body = reduction.update([store.buffer], indices, reduction.values)
+    return _within(b, producer.replace(init=Store(store.buffer, indices, first), body=body), at)
+
+
+def _within(b: Block, producer: Block, at: dict[Var, Expr]) -> Block:
+    """A merged block that does nothing where `b` has no instance."""
     algebra = Algebra(_domain(producer))
     cuts = [substitute(c, at) for c in own_conditions(b)]
     for it in b.iters:
@@ -161,8 +206,7 @@ def _merged(b: Block, store: Store, producer: Block, made_by: Store, at: dict[Va
             cuts.append(e < it.extent)
     known = dict(producer.attrs)
     attrs = (*producer.attrs, *[(k, v) for k, v in b.attrs if k not in known])
-    return _simplified(producer.replace(body=Store(store.buffer, indices, value), attrs=attrs,
-                                        predicate=conjunction([*conjuncts(producer.predicate), *cuts])))
+    return _simplified(producer.replace(attrs=attrs, predicate=conjunction([*conjuncts(producer.predicate), *cuts])))
 
 
 def _single_store(sch: Schedule, name: str, b: Block) -> Store:

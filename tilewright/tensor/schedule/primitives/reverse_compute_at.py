@@ -23,12 +23,9 @@ from tilewright.tensor.regions import (
     outputs,
     writers,
 )
-from tilewright.tensor.schedule.nest import (
-    Part,
+from tilewright.tensor.schedule.nest import Part, build_nest, insert, invert
+from tilewright.tensor.schedule.proofs import (
     box_of_domain,
-    build_nest,
-    insert,
-    invert,
     missing_input,
     moved_update,
     reads_elsewhere,

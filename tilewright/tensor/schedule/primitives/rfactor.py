@@ -31,7 +31,8 @@ from tilewright.loop.ir import (
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.combiner import Reduction, reduction_of
 from tilewright.tensor.regions import conjunction, conjuncts, loops_between
-from tilewright.tensor.schedule.nest import build_nest, missing_input, part_below, shared_writer
+from tilewright.tensor.schedule.nest import build_nest, part_below
+from tilewright.tensor.schedule.proofs import missing_input, shared_writer
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
     BlockRef,
