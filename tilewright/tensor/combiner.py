@@ -9,13 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from tilewright.core.dtype import DType
 from tilewright.core.node import walk
 from tilewright.loop.ir import (
+    FALSE,
+    TRUE,
     Add,
     And,
     Binary,
     Block,
     Buffer,
+    Const,
     Expr,
     Let,
     Load,
@@ -27,21 +31,27 @@ from tilewright.loop.ir import (
     Stmt,
     Store,
     Var,
+    const,
     seq,
 )
 from tilewright.loop.substitute import substitute
+from tilewright.tensor.reducers import highest, lowest
 
 Combine = Callable[[Sequence[Expr], Sequence[Expr]], list[Expr]]
-_OPERATORS = (Add, Mul, Min, Max, And, Or)
+_NEUTRAL: dict[type[Expr], Callable[[DType], Expr]] = {
+    Add: lambda t: const(0, t), Mul: lambda t: const(1, t), Min: highest, Max: lowest, And: lambda t: TRUE,
+    Or: lambda t: FALSE}
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """`buffers[k][indices]` = combine(the buffers there, values)[k], starting at identity[k]."""
+    """`buffers[k][indices]` = combine(the buffers there, values)[k], starting at start[k]; `neutral` changes nothing. They
+    differ where something else, a bias, was merged into the start."""
     buffers: tuple[Buffer, ...]
     indices: tuple[Expr, ...]
     values: tuple[Expr, ...]
-    identity: tuple[Expr, ...]
+    start: tuple[Expr, ...]
+    neutral: tuple[Expr, ...]
     combine: Combine
     operator: bool
 
@@ -57,9 +67,9 @@ class Reduction:
                 body = Let(v, e, body)
         return body
 
-    def start(self, buffers: Sequence[Buffer], at: tuple[Expr, ...]) -> Stmt:
-        """The statement that stores the identity."""
-        return seq(*[Store(b, at, v) for b, v in zip(buffers, self.identity, strict=True)])
+    def stores(self, buffers: Sequence[Buffer], at: tuple[Expr, ...], values: Sequence[Expr]) -> Stmt:
+        """The statement that stores values at `at`."""
+        return seq(*[Store(b, at, v) for b, v in zip(buffers, values, strict=True)])
 
 
 def reduction_of(block: Block) -> Reduction | None:
@@ -95,8 +105,10 @@ def _named(body: Stmt, starts: list[Store]) -> Reduction | None:
     def combine(a: Sequence[Expr], b: Sequence[Expr]) -> list[Expr]:
         return [substitute(x.value, {**dict(zip(olds, a, strict=True)), **dict(zip(terms, b, strict=True))}) for x in new]
 
-    return Reduction(tuple([u.buffer for u in updates]), at, tuple([t.value for t in term]),
-                     tuple([s.value for s in starts]), combine, False)
+    start = tuple([s.value for s in starts])
+    if not all(isinstance(e, Const) for e in start):  # of an unknown reducer, only its identity is known to be neutral
+        return None
+    return Reduction(tuple([u.buffer for u in updates]), at, tuple([t.value for t in term]), start, start, combine, False)
 
 
 def _variables(e: Expr) -> set[Expr]:
@@ -114,7 +126,7 @@ def _stores(s: Stmt | None) -> list[Store]:
 def _single(update: Store, start: Store) -> Reduction | None:
     own = Load(update.buffer, update.indices)
     v = update.value
-    if start.buffer is not update.buffer or start.indices != update.indices or type(v) not in _OPERATORS:
+    if start.buffer is not update.buffer or start.indices != update.indices or type(v) not in _NEUTRAL:
         return None
     assert isinstance(v, Binary)
     value = v.b if v.a == own else v.a if v.b == own else None
@@ -125,4 +137,5 @@ def _single(update: Store, start: Store) -> Reduction | None:
     def combine(a: Sequence[Expr], b: Sequence[Expr]) -> list[Expr]:
         return [op(a[0], b[0])]
 
-    return Reduction((update.buffer,), update.indices, (value,), (start.value,), combine, True)
+    neutral = _NEUTRAL[op](update.buffer.dtype)
+    return Reduction((update.buffer,), update.indices, (value,), (start.value,), (neutral,), combine, True)

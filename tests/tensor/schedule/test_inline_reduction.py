@@ -8,7 +8,7 @@ import pytest
 from refusals import check, refused
 
 from tilewright.core.dtype import i32
-from tilewright.loop.ir import Expr, Program, const, maximum
+from tilewright.loop.ir import Expr, Program, const, maximum, minimum
 from tilewright.tensor import compute as te
 from tilewright.tensor.compute import compute, create_program, placeholder, reduce_axis
 from tilewright.tensor.schedule.schedule import Schedule
@@ -64,6 +64,16 @@ def test_the_merged_reduction_can_be_scheduled_on() -> None:
     check(sch, program)
 
 
+@pytest.mark.parametrize("reduce", [te.sum, te.max, te.min, te.prod])
+def test_partial_results_of_a_merged_reduction_start_at_the_neutral_element(reduce: Any) -> None:
+    step = {te.sum: lambda x, y: x + y, te.prod: lambda x, y: x * y, te.max: maximum, te.min: minimum}[reduce]
+    program = summed(lambda c, bias, i, j: step(c[i, j], bias[j]), reduce)
+    sch = Schedule(program)
+    sch.reverse_compute_inline(sch.block("D"))
+    sch.rfactor(sch.block("C"), sch.loops(sch.block("C"))[2], 0)
+    check(sch, program)
+
+
 @pytest.mark.parametrize("after", [
     lambda c, bias, i, j: maximum(c[i, j], bias[j]),  # another operator
     lambda c, bias, i, j: c[i, j] + c[i, j],          # itself
@@ -77,5 +87,5 @@ def test_other_epilogues_of_a_sum_are_refused(after: Any) -> None:
 def test_an_update_that_has_lost_its_start_is_refused() -> None:
     sch = Schedule(summed(lambda c, bias, i, j: c[i, j] + bias[j]))
     sch.decompose_reduction(sch.block("C"), sch.loops(sch.block("C"))[2])
-    with refused(sch, "reads what it writes"):
+    with refused(sch, "block C is not a single store without reduction"):
         sch.reverse_compute_inline(sch.block("D"))

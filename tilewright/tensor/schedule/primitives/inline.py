@@ -106,8 +106,9 @@ def reverse_compute_inline(sch: Schedule, block: BlockRef) -> None:
     if producer.init is not None:
         added = _operand_beside(b, store, producer)
         if added is None:
-            raise ScheduleError(name, f"block {producer.name} is not a single store without reduction, nor is its result only "
-                                "combined with something by the operator that it reduces by", program, block)
+            raise ScheduleError(name, f"block {producer.name} is not a single store without reduction, nor is its result "
+                                "only combined with something by the operator that it reduces by", program,
+                                BlockRef(producer.name))
         assert isinstance(producer.body, Store)
         made_by = producer.body
     else:
@@ -189,7 +190,7 @@ def _started_at(b: Block, store: Store, producer: Block, added: Expr, at: dict[V
     reduction = reduction_of(producer)
     assert reduction is not None
     indices = tuple([substitute(i, at) for i in store.indices])
-    first = reduction.combine(reduction.identity, [substitute(added, at)])[0]
+    first = reduction.combine(reduction.start, [substitute(added, at)])[0]
     body = reduction.update([store.buffer], indices, reduction.values)
     return _within(b, producer.replace(init=Store(store.buffer, indices, first), body=body), at)
 

@@ -144,9 +144,9 @@ def _partial_block(program: Program, b: Block, target: For, around: list[For], r
     predicate = [substitute(c, value) for c in predicate]
     if own_cut:
         cond = algebra.simplify(conjunction([substitute(c, value) for c in own_cut]))
-        values = [Guard(cond, x, nothing) for x, nothing in zip(values, red.identity, strict=True)]
+        values = [Guard(cond, x, nothing) for x, nothing in zip(values, red.neutral, strict=True)]
     return Block(fresh_name(program, f"{b.name}_rf"), iters, bindings, conjunction(predicate),
-                 red.update(partial, at, values), red.start(partial, at), b.attrs)
+                 red.update(partial, at, values), red.stores(partial, at, red.neutral), b.attrs)
 
 
 def _minus(v: Var, start: Expr) -> Expr:
@@ -176,8 +176,9 @@ def _final_block(b: Block, target: For, red: Reduction, partial: list[Buffer], a
     at = tuple([substitute(e, own) for e in red.indices])
     to = (*at[:axis], step, *at[axis:])
     iters = (*[IterVar(own[i.var], i.extent) for i in spatial], IterVar(step, target.extent, "reduce"))
+    start = red.stores(red.buffers, at, [substitute(e, own) for e in red.start])
     final = Block(b.name, iters, tuple([i.var for i in iters]), TRUE,
-                  red.update(red.buffers, at, [Load(x, to) for x in partial]), red.start(red.buffers, at), b.attrs)
+                  red.update(red.buffers, at, [Load(x, to) for x in partial]), start, b.attrs)
     below = part_below(b, inner, Algebra([*outer, *inner]))
     part = [p for p, i in zip(below, b.iters, strict=True) if i.kind == "spatial"]
     return final, [*part, (ZERO, target.extent)]
