@@ -7,6 +7,7 @@ tensors are all the kind "contraction" with axes sorted into batch, M, N and K.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 from tilewright.core.node import Node, walk
@@ -80,8 +81,11 @@ class BlockInfo:
 
     @property
     def is_depthwise(self) -> bool:
-        """A contraction over windows in which every output channel has its own input channel."""
-        return self.kind == "contraction" and bool(self.windows) and not self.n
+        """A contraction over windows only, in which every output channel has its own input channel: the weights have no axis
+        of their own, whether the innermost output axis is a channel (then there is no N) or a place (then no M)."""
+        windows = {w.reduce for w in self.windows}
+        return (self.kind == "contraction" and bool(windows) and not (self.n and self.m)
+                and all(it.var in windows or self.extents[it.var] == 1 for it in self.k))
 
     def extent(self, axes: tuple[IterVar, ...]) -> int:
         """Product of the extents of some axes (symbolic ones count 1)."""
@@ -234,7 +238,7 @@ def _operand(e: Expr) -> Load | None:
         case Cast():
             return _operand(e.a)
         case Select() | Guard():
-            return _operand(e.a) if isinstance(e.b, Const) and not e.b.value else None
+            return _operand(e.a) if isinstance(e.b, Const) and not e.b.value and _about_indices(e.cond) else None
         case Broadcast():
             return _operand(e.a)
     return None
@@ -246,11 +250,11 @@ def _spatial(base: BlockInfo) -> BlockInfo:
     assert isinstance(body, Store)
     if any(isinstance(n, Guard | Select) and _about_indices(n.cond) for n in walk(body.value)):
         return _with(base, kind="injective")
-    own = set(base.out.indices)
+    own = {index: k for k, index in enumerate(base.out.indices)}
     for read in base.reads:
-        for index, used in zip(read.indices, read.vars, strict=True):
-            if used and index not in own:
-                return _with(base, kind="injective")
+        places = [own.get(index, -1) for index, used in zip(read.indices, read.vars, strict=True) if used]
+        if any(a >= b for a, b in pairwise([-1, *places])):  # an index that is not the output's, or not in its order
+            return _with(base, kind="injective")
     return _with(base, kind="elementwise")
 
 
