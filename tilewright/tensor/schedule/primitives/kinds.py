@@ -62,8 +62,8 @@ def annotate(sch: Schedule, place: Var | BlockRef, key: str, value: Any) -> None
     """Attach plain data (numbers, strings, tuples of them) to a loop or a block, for passes and code generators that look
     for it. Raises ScheduleError for anything else."""
     if not _is_plain(value):
-        raise ScheduleError("annotate", f"{value!r} is no plain data: give a number, a string or a tuple of them", sch.program,
-                            place)
+        raise ScheduleError("annotate", f"{value!r} is no plain data", sch.program, place,
+                            hint="give a number, a string or a tuple of them")
     if isinstance(place, Var):
         f = find_loop(sch.program, place)
         sch.program = edit(sch.program, f, f.replace(attrs=_with(f.attrs, key, value)))

@@ -65,8 +65,8 @@ def split(sch: Schedule, loop: Var, factors: Sequence[IntoExpr | None]) -> list[
                 raise ScheduleError("split", f"a factor of {s} is not positive", sch.program, loop)
             stray = vars_of(s) - visible
             if stray:
-                raise ScheduleError("split", f"the factor {s} uses {stray.pop().name}, which is no size of the program and no "
-                                    "loop around it", sch.program, loop)
+                raise ScheduleError("split", f"the factor {s} uses {stray.pop().name}, which is no size of the program and "
+                                    "no loop around it", sch.program, loop)
             known = known * s
     outer = Algebra(around).assuming([Le(ONE, f.extent)])  # where the loop runs at all
     if None in sizes:
@@ -118,8 +118,8 @@ def fuse(sch: Schedule, *loops: Var) -> Var:
 def reorder(sch: Schedule, *loops: Var) -> None:
     """Nest loops of one chain in the given order; other loops of the chain keep their places.
 
-    Legal if the loops are perfectly nested (each the only statement of the one outside it), no extent depends on a loop that would come to
-    stand inside it, and every block below may run its instances in any order. Raises ScheduleError.
+    Legal if the loops are perfectly nested (each the only statement of the one outside it), no extent depends on a loop
+    that would come to stand inside it, and every block below may run its instances in the new order. Raises ScheduleError.
     """
     if len(set(loops)) != len(loops) or not loops:
         raise ScheduleError("reorder", "name each loop once", sch.program)

@@ -148,7 +148,7 @@ def _mapped(block: Block, old: Buffer, new: Buffer, places: IndexMap) -> Block:
 
 
 def prepack_program(layout: Layout, new: Buffer) -> Program:
-    """The program that lays a weight out: parameters (as it was, as it becomes); what is between the elements comes first."""
+    """The program that lays a weight out: parameters (as it was, as it becomes). Fills between the elements first."""
     old = layout.original
     source = Buffer("source", old.dtype, old.shape)
     target = Buffer("packed", new.dtype, new.shape)
