@@ -1,0 +1,35 @@
+"""README.md: its examples run, pasted one after another into one session."""
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    session: dict[str, Any] = {}
+    ran = []
+    for language, text in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")):
+        if language == "python":
+            exec(compile(text, "README.md", "exec"), session)
+            ran.append(language)
+        elif language == "sh" and not text.startswith("make"):
+            done = subprocess.run(text, shell=True, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            ran.append(text.split()[0])
+    assert ran.count("python") >= 5 and "cc" in ran
+
+
+def test_links_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *sorted((ROOT / "docs").glob("*.md"))]
+    dead = [f"{page.name}: {link}" for page in pages for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text("utf-8"))
+            if not (page.parent / link).exists()]
+    assert not dead
