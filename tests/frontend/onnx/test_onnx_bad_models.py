@@ -110,13 +110,15 @@ INVALID = {
     "too few inputs": ([N("Add", ["x"], ["y"])], ["y"]),
     "an input left out": ([N("Add", ["x", ""], ["y"])], ["y"]),
     "too many outputs": ([N("Relu", ["x"], ["y", "z"])], ["y"]),
+    "more outputs than there are": ([N("Split", ["x"], ["y", "z"], num_outputs=2**40)], ["y"]),
     "no value": ([N("Constant", [], ["y"])], ["y"])}
 
 
 @pytest.mark.parametrize("what", INVALID)
 def test_graphs_that_make_no_sense(what: str) -> None:
     nodes, outputs = INVALID[what]
-    assert refused(model(nodes, IN, outputs, weights={"w": np.ones((3, 3), np.float32)})).code == "onnx-invalid-graph"
+    m = model(nodes, IN, outputs, weights={"w": np.ones((3, 3), np.float32)}, opset=18)
+    assert refused(m).code == "onnx-invalid-graph"
 
 
 def test_inputs_and_weights_twice() -> None:
@@ -202,16 +204,13 @@ def test_damaged_models_are_refused_or_read() -> None:
         b = bytearray(data)
         for _ in range(rng.randint(1, 4)):
             at = rng.randrange(len(b))
-            match rng.randrange(4):
-                case 0: b[at] = rng.randrange(256)
-                case 1: b[at] ^= 1 << rng.randrange(8)
-                case 2: del b[at:at + rng.randint(1, 9)]
-                case _: b[at:at] = b[at:at + rng.randint(1, 9)]
+            few = rng.randint(1, 9)
+            b[at:at + few] = rng.choice([b"", bytes([rng.randrange(256)]) + b[at + 1:at + few], b[at:at + few] * 2])
         try:
             import_onnx(bytes(b))
         except UserError as e:
             refusals.add(e.code)
-    assert {"onnx-malformed", "onnx-invalid-graph", "onnx-unsupported-op", "onnx-initializer-size"} <= refusals
+    assert {"onnx-malformed", "onnx-invalid-graph", "onnx-unsupported-op"} <= refusals
 
 
 def test_wrong_attribute_values_are_refused_or_read() -> None:

@@ -77,8 +77,8 @@ def test_names_and_places_are_the_models_own() -> None:
 
 
 def test_outputs_are_values_of_their_own() -> None:
-    m = model([N("Identity", ["x"], ["a"]), N("Identity", ["w"], ["b"]), N("Relu", ["x"], ["c"]), N("Identity", ["c"], ["d"])],
-              [value("x", [2, 6])], ["a", "b", "c", "d"], weights={"w": X})
+    nodes = [N("Identity", ["x"], ["a"]), N("Identity", ["w"], ["b"]), N("Relu", ["x"], ["c"]), N("Identity", ["c"], ["d"])]
+    m = model(nodes, [value("x", [2, 6])], ["a", "b", "c", "d"], weights={"w": X})
     g = import_onnx(m)
     assert len(set(g.outputs)) == 4 and not any(v.is_constant or v in g.inputs for v in g.outputs)
     same(run(m, {"x": X}), by_reference(m, {"x": X}))
@@ -178,7 +178,8 @@ def test_loop_whose_state_grows() -> None:
 
 
 def test_scan() -> None:
-    body = graph([N("Add", ["s", "e"], ["s2"]), N("Identity", ["s2"], ["row"])], [value("s", [6]), value("e", [6])], ["s2", "row"])
+    body = graph([N("Add", ["s", "e"], ["s2"]), N("Identity", ["s2"], ["row"])], [value("s", [6]), value("e", [6])],
+                 ["s2", "row"])
     m = model([N("Scan", ["z", "x"], ["last", "rows"], body=body, num_scan_inputs=1)], [value("x", [2, 6])],
               ["last", "rows"], weights={"z": np.zeros(6, np.float32)})
     same(run(m, {"x": X}), by_reference(m, {"x": X}))

@@ -140,7 +140,7 @@ class _Reader:
                 if e.where:
                     raise
                 raise UserError(e.code, e.message, where=loc, hint=e.hint) from e
-            except (ArithmeticError, LookupError, TypeError, ValueError) as e:
+            except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError) as e:
                 raise invalid(f"{node.op_type} does not fit its operands: {e}", loc) from e
         b.loc = before
 

@@ -53,6 +53,8 @@ def scan_batched(c: Context) -> Result:
 @onnx_op("Scan", since=9)
 def scan(c: Context) -> Result:
     count = c.a("num_scan_inputs")
+    if not 0 < count <= len(c.inputs):
+        raise c.error("onnx-invalid-graph", f"Scan: num_scan_inputs is {count}, {len(c.inputs)} inputs are given")
     states, sequences = c.all()[:-count], c.all()[-count:]
     axes = c.a("scan_input_axes", (0,) * count)
     steps = []

@@ -185,6 +185,7 @@ def rms_norm(c: Context) -> Result:
 
 @onnx_op("LRN")
 def lrn(c: Context) -> Result:
+    c.expect(0 < c.a("size") < 2**16, f"a size of {c.a('size')}")
     return c.add("lrn", c.x(), **{k: c.a(k) for k in ("size", "alpha", "beta", "bias")})
 
 

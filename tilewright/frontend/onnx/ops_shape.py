@@ -134,6 +134,8 @@ def split(c: Context) -> Result:
     parts = c.dims(1) if c.opt(1) is not None else c.a("split")
     if parts is None:
         count = c.a("num_outputs") or len(c.outputs)
+        if count != len(c.outputs):
+            raise c.error("onnx-invalid-graph", f"Split: num_outputs is {count}, the node has {len(c.outputs)}")
         each = ceil_div(x.shape[axis], count)
         n = as_int(x.shape[axis])
         if n is not None and n % count and c.since < 18:
