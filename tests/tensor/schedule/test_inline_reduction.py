@@ -9,6 +9,7 @@ from refusals import check, refused
 
 from tilewright.core.dtype import i32
 from tilewright.loop.ir import Expr, Program, const, maximum, minimum
+from tilewright.loop.parser import parse_program
 from tilewright.tensor import compute as te
 from tilewright.tensor.compute import compute, create_program, placeholder, reduce_axis
 from tilewright.tensor.schedule.schedule import Schedule
@@ -89,3 +90,22 @@ def test_an_update_that_has_lost_its_start_is_refused() -> None:
     sch.decompose_reduction(sch.block("C"), sch.loops(sch.block("C"))[2])
     with refused(sch, "block C is not a single store without reduction"):
         sch.reverse_compute_inline(sch.block("D"))
+
+
+def test_a_buffer_whose_address_is_taken_stays() -> None:
+    program = parse_program("""program f(A: i32[8], C: i32[8]):
+    alloc B: i32[8]
+    for i in 0..8:
+        block B(v: spatial 8 = i):
+            B[v] = A[v] + 1:i32
+    for i in 0..8:
+        block P(v: spatial 8 = i):
+            prefetch:i32(&B[v], 3)
+    for i in 0..8:
+        block C(v: spatial 8 = i):
+            C[v] = B[v] * 2:i32
+""")
+    for step, name in (("compute_inline", "B"), ("reverse_compute_inline", "C")):
+        sch = Schedule(program)
+        with refused(sch, "block P takes an address in B", "block P("):
+            sch.apply(step, sch.block(name))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tilewright.core.node import transform, walk
-from tilewright.loop.ir import ONE, ZERO, Binary, Block, Buffer, Expr, For, Load, Program, Seq, Store, Var
+from tilewright.loop.ir import ONE, ZERO, Address, Binary, Block, Buffer, Expr, For, Load, Program, Seq, Store, Var
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.combiner import reduction_of
 from tilewright.tensor.regions import (
@@ -60,6 +60,7 @@ def compute_inline(sch: Schedule, block: BlockRef) -> None:
         raise ScheduleError(name, f"{buffer.name} is a parameter: it must be stored", program, block)
     if not consumers(program, b):
         raise ScheduleError(name, f"nothing reads {buffer.name}", program, block)
+    _check_no_address(sch, name, buffer)
     if len(writers(program, buffer)) > 1:
         refuse(name, f"another block writes {buffer.name}, too", program, block)
     if own_conditions(b):
@@ -116,6 +117,7 @@ def reverse_compute_inline(sch: Schedule, block: BlockRef) -> None:
     buffer = made_by.buffer
     if is_parameter(program, buffer):
         raise ScheduleError(name, f"{buffer.name} is a parameter: it must be stored", program, block)
+    _check_no_address(sch, name, buffer)
     if len(writers(program, buffer)) != 1 or len(readers(program, buffer)) != 1:
         raise ScheduleError(name, f"{buffer.name} has other writers or readers", program, block)
     loads = {n.indices: n for n in walk(store.value) if isinstance(n, Load) and n.buffer is buffer}
@@ -136,6 +138,13 @@ def reverse_compute_inline(sch: Schedule, block: BlockRef) -> None:
     if why is not None:
         refuse(name, why, program, block)
     sch.program = deallocate(new, buffer)
+
+
+def _check_no_address(sch: Schedule, name: str, buffer: Buffer) -> None:
+    for q in blocks(sch.program):
+        if any(isinstance(n, Address) and n.buffer is buffer for n in walk(q)):
+            raise ScheduleError(name, f"block {q.name} takes an address in {buffer.name}, so it must stay in memory",
+                                sch.program, BlockRef(q.name))
 
 
 def _last_producer(program: Program, b: Block) -> Block | None:
@@ -244,7 +253,8 @@ def _inverse(indices: tuple[Expr, ...], b: Block) -> Inverse | None:
 
 def _solve(inverse: Inverse, indices: tuple[Expr, ...]) -> dict[Var, Expr]:
     """The iteration variables of the instance that accesses the indices."""
-    return {v: ZERO if place is None else indices[place[0]] - place[1] for v, place in inverse.items()}
+    return {v: ZERO if place is None else indices[place[0]] if place[1] == ZERO else indices[place[0]] - place[1]
+            for v, place in inverse.items()}
 
 
 def _instance_at(b: Block, access: Load | Store, element: tuple[Expr, ...], domain: Algebra) -> dict[Var, Expr] | None:
