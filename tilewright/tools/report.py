@@ -22,6 +22,8 @@ from tilewright.core.config import config
 from tilewright.core.errors import InternalError, UserError
 from tilewright.driver import Progress as Tell
 
+PIPE_WIDTH = 200
+"""Columns of a table that goes to a file or a pipe."""
 MISMATCH, USER, INTERNAL, INTERRUPTED = 1, 2, 3, 130
 
 
@@ -33,28 +35,32 @@ def guarded(command: Callable[..., Any]) -> Callable[..., Any]:
         warnings.showwarning = _show_warning
         try:
             return command(*args, **options)
-        except UserError as error:
-            facts = {"code": error.code, "message": error.message, "where": error.where, "hint": error.hint}
-            text, status = f"error: {error}", USER
-        except MemoryError as error:
-            facts = {"code": "memory", "message": str(error)}
-            text, status = "error: [memory] there is not enough memory", USER
-        except KeyboardInterrupt:
-            facts = {"code": "interrupted", "message": "interrupted"}
-            text, status = "interrupted", INTERRUPTED
-        except InternalError as error:
-            facts = {"code": "internal", "message": str(error)}
-            text, status = f"internal error: {error}", INTERNAL
-        except Exception as error:  # noqa: BLE001 – the last place: a traceback is for --debug alone
-            facts = {"code": "internal", "message": repr(error)}
-            text, status = f"internal error: {error!r} (--debug shows where)", INTERNAL
-        if debug:
-            traceback.print_exc()
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 – the last place: a traceback is for --debug alone
+            facts, text, status = explain(error)
+            if debug and status != INTERRUPTED:
+                traceback.print_exc()
         if as_json and status != INTERRUPTED:
             print(json.dumps({"error": facts}))
         print(text, file=sys.stderr)
         raise SystemExit(status)
     return run
+
+
+def explain(error: BaseException) -> tuple[dict[str, str], str, int]:
+    """An error as facts for JSON, as text, and as the exit status."""
+    match error:
+        case UserError():
+            facts = {"code": error.code, "message": error.message, "where": error.where, "hint": error.hint}
+            return facts, f"error: {error}", USER
+        case MemoryError():
+            return {"code": "memory", "message": str(error)}, "error: [memory] there is not enough memory", USER
+        case KeyboardInterrupt():
+            return {"code": "interrupted", "message": ""}, "interrupted", INTERRUPTED
+        case InternalError():
+            return {"code": "internal", "message": str(error)}, f"internal error: {error}", INTERNAL
+        case _:
+            return ({"code": "internal", "message": repr(error)},
+                    f"internal error: {error!r} (--debug shows where)", INTERNAL)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -66,7 +72,8 @@ def emit(as_json: bool, data: Any, show: Callable[[Console], None]) -> None:
     if as_json:
         print(json.dumps(data, indent=1, default=_plain))
     else:
-        show(Console(soft_wrap=False, highlight=False))
+        console = Console(highlight=False)
+        show(console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH))
 
 
 def _plain(value: Any) -> Any:

@@ -81,13 +81,20 @@ class CompilePool:
             return
         _machine(target)
         context = multiprocessing.get_context("fork")
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            inherited = [c for _, c in self._workers] + [ours]
-            process = context.Process(target=_work, args=(theirs, inherited, target), daemon=True)
-            process.start()
-            theirs.close()
-            self._workers.append((process, ours))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until each worker ignores it
+        try:
+            for _ in range(workers):
+                ours, theirs = context.Pipe()
+                inherited = [c for _, c in self._workers] + [ours]
+                process = context.Process(target=_work, args=(theirs, inherited, target), daemon=True)
+                process.start()
+                theirs.close()
+                self._workers.append((process, ours))
+        except BaseException:
+            self.terminate()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def compile(self, texts: Iterable[str]) -> list[bytes]:
         """The object of each module, in order. `texts` may be a generator: it runs while the workers compile."""
@@ -164,6 +171,7 @@ def _collect(busy: dict[Any, int], done: dict[int, bytes]) -> list[Any]:
 def _work(pipe: connection.Connection, inherited: list[connection.Connection], target: Target) -> None:
     """A worker: objects for texts until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for c in inherited:  # else this process would hold its siblings' pipes open after the parent's death
         c.close()
     while True:
