@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tilewright.core.node import walk
 from tilewright.loop.ir import (
@@ -59,11 +60,12 @@ class Box:
 
 
 # ---- accesses --------------------------------------------------------------------------------------------------------
-def accesses(block: Block) -> tuple[list[Access], list[Access]]:
+@lru_cache(maxsize=1024)  # every primitive asks again about the blocks that the last ones left alone
+def accesses(block: Block) -> tuple[tuple[Access, ...], tuple[Access, ...]]:
     """The reads and the writes of a block, in order, each place once. An Address counts as both, anywhere; that of a
     prefetch as none."""
     if isinstance(block.body, Evaluate) and isinstance(block.body.value, Call) and block.body.value.name == "prefetch":
-        return [], []
+        return (), ()
     reads: dict[tuple[Buffer, tuple[Expr, ...] | None], None] = {}
     writes: dict[tuple[Buffer, tuple[Expr, ...] | None], None] = {}
     hints: set[int] = set()
@@ -77,7 +79,7 @@ def accesses(block: Block) -> tuple[list[Access], list[Access]]:
                 writes[n.buffer, n.indices] = None
             elif isinstance(n, Address) and id(n) not in hints:
                 reads[n.buffer, None] = writes[n.buffer, None] = None
-    return [Access(*a) for a in reads], [Access(*a) for a in writes]
+    return tuple([Access(*a) for a in reads]), tuple([Access(*a) for a in writes])
 
 
 def buffers_in(found: Iterable[Access]) -> list[Buffer]:
