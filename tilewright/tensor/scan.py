@@ -69,7 +69,7 @@ class Scan(Stage):
 
 
 def scan(steps: IntoExpr, initial: Sequence[Tensor], step: Callable[..., Any], name: str = "scan") -> Any:
-    """Run `step(t, *states)` for t = 0 … steps-1, the states being `initial` at first and then what the step before returned.
+    """Run `step(t, *states)` for t = 0 … steps-1, the states being `initial` at first, then what the step before returned.
 
     Returns, for each state, the tensor [steps, *shape of the state] of its values after every step (one Tensor for one
     state, else a tuple). `step` returns a tensor, or a tuple of them, of the initial states' shapes and dtypes.
