@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tilewright.core.dtype import f32, i32, i64
+from tilewright.core.dtype import dtype, f32, i32, i64
 from tilewright.core.errors import UserError
 from tilewright.loop.interpret import run
 from tilewright.loop.ir import Block, Guard, IntoExpr, Max, Program, Select, Var, as_int, const, maximum
@@ -154,6 +154,19 @@ def test_arg_reductions_take_the_first_of_equals_over_several_axes(pick: str) ->
     assert (got["best_0"] == want).all() and (got["best_1"] == flat[[0, 1], want]).all()
 
 
+@pytest.mark.parametrize("pick", ["argmax", "argmin"])
+def test_arg_reductions_find_nan_as_numpy_does(pick: str) -> None:
+    x, r = placeholder((6, 4), "f32", "X"), reduce_axis(4)
+    index, value = compute((6,), lambda i: getattr(te, pick)(x[i, r], axis=[r]), name="best")
+    nan, inf = np.nan, np.inf
+    v = np.array([[1, nan, 2, 3], [nan, 1, nan, 0], [1, 2, 3, nan], [-inf, -inf, -inf, -inf], [inf, nan, inf, 1],
+                  [0, -0.0, 0, -1]], np.float32)
+    got = evaluate(create_program("f", [x], [index, value]), X=v)
+    want = getattr(np, pick)(v, axis=1)
+    assert (got["best_0"] == want).all()
+    np.testing.assert_array_equal(got["best_1"], v[np.arange(6), want])
+
+
 def test_a_reducer_of_ones_own_with_a_tuple_state() -> None:
     """Online softmax: (maximum, sum of exponentials relative to it) of two parts combine without a second look."""
     def combine(a: Any, b: Any) -> Any:
@@ -187,6 +200,20 @@ def test_math_helpers() -> None:
     v = np.abs(floats(5)) + 0.1
     want = np.exp(v) + np.tanh(v) * np.sqrt(v) - np.log(v) + 1 / (1 + np.exp(-v))
     np.testing.assert_allclose(evaluate(create_program("f", [x], [y]), X=v)["Y"], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["f64", "f32", "f16", "bf16", "f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz", "f8e8m0fnu",
+                                  "f4e2m1fn", "i64", "i32", "i16", "i8", "i4", "i2", "u64", "u32", "u16", "u8", "u4", "u2",
+                                  "bool"])
+def test_constant_tables_of_every_dtype(name: str) -> None:
+    t = dtype(name)
+    data = np.array([[1, 0], [1, 1]] if name in ("bool", "u2", "i2") else [[1, 2], [4, 1]]).astype(t.numpy())
+    table = const_table(data, name="T")
+    assert table.dtype is t
+    y = compute((2, 2), lambda i, j: table[1 - i, j], name="Y")
+    program = create_program("f", [], [y])
+    assert program.params == (y.buffer,)
+    np.testing.assert_array_equal(evaluate(program)["Y"], data[::-1])
 
 
 def test_a_constant_table_is_no_parameter() -> None:

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tilewright.core.dtype import DType
-from tilewright.loop.ir import Expr, Max, Min, Select, const
+from tilewright.core.dtype import DType, boolean
+from tilewright.loop.ir import Call, Expr, Max, Min, Select, const
 
 State = tuple[Expr, ...]
 
@@ -38,11 +38,19 @@ MIN = Reducer("min", lambda s, t: (Min(s[0], t[0]),), lambda d: (highest(d[0]),)
 
 
 def _pick(better: Callable[[Expr, Expr], Expr]) -> Callable[[State, State], State]:
-    """(index, value) pairs: the better value wins; among equals the smaller index, so that order does not matter."""
+    """(index, value) pairs: the better value wins; among equals the smaller index, so that order does not matter. NaN beats
+    every number, as in NumPy."""
     def combine(s: State, t: State) -> State:
-        keep = better(s[1], t[1]) | (s[1].eq(t[1]) & (s[0] <= t[0]))
+        first = s[0] <= t[0]
+        keep = better(s[1], t[1]) | (s[1].eq(t[1]) & first)
+        if s[1].dtype.is_float:
+            keep = Select(_is_nan(t[1]), _is_nan(s[1]) & first, keep | _is_nan(s[1]))
         return Select(keep, s[0], t[0]), Select(keep, s[1], t[1])
     return combine
+
+
+def _is_nan(x: Expr) -> Expr:
+    return Call("isnan", (x,), boolean.with_lanes(x.dtype.lanes))
 
 
 ARGMAX = Reducer("argmax", _pick(lambda a, b: b < a), lambda d: (highest(d[0]), lowest(d[1])))

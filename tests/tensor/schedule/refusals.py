@@ -52,7 +52,7 @@ def body(sch: Schedule) -> str:
 def check(sch: Schedule, original: Program) -> None:
     """The scheduled program is well formed, computes what the original does (in any order of parallel iterations), and its
     trace gives it again."""
-    verify(sch.program)
+    assert verify(sch.program) == []
     given = arguments(original)
     expected = results(original, given)
     for order in ("forward", "reverse"):
@@ -63,7 +63,7 @@ def check(sch: Schedule, original: Program) -> None:
 
 def check_sizes(sch: Schedule, original: Program, sizes: dict[str, int]) -> None:
     """As `check`, for a program with symbolic sizes, at some sizes."""
-    verify(sch.program)
+    assert verify(sch.program) == []
     rng = np.random.default_rng(0)
     given = []
     for p in original.params:

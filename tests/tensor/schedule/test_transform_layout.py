@@ -38,7 +38,7 @@ def shape_of(b: Any) -> list[int | None]:
 def pack(sch: Schedule, name: str, data: Any) -> Any:
     """A weight as the prepack program lays it out, in memory full of noise."""
     program = sch.prepacks[name]
-    verify(program)
+    assert verify(program) == []
     source, target = program.params
     assert isinstance(source, Buffer) and isinstance(target, Buffer)
     out = np.full(shape_of(target), 77, target.dtype.numpy())  # type: ignore[arg-type]
@@ -48,7 +48,7 @@ def pack(sch: Schedule, name: str, data: Any) -> Any:
 
 def check_packed(sch: Schedule, original: Program) -> None:
     """The scheduled program, given packed weights, computes what the original does; and so does the replayed one."""
-    verify(sch.program)
+    assert verify(sch.program) == []
     given = arguments(original)
     expected = results(original, given)[-1]
     again = replay(sch.trace, original)
