@@ -6,7 +6,7 @@ outputs per innermost nest, the epilogue in the tile's store, outer tiles in par
     parallel (batch, N panel, outer M) | M tiles | reductions (windows outer, channels inner) | tile: rows x columns x vectors
 
 Weight panels are outer and M tiles inner, so that a panel is read from memory once and then from the cache; the reduction
-runs inside one tile, so that partial sums never leave the registers.
+runs inside one tile, so that partial sums never leave the registers. While a panel is used, the next one is prefetched.
 """
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     extent = {v: as_int(sch.loop(v).extent) or 1 for v in loop_of.values()}
     lanes = _lanes(info, extent[axes.vector], target)
     tile = _tile(axes, extent, lanes, target)
-    packed = _pack(sch, ref, info, tile, lanes, axes, loop_of)
+    packed = _pack(sch, ref, info, tile, lanes)
     if epilogue is None:
         epilogue = sch.cache_write(ref, 0, "local")
     else:
@@ -59,7 +59,7 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     col_o, col_i = sch.split(axes.column, [None, tile.columns]) if axes.column is not None else (None, None)
     k_loops, k_unrolled = _split_reduction(sch, axes)
     inside = [v for v in (row_i, col_i, vp) if v is not None] + [vl]
-    outside = [v for v in (*axes.outer, vo, packed, row_o, col_o) if v is not None]
+    outside = [v for v in (*axes.outer, vo, row_o, col_o) if v is not None]
     sch.reorder(*outside, *k_loops, *k_unrolled, *inside)
 
     home = outside[-1] if outside else None
@@ -73,6 +73,8 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
         sch.unroll(v)
     _unroll_tile(sch, inside)
     finish_store(sch, epilogue, home, lanes)
+    if packed is not None and vo is not None and k_loops + k_unrolled:
+        _prefetch_weights(sch, ref, packed, k_loops, k_unrolled, vo, target)
     _parallelize(sch, outside, info, target)
 
 
@@ -152,23 +154,34 @@ def _unroll_tile(sch: Schedule, loops: list[Var]) -> None:
     sch.vectorize(loops[-1])
 
 
-def _pack(sch: Schedule, ref: BlockRef, info: BlockInfo, tile: Tile, lanes: int, axes: Axes,
-          loop_of: dict[Var, Var]) -> Var | None:
-    """Lay the N operand out in the order in which the tile streams it: [panel][reductions...][vectors of the panel].
-
-    Weights are packed once, when the model is compiled; a computed operand that is not contiguous along N is packed by a
-    block of its own at each panel."""
+def _pack(sch: Schedule, ref: BlockRef, info: BlockInfo, tile: Tile, lanes: int) -> str | None:
+    """Lay constant weights out in the order in which the tile streams them: [panel][reductions...][vectors of the panel].
+    Returns the name of the packed operand, None if it stays as it is."""
     b = info.b
     assert b is not None
-    weights = sch.program.attr("weights", ())
-    if b.buffer.name not in weights:
+    if b.buffer.name not in sch.program.attr("weights", ()):
         return None
-    width = tile.vectors * lanes
-    order = _reduction_order(info, list(info.k))
-    plan = pack_map(b, info, order, width)
-    if plan is not None:
-        sch.transform_layout(ref, b.buffer.name, plan, pad_value=0)
-    return None
+    plan = pack_map(b, info, _reduction_order(info, list(info.k)), tile.vectors * lanes)
+    if plan is None:
+        return None
+    sch.transform_layout(ref, b.buffer.name, plan, pad_value=0)
+    return b.buffer.name
+
+
+def _prefetch_weights(sch: Schedule, ref: BlockRef, packed: str, k_loops: list[Var], k_unrolled: list[Var], panels: Var,
+                      target: Target) -> None:
+    """Prefetch the next panel while this one is used; of panels too large for two to stay in the second-level cache, only
+    a few steps ahead."""
+    b = classify(state.find_block(sch.program, ref)).b
+    assert b is not None
+    panel = b.buffer.dtype.nbytes
+    for d in b.buffer.shape[b.buffer.rank - len(k_loops + k_unrolled) - 1:]:
+        panel *= as_int(d) or 1
+    innermost = (k_loops + k_unrolled)[-1]
+    if panel <= target.l2 // 4:
+        sch.prefetch(ref, packed, innermost, panels)
+    elif k_loops:
+        sch.prefetch(ref, packed, innermost, k_loops[-1], 2)
 
 
 def pack_map(b: Access, info: BlockInfo, order: list[Var], width: int):  # type: ignore[no-untyped-def]

@@ -179,6 +179,9 @@ class Schedule:
                 raise ScheduleError("transform_layout", f"{e.message}, which {buffer} has", self.program, block) from e
         self.apply("transform_layout", block, buffer, index_map, pad_value=pad_value, allow_interface=allow_interface)
 
+    def prefetch(self, block: BlockRef, buffer: str, loop: Var, along: Var, ahead: int = 1) -> BlockRef:
+        return self.apply("prefetch", block, buffer, loop, along, ahead)  # type: ignore[no-any-return]
+
     # ---- decisions -----------------------------------------------------------------------------------------------------
     def sample_tile(self, loop: Var, candidates: Sequence[int], default: int) -> int:
         return self.apply("sample_tile", loop, list(candidates), default)  # type: ignore[no-any-return]

@@ -81,7 +81,7 @@ def compute_inline(sch: Schedule, block: BlockRef) -> None:
             return substitute(store.value, at)
 
         new = edit(new, reader, _simplified(transform(reader, value_at)))
-    sch.program = deallocate(new, buffer)
+    sch.program = _without(sch, "compute_inline", new, buffer, block)
 
 
 @primitive
@@ -137,7 +137,7 @@ def reverse_compute_inline(sch: Schedule, block: BlockRef) -> None:
     why = missing_input(new, merged)
     if why is not None:
         refuse(name, why, program, block)
-    sch.program = deallocate(new, buffer)
+    sch.program = _without(sch, "reverse_compute_inline", new, buffer, block)
 
 
 def _check_no_address(sch: Schedule, name: str, buffer: Buffer) -> None:
@@ -217,6 +217,13 @@ def _within(b: Block, producer: Block, at: dict[Var, Expr]) -> Block:
     known = dict(producer.attrs)
     attrs = (*producer.attrs, *[(k, v) for k, v in b.attrs if k not in known])
     return _simplified(producer.replace(attrs=attrs, predicate=conjunction([*conjuncts(producer.predicate), *cuts])))
+
+
+def _without(sch: Schedule, name: str, new: Program, buffer: Buffer, block: BlockRef) -> Program:
+    """The edited program without a buffer that nobody computes any more."""
+    if any(isinstance(n, Address) and n.buffer is buffer for n in walk(new.body)):
+        raise ScheduleError(name, f"another block takes addresses in {buffer.name} (a prefetch?)", sch.program, block)
+    return deallocate(new, buffer)
 
 
 def _single_store(sch: Schedule, name: str, b: Block) -> Store:
