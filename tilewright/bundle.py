@@ -43,9 +43,9 @@ def write_bundle(error: BaseException, *, options: Mapping[str, Any], versions: 
 
 def _folder() -> Path | None:
     name = time.strftime("%Y%m%d-%H%M%S-")
-    for parent in (lambda: config.cache_dir / "faults", lambda: Path(tempfile.gettempdir())):
+    for in_cache in (True, False):
         try:
-            place = parent()
+            place = config.cache_dir / "faults" if in_cache else Path(tempfile.gettempdir())
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             return Path(tempfile.mkdtemp(prefix=f"tilewright-{name}", dir=place))
         except (OSError, RuntimeError):  # RuntimeError: no home folder

@@ -278,7 +278,7 @@ def _nbytes(v: Value) -> int:
 
 def _host_module(programs: list[Program], graph: Graph, target: Target) -> Module:
     """Host programs with their entry points: parameters come from the arrays of inputs and outputs, in order."""
-    out = []
+    out: list[Program] = []
     for p in programs:
         n = len(graph.inputs) if p.name == "main" else len(p.params) // 2
         args = tuple(("in", k) if k < n else ("out", k - n) for k in range(len(p.params)))

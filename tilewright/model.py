@@ -59,8 +59,8 @@ class Timing(NamedTuple):
 def timing_of(milliseconds: Sequence[float]) -> Timing:
     """Median, percentiles (nearest rank) and minimum of latencies; there must be one at least."""
     times = sorted(milliseconds)
-    return Timing(statistics.median(times), *[times[min(math.ceil(q * len(times)), len(times)) - 1] for q in (0.9, 0.99)],
-                  times[0], len(times))
+    p90, p99 = (times[min(math.ceil(q * len(times)), len(times)) - 1] for q in (0.9, 0.99))
+    return Timing(statistics.median(times), p90, p99, times[0], len(times))
 
 
 class KernelProfile(NamedTuple):

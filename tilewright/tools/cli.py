@@ -19,6 +19,7 @@ def app() -> None:
         print(f"the command line needs {missing.name}: pip install 'tilewright[cli]'", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
     commands.app(prog_name="tilewright")
 

@@ -4,6 +4,7 @@ Each gathers its options, calls what does the work, and hands the result to `rep
 """
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,9 +39,15 @@ app = typer.Typer(name="tilewright", help="Trained models become fast native cod
                   add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-def command(name: str) -> Any:
+Command = Callable[..., None]
+
+
+def command(name: str) -> Callable[[Command], Command]:
     """Enters a function as a command whose errors are reported."""
-    return lambda function: app.command(name)(report.guarded(function))
+    def enter(function: Command) -> Command:
+        app.command(name)(report.guarded(function))
+        return function
+    return enter
 
 
 def memory_facts(model: Model) -> dict[str, str]:

@@ -177,7 +177,7 @@ def _work(pipe: connection.Connection, inherited: list[connection.Connection], t
     while True:
         try:
             text = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset: the parent went with an answer unread
             return
         try:
             answer: tuple[str, bytes] = ("", compile_object(text, target))
@@ -185,5 +185,5 @@ def _work(pipe: connection.Connection, inherited: list[connection.Connection], t
             answer = (str(e), b"")
         try:
             pipe.send(answer)
-        except BrokenPipeError:
+        except (BrokenPipeError, ConnectionResetError):
             return
