@@ -13,6 +13,7 @@ from tilewright.core.dtype import i32
 from tilewright.core.node import alpha_equal
 from tilewright.loop.interpret import Interpreter
 from tilewright.loop.ir import Allocate, Buffer, Program, Var, as_int, const
+from tilewright.loop.lower.pipeline import lower
 from tilewright.loop.verify import verify
 from tilewright.tensor import compute as te
 from tilewright.tensor.compute import compute, create_program, placeholder, reduce_axis
@@ -257,3 +258,23 @@ def test_the_trace_shows_the_map_and_replays_it() -> None:
         "transform_layout(h0, 'W', (k, n) -> (n // 4, k, n % 4), pad_value=0, allow_interface=False)")
     again = replay(sch.trace, product())
     assert alpha_equal(again.program, sch.program) and alpha_equal(again.prepacks["W"], sch.prepacks["W"])
+
+
+def test_the_lowered_kernel_reads_what_the_lowered_prepack_wrote() -> None:
+    program = product(7, 6)
+    sch = Schedule(program)
+    i, j, k = sch.loops(sch.block("C"))
+    sch.transform_layout(sch.block("C"), "W", lambda k, n: [n // 4, k, n % 4], pad_value=0)
+    j0, j1 = sch.split(j, [None, 4])
+    sch.reorder(j0, i, k, j1)
+    sch.vectorize(j1)
+    sch.parallel(j0)
+    given = arguments(program)
+    source, target = sch.prepacks["W"].params
+    assert isinstance(source, Buffer) and isinstance(target, Buffer)
+    packed = np.full(shape_of(target), 77, np.int32)  # type: ignore[arg-type]
+    Interpreter(lower(sch.prepacks["W"])).run([given[1], packed])
+    for order in ("forward", "reverse"):
+        args = [given[0], packed, given[2].copy()]
+        Interpreter(lower(sch.program)).run(args, order=order)  # type: ignore[arg-type]
+        assert np.array_equal(args[-1], results(program, given)[-1])
