@@ -193,6 +193,26 @@ class Model:
                                      use.nbytes / each / 1e9 if use and each else 0.0))
         return out
 
+    def intermediates(self, inputs: Mapping[str, Any] | None = None) -> dict[str, Array]:
+        """One run's stored values by name, in order of execution: what kernels pass to each other, in their own layouts.
+        Of a value in a loop, the last turn's. Raises UserError "model-loaded" for a loaded library."""
+        plan = getattr(self.stages, "plan", None)
+        if plan is None:
+            raise UserError("model-loaded", "a loaded library does not know its intermediate values",
+                            hint="compile the model to look inside")
+        out: dict[str, Array] = {}
+
+        def keep(number: int, data: Array) -> None:
+            v = plan.taps[number]
+            out[v.name] = data.view(v.dtype.numpy()).reshape(v.type.sizes())
+
+        self._executable.set_tap(keep)
+        try:
+            self._executable.run(self._arguments((), inputs or self.random_inputs()))
+        finally:
+            self._executable.set_tap(None)
+        return out
+
     def verify(self, inputs: Mapping[str, Any] | None = None) -> float:
         """Compare one run with the graph interpreter; the largest relative error. Raises UserError "verify-failed"."""
         if self.graph is None:

@@ -46,12 +46,13 @@ class Kernel:
 
 @dataclass
 class HostPlan:
-    """The host program, the bytes of the arena, and per launch (in the order of the profile's numbers) its kernel's name
-    and the group that it computes."""
+    """The host program, the bytes of the arena, per launch (in the order of the profile's numbers) its kernel's name
+    and the group that it computes, and the stored values by their numbers for taps."""
     main: Program
     arena_bytes: int
     kernels: list[str]
     groups: list[Group]
+    taps: list[Value]
 
 
 class Planner:
@@ -61,6 +62,7 @@ class Planner:
     def __init__(self, kernel_of: Callable[[Group], Kernel], constant_at: Callable[[Value], int | None]) -> None:
         self.kernel_of, self.constant_at = kernel_of, constant_at
         self.launches: list[tuple[str, Group]] = []
+        self.taps: list[Value] = []
         self.constants: dict[Value, Buffer] = {}
         self.needs: dict[int, _LoopNeeds] = {}
 
@@ -76,7 +78,8 @@ class Planner:
         for v, b in self.constants.items():
             stmt = Allocate(b, stmt, const(self.constant_at(v) or 0))
         main = Program("main", (*inputs.values(), *[b for _, b in outputs]), stmt, (("entry", True),))
-        return HostPlan(main, part.size, [name for name, _ in self.launches], [g for _, g in self.launches])
+        return HostPlan(main, part.size, [name for name, _ in self.launches], [g for _, g in self.launches],
+                        self.taps)
 
 
 Results = Sequence[tuple[Value, Buffer]]
@@ -208,7 +211,13 @@ class _Part:
         index = len(self.planner.launches)
         self.planner.launches.append((k.name, g))
         begin, end = (Evaluate(Call(f"tw_profile_{when}", (const(index, i32),), i64)) for when in ("begin", "end"))
-        return [begin, Launch(k.name, tuple(args)), end]
+        return [begin, Launch(k.name, tuple(args)), end, *[self._tap(v) for v in g.outputs]]
+
+    def _tap(self, v: Value) -> Stmt:
+        """Report a value that has just been stored; the runtime passes it on if somebody listens."""
+        number = const(len(self.planner.taps), i32)
+        self.planner.taps.append(v)
+        return Evaluate(Call("tw_tap", (number, _address(self.where(v)), _size_of(v)), i64))
 
     def _region(self, region: Graph, fixed: dict[Value, Buffer], results: Results, step: int) -> tuple[list[Stmt], _Part]:
         part = _Part(self.planner, region, fixed, results, self.base + self.nested[step].offset, outer=self)

@@ -117,6 +117,10 @@ def _number_of_kernel(args: tuple[DType, ...], to: DType) -> bool:
     return args[0] is i32
 
 
+def _tap_operands(args: tuple[DType, ...], to: DType) -> bool:
+    return args[0] is i32 and args[1].kind == "handle" and args[2] is i64
+
+
 # ---- meanings --------------------------------------------------------------------------------------------------------
 def _elementwise(f: Callable[..., Any]) -> Meaning:
     """A function of float64 values, rounded once to the type."""
@@ -261,6 +265,8 @@ def _declare() -> None:
     for when in ("begin", "end"):
         register(Intrinsic(f"tw_profile_{when}", 1, _number_of_kernel, lambda to, frm, k: 0,
                            f"The {when} of a kernel in the profile, by its number. The result is unused.", pure=False))
+    register(Intrinsic("tw_tap", 3, _tap_operands, lambda to, frm, k, address, n: 0,
+                       "Report a stored value of the graph: its number, address and bytes. The result is unused.", pure=False))
 
 
 _declare()
