@@ -6,10 +6,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "schedule"))
 
-from schedule_operators import conv2d, matmul_relu, reshapes  # noqa: E402
+from schedule_operators import conv2d, matmul_relu, reshapes
 
-from tilewright.core.dtype import i32, i64  # noqa: E402
-from tilewright.loop.ir import (  # noqa: E402
+from tilewright.core.dtype import i32, i64
+from tilewright.loop.ir import (
     TRUE,
     ZERO,
     Block,
@@ -25,13 +25,14 @@ from tilewright.loop.ir import (  # noqa: E402
     const,
     expr,
 )
-from tilewright.tensor import regions  # noqa: E402
-from tilewright.tensor.schedule.schedule import Schedule  # noqa: E402
-from tilewright.tensor.schedule.state import find_block, find_loop, loops_around  # noqa: E402
-from tilewright.tensor.span import Algebra  # noqa: E402
+from tilewright.tensor import regions
+from tilewright.tensor.schedule.schedule import Schedule
+from tilewright.tensor.schedule.state import find_block, find_loop, loops_around
+from tilewright.tensor.span import Algebra
 
 
-def box_under(program: Program, block: str, depth: int, buffer: str, written: bool = False) -> tuple[list[str], list[int | None], bool]:
+def box_under(program: Program, block: str, depth: int, buffer: str,
+              written: bool = False) -> tuple[list[str], list[int | None], bool]:
     """Starts (as text), extents and exactness of a block's box under its first `depth` loops."""
     b = next(x for x in regions.blocks(program) if x.name == block)
     around = loops_around(program, b)
@@ -52,7 +53,7 @@ def test_window_reads() -> None:
 
 def test_written_boxes_are_exact_and_cut_overshoot() -> None:
     sch = Schedule(matmul_relu(6, 8, 4))
-    i, j = sch.loops(sch.block("D"))
+    _i, j = sch.loops(sch.block("D"))
     sch.split(j, [None, 3])
     _, extent, exact = box_under(sch.program, "D", 2, "D", written=True)
     assert extent == [1, 3] and exact
@@ -62,7 +63,7 @@ def test_fused_loops() -> None:
     """Aligned parts of a fused loop are boxes; others are hulls."""
     sch = Schedule(matmul_relu(6, 8, 4))
     f = sch.fuse(*sch.loops(sch.block("D")))
-    fo, fi = sch.split(f, [None, 4])
+    _fo, _fi = sch.split(f, [None, 4])
     _, extent, exact = box_under(sch.program, "D", 1, "D", written=True)
     assert extent == [1, 4] and exact
     sch = Schedule(matmul_relu(6, 9, 4))
@@ -118,5 +119,5 @@ def test_exact_union_needs_no_gap() -> None:
 def test_reshape_reads() -> None:
     p = reshapes()
     assert find_block(p, Schedule(p).block("y")).name == "y"
-    start, extent, exact = box_under(p, "y", 1, "flat")
+    _start, extent, exact = box_under(p, "y", 1, "flat")
     assert extent == [10] and exact

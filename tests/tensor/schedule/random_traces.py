@@ -200,13 +200,14 @@ CALLS: dict[str, tuple[float, Callable[[random.Random, Program], tuple[Any, ...]
     "vectorize": (0.7, _one_loop), "parallel": (0.7, _one_loop), "annotate": (0.2, _annotate),
     "sample_tile": (0.2, _sample_tile), "sample_choice": (0.2, _sample_choice),
     "compute_at": (4, lambda r, p: _related(r, p, True)), "reverse_compute_at": (4, lambda r, p: _related(r, p, False)),
-    "cache_read": (2, _cache_read), "cache_write": (2, _cache_write), "set_scope": (0.3, _set_scope), "prefetch": (0.2, _prefetch),
+    "cache_read": (2, _cache_read), "cache_write": (2, _cache_write), "set_scope": (0.3, _set_scope),
+    "prefetch": (0.2, _prefetch),
     "decompose_reduction": (2, _block_and_own_loop), "decompose_padding": (1.5, _padding), "rfactor": (2, _rfactor),
     "compute_inline": (1.5, _one_block), "reverse_compute_inline": (1.5, _one_block), "transform_layout": (1, _layout)}
 LOOKS = frozenset({"block", "loops"})
 
 
-# ---- running ---------------------------------------------------------------------------------------------------------------
+# ---- running ----------------------------------------------------------------------------------------------------------
 @contextmanager
 def forced() -> Iterator[None]:
     token = unproved.set(True)

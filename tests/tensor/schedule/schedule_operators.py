@@ -1,4 +1,4 @@
-"""Operators in the compute language on int32 data, small and odd sizes, for the tests of schedules; and the way to run them."""
+"""Operators in the compute language on int32 data, small and odd sizes, and the way to run them: for tests of schedules."""
 from __future__ import annotations
 
 from collections.abc import Callable

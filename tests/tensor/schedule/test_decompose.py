@@ -42,7 +42,7 @@ def test_reduction_tail_and_tuples() -> None:
     p = argmax()
     sch = Schedule(p)
     b = sch.block("best")
-    i, r = sch.loops(b)
+    _i, r = sch.loops(b)
     ro, _ = sch.split(r, [None, 4])
     init = sch.decompose_reduction(b, ro)
     assert "if" not in str(find_block(sch.program, init))
@@ -52,7 +52,7 @@ def test_reduction_tail_and_tuples() -> None:
 def test_decompose_reduction_refused() -> None:
     sch = Schedule(matmul_relu())
     c, d = sch.block("C"), sch.block("D")
-    i, j, k = sch.loops(c)
+    _i, j, k = sch.loops(c)
     with refused(sch, "no initialisation of a reduction", "block D"):
         sch.decompose_reduction(d, sch.loops(d)[0])
     with refused(sch, "is not around block C"):

@@ -24,7 +24,7 @@ def test_random_traces(capsys: pytest.CaptureFixture[str]) -> None:
     tally = Tally()
     for seed in range(FIRST, FIRST + TRACES):
         name = names[seed % len(names)]
-        sch = run_trace(programs[name], seed, tally, expected[name], judge=0.25)
+        sch = run_trace(programs[name], seed, tally, expected[name], judge=0.5)
         why = check(programs[name], sch, expected[name])
         if why is not None:
             step = first_wrong_step(programs[name], sch, expected[name])

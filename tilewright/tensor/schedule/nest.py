@@ -1,4 +1,4 @@
-"""The loops that run a part of a block's domain, and which part touches a box: what primitives that move or make blocks share.
+"""The loops that run a part of a block's domain, and which part touches a box: shared by primitives that move blocks.
 
 A *part* gives, for each iteration variable of a block, (start, extent) of the values to run.
 """
@@ -152,7 +152,7 @@ class _Constraints:
             steps = (n - 1 + most - least) // k + 1
             self._one(a, 1, (start - most + (k - 1)) // k, ZERO + steps)
             return
-        first, last = self.outer.modulo(self.outer.simplify(lo), k)
+        _first, last = self.outer.modulo(self.outer.simplify(lo), k)
         steps = (last + n - 1) // k + 1
         self._one(a, 1, lo // k, ZERO + steps)
         if steps == 1:

@@ -135,7 +135,7 @@ def missing_input(program: Program, block: Block, only: Block | None = None) -> 
     return None
 
 
-def _covers(program: Program, q: Block, block: Block, buffer: Buffer, reads: list[Access], shared: list[For]) -> bool:
+def _covers(program: Program, q: Block, block: Block, buffer: Buffer, reads: Sequence[Access], shared: list[For]) -> bool:
     root: Stmt = shared[-1].body if shared else program.body
     qi, bi = loops_between(root, q), loops_between(root, block)
     outside = {f.var for f in shared}

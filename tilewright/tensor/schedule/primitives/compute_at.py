@@ -67,7 +67,8 @@ def compute_at(sch: Schedule, block: BlockRef, loop: Var) -> None:
     part = needed_part(program, b, target, users)
     new = move(program, b, target, part, before=users)
     moved = find_block(new, block)
-    why = missing_input(new, moved) or moved_update(new, moved) or _restarts(new, moved) or _not_enough(new, moved, find_loop(new, loop))
+    why = (missing_input(new, moved) or moved_update(new, moved) or _restarts(new, moved)
+           or _not_enough(new, moved, find_loop(new, loop)))
     if why is not None:
         refuse(NAME, why, program, block)
     sch.program = new

@@ -70,8 +70,8 @@ def decompose_reduction(sch: Schedule, block: BlockRef, loop: Var) -> BlockRef:
     outer, inner = loops_around(program, target), loops_between(target, b)
     carried = reduces_over(b, outer)
     if carried is not None:
-        refuse("decompose_reduction", f"the block reduces over loop {carried.var.name}, which is outside of loop {loop.name}: "
-               "it would be initialised again in each of its steps", program, carried.var)
+        refuse("decompose_reduction", f"the block reduces over loop {carried.var.name}, which is outside of loop "
+               f"{loop.name}: it would be initialised again in each of its steps", program, carried.var)
     algebra = Algebra([*outer, *inner])
     running = {f.var: f for f in effective(b, inner, algebra)}
     if not algebra.determine(b.bindings, running):
