@@ -2,7 +2,8 @@
 
 Runs the blocks' instances in order and follows, per element of each buffer, how many updates it has had since it was last
 started. Wrong are: reading an element that nobody wrote, or that has not had all of its updates; an update beyond the last
-one; writes of one element of a parameter in several iterations of a parallel loop; an index out of bounds.
+one; writes of one element in several iterations of a parallel loop, unless the buffer is private to a thread; an index
+out of bounds.
 """
 from __future__ import annotations
 
@@ -93,11 +94,10 @@ class Run:
     def __init__(self, program: ir.Program, full: Counter[Any]) -> None:
         self.blocks = {b.name: Instances(b) for b in blocks(program)}
         self.full = full
-        self.params = {p for p in program.params if isinstance(p, ir.Buffer)}
         self.written = {s.buffer for b in self.blocks.values() for s in b.stores}
         self.count: Counter[Any] = Counter()
         self.wrong: list[str] = []
-        self.raced: dict[Any, tuple[tuple[int, int], ...]] = {}
+        self.raced: dict[Any, int] = {}
         self.parallel: list[tuple[int, int]] = []
         self.visit(program.body, {})
 
@@ -145,9 +145,11 @@ class Run:
                 self.count[key] += 1
             if self.count[key] > self.full[key] > 0:
                 self.wrong.append(f"{b.name} updates {s.buffer.name}{key[1]} too often")
-            if self.parallel and (s.buffer in self.params or b.updates and not b.starts):
-                if self.raced.setdefault(key, tuple(self.parallel)) != tuple(self.parallel):
-                    self.wrong.append(f"{b.name} writes {s.buffer.name}{key[1]} in several parallel iterations")
+            if s.buffer.scope != "local":
+                for place in range(len(self.parallel)):
+                    around, step = self.parallel[:place], self.parallel[place]
+                    if self.raced.setdefault((key, tuple(around), step[0]), step[1]) != step[1]:
+                        self.wrong.append(f"{b.name} writes {s.buffer.name}{key[1]} in several parallel iterations")
 
 
 def wrongs(program: ir.Program) -> list[str]:
