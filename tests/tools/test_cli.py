@@ -66,6 +66,7 @@ def test_compile_run_and_run_the_saved_library(mlp, tmp_path):
         np.testing.assert_allclose(np.load(tmp_path / "out.npz")["y"], want, rtol=1e-5)
     top = json.loads(tilewright("run", mlp, "--input", tmp_path / "in.npz", "--top-k", 2, "--json"))["y"]["top"]
     assert [i for i, _ in top] == np.argsort(-want.reshape(-1))[:2].tolist()
+    assert refused("run", mlp, "-o", tmp_path / "nowhere" / "out.npz")["code"] == "output-file"
     assert "f32" in tilewright("run", mlp).replace("float32", "f32")
 
 

@@ -40,9 +40,10 @@ def stages_of(model: Model) -> Stages:
     return model.stages
 
 
-def schedules(model: Model, target: Target, numerics: str) -> list[ScheduleReport]:
-    """One report per kernel (equal groups share one), in order of first launch."""
-    stages = stages_of(model)
+def schedules(model: Model, numerics: str = "default") -> list[ScheduleReport]:
+    """One report per kernel (equal groups share one), in order of first launch. Raises UserError "no-stages"."""
+    stages, target = stages_of(model), model.target
+    assert target is not None
     programs: dict[str, Program] = {}
     for _, gp, key in stages.groups:
         programs.setdefault(stages.kernels[key].name, gp.program)

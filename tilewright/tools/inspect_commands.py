@@ -64,7 +64,7 @@ def inspect(model: ModelFile,
         data["passes"] = sorted(str(p.relative_to(passes)) for p in passes.rglob("*") if p.is_file())
     if intrinsics:
         data["intrinsics"] = looking.intrinsics(made)
-    found = looking.schedules(made, device, numerics or config.numerics) if schedules else []
+    found = looking.schedules(made, numerics or config.numerics) if schedules else []
     if schedules:
         data["schedules"] = [asdict(s) for s in found]
     if not data:
