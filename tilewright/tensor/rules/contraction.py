@@ -16,6 +16,7 @@ from tilewright.loop.ir import Expr, IterVar, Var, as_int
 from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
 from tilewright.tensor.rules.epilogue import attach_epilogue, finish_store
+from tilewright.tensor.rules.threads import parallelize_outer
 from tilewright.tensor.rules.tiles import Tile, choose_tile
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
@@ -75,7 +76,8 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     finish_store(sch, epilogue, home, lanes)
     if packed is not None and vo is not None and k_loops + k_unrolled:
         _prefetch_weights(sch, ref, packed, k_loops, k_unrolled, vo, target)
-    _parallelize(sch, outside, info, target)
+    if outside:
+        parallelize_outer(sch, outside, target)
 
 
 def _loops_by_axis(sch: Schedule, ref: BlockRef, info: BlockInfo) -> dict[Var, Var]:
@@ -224,21 +226,3 @@ def pack_map(b: Access, info: BlockInfo, order: list[Var], width: int):  # type:
         return out
 
     return index_map
-
-
-def _parallelize(sch: Schedule, outside: list[Var], info: BlockInfo, target: Target) -> None:
-    """Fuse the outer tile loops and run them in parallel, the innermost (M tile) loop stays serial if there is enough."""
-    if target.cores < 2 and not outside:
-        return
-    loops = list(outside)
-    if not loops:
-        return
-    work = 1
-    keep = 0
-    for v in loops:
-        keep += 1
-        work *= as_int(sch.loop(v).extent) or 1
-        if work >= 8 * target.cores:
-            break
-    head = loops[:keep]
-    sch.parallel(sch.fuse(*head) if len(head) > 1 else head[0])

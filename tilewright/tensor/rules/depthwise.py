@@ -8,8 +8,8 @@ from __future__ import annotations
 from tilewright.loop.ir import Var, as_int
 from tilewright.target.target import Target
 from tilewright.tensor.classify import classify
-from tilewright.tensor.rules.elementwise import parallelize_outer
 from tilewright.tensor.rules.epilogue import attach_epilogue, finish_store
+from tilewright.tensor.rules.threads import parallelize_outer
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef

@@ -17,6 +17,7 @@ from tilewright.target.target import Target
 from tilewright.tensor.classify import vars_of
 from tilewright.tensor.regions import consumers, producers
 from tilewright.tensor.rules.epilogue import is_padding
+from tilewright.tensor.rules.threads import parallelize_outer
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef
@@ -158,17 +159,6 @@ def _compute_near(sch: Schedule, ref: BlockRef, home: Var | None, lanes: int) ->
         n = as_int(sch.loop(loops[-1]).extent) or 0
         if 1 < n <= lanes:
             sch.vectorize(loops[-1])
-
-
-def parallelize_outer(sch: Schedule, loops: list[Var], target: Target) -> None:
-    """Fuse as many outer loops as give every core some work, and run them in parallel."""
-    work, keep = 1, 0
-    for v in loops:
-        keep += 1
-        work *= as_int(sch.loop(v).extent) or 1
-        if work >= 8 * target.cores:
-            break
-    sch.parallel(sch.fuse(*loops[:keep]) if keep > 1 else loops[0])
 
 
 def lanes_of(block: Block, target: Target) -> int:
