@@ -4,8 +4,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from opcheck import build, check, floats, ints
 
+from tests.graph.opcheck import build, check, floats, ints
 from tilewright.core.dtype import dtype, i64
 from tilewright.core.errors import InternalError, UserError
 from tilewright.graph.builder import GraphBuilder

@@ -4,8 +4,8 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from opcheck import build, check, floats, ints
 
+from tests.graph.opcheck import build, check, floats, ints
 from tilewright.core.errors import UserError
 from tilewright.graph.ops.layout import from_blocked, to_blocked
 from tilewright.loop.ir import Var

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from opcheck import build, check, floats, ints, reference
 
+from tests.graph.opcheck import build, check, floats, ints, reference
 from tilewright.core.errors import UserError
 from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.ir import tensor_type

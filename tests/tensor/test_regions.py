@@ -1,13 +1,7 @@
 """Boxes that blocks read and write, and who depends on whom."""
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent / "schedule"))
-
-from schedule_operators import conv2d, matmul_relu, reshapes
-
+from tests.tensor.schedule.schedule_operators import conv2d, matmul_relu, reshapes
 from tilewright.core.dtype import i32, i64
 from tilewright.loop.ir import (
     TRUE,

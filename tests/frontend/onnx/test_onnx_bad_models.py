@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx_check import F32, I64, constant, model, value
 
+from tests.frontend.onnx.onnx_check import F32, I64, constant, model, value
 from tilewright.core.errors import UserError
 from tilewright.frontend.onnx.importer import import_onnx
 

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper
-from onnx_check import BOOL, F32, I64, by_reference, constant, model, one, ops_of, run, same, value
 
+from tests.frontend.onnx.onnx_check import BOOL, F32, I64, by_reference, constant, model, one, ops_of, run, same, value
 from tilewright.core.errors import UserError
 from tilewright.frontend.onnx.importer import import_onnx
 from tilewright.graph.infer import elements_of

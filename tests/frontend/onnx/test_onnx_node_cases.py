@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
-from onnx_check import run, same
 
+from tests.frontend.onnx.onnx_check import run, same
 from tilewright.core.errors import UserError
 from tilewright.frontend.onnx import table
 

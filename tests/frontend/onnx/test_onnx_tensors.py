@@ -10,8 +10,8 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_check import model, run, same, value
 
+from tests.frontend.onnx.onnx_check import model, run, same, value
 from tilewright.core.errors import UserError
 from tilewright.frontend.onnx.tensors import ELEMENT_TYPES, to_array
 

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_check import by_onnxruntime, by_reference, one, run, same
+
+from tests.frontend.onnx.onnx_check import by_onnxruntime, by_reference, one, run, same
 
 X = np.random.default_rng(3).standard_normal((2, 3, 4, 4)).astype(np.float32)
 ROW = np.abs(X[0, :, 0, 0]) + 0.5
-I = np.array  # noqa: E741
+I = np.array
 
 # (operator, operands, version of the operator set, options)
 CASES: list[tuple[str, list[Any], int, dict[str, Any]]] = [

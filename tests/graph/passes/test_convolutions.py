@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from passcheck import Net, check_groups, counts, kernels, names, same
 
+from tests.graph.passes.passcheck import Net, check_groups, counts, kernels, names, same
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.passes.halo import share_borders
 from tilewright.graph.passes.layouts import blocked_layouts

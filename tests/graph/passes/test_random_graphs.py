@@ -6,8 +6,8 @@ from typing import Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
-from passcheck import Net, check_groups, same
 
+from tests.graph.passes.passcheck import Net, check_groups, same
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.passes.cse import merge_equal
 from tilewright.graph.passes.dce import remove_dead

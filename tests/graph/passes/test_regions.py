@@ -1,8 +1,7 @@
 """Passes inside regions: the bodies of If and Loop are rewritten too, and see the values around them."""
 from __future__ import annotations
 
-from passcheck import Net, names, same
-
+from tests.graph.passes.passcheck import Net, names, same
 from tilewright.graph.pipeline import graph_pipeline
 from tilewright.target.presets import get_target
 

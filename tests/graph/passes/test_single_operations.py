@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from passcheck import Net, counts, names, same
 
+from tests.graph.passes.passcheck import Net, counts, names, same
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.passes.cse import merge_equal
 from tilewright.graph.passes.dce import remove_dead

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from passcheck import Net, check_groups, counts, kernels, names, same
 
+from tests.graph.passes.passcheck import Net, check_groups, counts, kernels, names, same
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.passes.cse import merge_equal
 from tilewright.graph.passes.fuse import fuse

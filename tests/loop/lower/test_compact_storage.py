@@ -1,8 +1,7 @@
 """compact_storage: where allocations go and how small they get; what must stay outside a loop."""
 from __future__ import annotations
 
-from nests import conv, matmul, same
-
+from tests.loop.lower.nests import conv, matmul, same
 from tilewright.core.node import walk
 from tilewright.loop.ir import Allocate, For, Program, Stmt, as_int
 from tilewright.loop.lower.compact_storage import compact_storage

@@ -1,8 +1,7 @@
 """flatten_blocks: bindings, predicates, init, and the marks of reductions."""
 from __future__ import annotations
 
-from nests import conv, matmul, same
-
+from tests.loop.lower.nests import conv, matmul, same
 from tilewright.core.node import walk
 from tilewright.loop.ir import Block, For
 from tilewright.loop.lower.flatten_blocks import REDUCES, flatten_blocks

@@ -3,8 +3,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from nests import same
 
+from tests.loop.lower.nests import same
 from tilewright.core.node import walk
 from tilewright.loop.interpret import run
 from tilewright.loop.ir import Buffer, For, Launch, Module

@@ -5,8 +5,8 @@ import random
 from collections.abc import Sequence
 
 import pytest
-from nests import conv, matmul, same
 
+from tests.loop.lower.nests import conv, matmul, same
 from tilewright.core.node import walk
 from tilewright.loop.ir import Compare, For, Guard, If, Program, as_int
 from tilewright.loop.lower import partition_loops as module

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from nests import conv, matmul, same
 
+from tests.loop.lower.nests import conv, matmul, same
 from tilewright.core.config import config
 from tilewright.core.node import walk
 from tilewright.loop.interpret import run

@@ -1,8 +1,7 @@
 """unroll: copies, shared addresses, fresh definitions; always the same result."""
 from __future__ import annotations
 
-from nests import same
-
+from tests.loop.lower.nests import same
 from tilewright.core.node import walk
 from tilewright.loop.ir import Allocate, For, If, Let, Load, Program, Store
 from tilewright.loop.lower.unroll import unroll

@@ -5,8 +5,8 @@ import random
 
 import numpy as np
 import pytest
-from nests import same
 
+from tests.loop.lower.nests import same
 from tilewright.core.node import walk
 from tilewright.loop.interpret import run
 from tilewright.loop.ir import Allocate, Broadcast, For, Guard, Program, Ramp, Select, as_int

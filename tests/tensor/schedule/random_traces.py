@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from dependence_trace import Unknown, wrongs
-from schedule_operators import arguments, results
 
+from tests.tensor.schedule.dependence_trace import Unknown, wrongs
+from tests.tensor.schedule.schedule_operators import arguments, results
 from tilewright.core.errors import TilewrightError
 from tilewright.core.node import alpha_equal, transform
 from tilewright.loop.ir import Block, For, Program, Var, as_int

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from schedule_operators import arguments, results
 
+from tests.tensor.schedule.schedule_operators import arguments, results
 from tilewright.core.node import alpha_equal
 from tilewright.loop.interpret import Interpreter
 from tilewright.loop.ir import Buffer, Program, Var

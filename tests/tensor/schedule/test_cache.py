@@ -1,9 +1,8 @@
 """cache_read, cache_write, set_scope."""
 from __future__ import annotations
 
-from refusals import check, refused
-from schedule_operators import conv2d, matmul_relu, softmax
-
+from tests.tensor.schedule.refusals import check, refused
+from tests.tensor.schedule.schedule_operators import conv2d, matmul_relu, softmax
 from tilewright.loop.ir import Allocate
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import iterate

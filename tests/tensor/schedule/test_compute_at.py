@@ -2,9 +2,17 @@
 from __future__ import annotations
 
 import pytest
-from refusals import refused
-from schedule_operators import batched_matmul, conv2d, max_pool, reshapes, same_results, softmax, two_layers
 
+from tests.tensor.schedule.refusals import refused
+from tests.tensor.schedule.schedule_operators import (
+    batched_matmul,
+    conv2d,
+    max_pool,
+    reshapes,
+    same_results,
+    softmax,
+    two_layers,
+)
 from tilewright.core.dtype import i32
 from tilewright.loop.ir import Const, Program, as_int
 from tilewright.tensor.compute import compute, create_program, placeholder

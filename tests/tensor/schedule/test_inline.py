@@ -5,9 +5,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from refusals import body, check, check_sizes, refused
-from schedule_operators import ZERO32, broadcasts, conv2d, loads_of, matmul_relu, max_pool, padded, reshapes, softmax
 
+from tests.tensor.schedule.refusals import body, check, check_sizes, refused
+from tests.tensor.schedule.schedule_operators import (
+    ZERO32,
+    broadcasts,
+    conv2d,
+    loads_of,
+    matmul_relu,
+    max_pool,
+    padded,
+    reshapes,
+    softmax,
+)
 from tilewright.core.dtype import i32
 from tilewright.loop.ir import Program, Var, as_int, const
 from tilewright.tensor import compute as te

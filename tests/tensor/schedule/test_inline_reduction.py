@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from refusals import check, refused
 
+from tests.tensor.schedule.refusals import check, refused
 from tilewright.core.dtype import i32
 from tilewright.loop.ir import Expr, Program, const, maximum, minimum
 from tilewright.loop.parser import parse_program

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import pytest
-from refusals import body, check, refused
-from schedule_operators import argmax, conv2d, matmul, max_pool, reshapes
 
+from tests.tensor.schedule.refusals import body, check, refused
+from tests.tensor.schedule.schedule_operators import argmax, conv2d, matmul, max_pool, reshapes
 from tilewright.core.dtype import i32
 from tilewright.loop.ir import Program, Var, const
 from tilewright.loop.parser import parse_program

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import pytest
-from refusals import body, check, check_sizes, refused
-from schedule_operators import conv2d, matmul, matmul_relu, two_layers
 
+from tests.tensor.schedule.refusals import body, check, check_sizes, refused
+from tests.tensor.schedule.schedule_operators import conv2d, matmul, matmul_relu, two_layers
 from tilewright.core.dtype import i32
 from tilewright.loop.ir import For, Program, Var, as_int, const
 from tilewright.tensor import compute as te

@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 
 import pytest
-from random_traces import CALLS, LOOKS, Tally, check, first_wrong_step, run_trace
-from schedule_operators import OPERATORS, results
 
+from tests.tensor.schedule.random_traces import CALLS, LOOKS, Tally, check, first_wrong_step, run_trace
+from tests.tensor.schedule.schedule_operators import OPERATORS, results
 from tilewright.tensor.schedule.primitives import WHERE
 
 TRACES = int(os.environ.get("TILEWRIGHT_RANDOM_TRACES", "170"))

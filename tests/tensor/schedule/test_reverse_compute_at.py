@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import pytest
-from refusals import check, refused
-from schedule_operators import conv2d, matmul_relu, max_pool, padded, relu, softmax
 
+from tests.tensor.schedule.refusals import check, refused
+from tests.tensor.schedule.schedule_operators import conv2d, matmul_relu, max_pool, padded, relu, softmax
 from tilewright.core.dtype import i32
 from tilewright.loop.ir import Const, Program, as_int
 from tilewright.tensor import compute as te

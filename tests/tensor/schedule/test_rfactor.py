@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import pytest
-from refusals import check, refused
-from schedule_operators import argmax, conv2d, gemv, matmul, max_pool
 
+from tests.tensor.schedule.refusals import check, refused
+from tests.tensor.schedule.schedule_operators import argmax, conv2d, gemv, matmul, max_pool
 from tilewright.core.dtype import i32
 from tilewright.loop.ir import Const, as_int
 from tilewright.tensor.compute import compute, create_program, placeholder, reduce_axis, reducer

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import pytest
-from refusals import check, refused
-from schedule_operators import matmul
 
+from tests.tensor.schedule.refusals import check, refused
+from tests.tensor.schedule.schedule_operators import matmul
 from tilewright.core.errors import UserError
 from tilewright.loop.ir import as_int
 from tilewright.tensor.schedule.schedule import Schedule, replay

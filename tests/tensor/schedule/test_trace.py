@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 import pytest
-from refusals import check, refused
-from schedule_operators import conv2d, matmul, matmul_relu
 
+from tests.tensor.schedule.refusals import check, refused
+from tests.tensor.schedule.schedule_operators import conv2d, matmul, matmul_relu
 from tilewright.core.dtype import i32
 from tilewright.core.errors import UserError
 from tilewright.core.node import alpha_equal

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from refusals import body, check, check_sizes, refused
-from schedule_operators import arguments, batched_matmul, conv2d, matmul_relu, results, two_layers
 
+from tests.tensor.schedule.refusals import body, check, check_sizes, refused
+from tests.tensor.schedule.schedule_operators import arguments, batched_matmul, conv2d, matmul_relu, results, two_layers
 from tilewright.core.dtype import i32
 from tilewright.core.node import alpha_equal
 from tilewright.loop.interpret import Interpreter
