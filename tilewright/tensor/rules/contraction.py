@@ -48,13 +48,33 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     axes = _axes(info, loop_of)
     extent = {v: as_int(sch.loop(v).extent) or 1 for v in loop_of.values()}
     lanes = _lanes(info, extent[axes.vector], target)
-    tile = _tile(axes, extent, lanes, target)
+    tile = _decided(sch, axes, _tile(axes, extent, lanes, target))
     packed = _pack(sch, ref, info, tile, lanes)
     if epilogue is None:
         epilogue = sch.cache_write(ref, 0, "local")
     else:
         sch.set_scope(ref, 0, "local")
 
+    nest = register_tile(sch, ref, epilogue, axes, tile, lanes)
+    if packed is not None and nest.panels is not None and nest.reduce + nest.unrolled:
+        _prefetch_weights(sch, ref, packed, nest, target)
+    if nest.outside:
+        parallelize_outer(sch, nest.outside, target)
+
+
+@dataclass
+class TileNest:
+    """The loops around a register tile: `outside` (the last one completes a tile; `panels`, one of them, goes through the
+    vectors), `reduce`, and `unrolled`, the innermost part of the reduction."""
+    outside: list[Var]
+    panels: Var | None
+    reduce: list[Var]
+    unrolled: list[Var]
+
+
+def register_tile(sch: Schedule, ref: BlockRef, epilogue: BlockRef, axes: Axes, tile: Tile, lanes: int) -> TileNest:
+    """Split the axes of a contraction by a tile, keep the tile in registers while it is summed and store it through
+    `epilogue`."""
     vo, vp, vl = _split_vector(sch, axes, tile, lanes)
     row_o, row_i = sch.split(axes.row, [None, tile.rows]) if axes.row is not None else (None, None)
     col_o, col_i = sch.split(axes.column, [None, tile.columns]) if axes.column is not None else (None, None)
@@ -74,10 +94,7 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
         sch.unroll(v)
     _unroll_tile(sch, inside)
     finish_store(sch, epilogue, home, lanes)
-    if packed is not None and vo is not None and k_loops + k_unrolled:
-        _prefetch_weights(sch, ref, packed, k_loops, k_unrolled, vo, target)
-    if outside:
-        parallelize_outer(sch, outside, target)
+    return TileNest(outside, vo, k_loops, k_unrolled)
 
 
 def _loops_by_axis(sch: Schedule, ref: BlockRef, info: BlockInfo) -> dict[Var, Var]:
@@ -127,6 +144,14 @@ def _tile(axes: Axes, extent: dict[Var, int], lanes: int, target: Target) -> Til
                        vectors, target)
 
 
+def _decided(sch: Schedule, axes: Axes, tile: Tile) -> Tile:
+    """The tile as named decisions, which a tuner may take otherwise; the model's choice is the default."""
+    rows = 1 if axes.row is None else sch.sample_tile(axes.row, range(1, 5), tile.rows)
+    columns = 1 if axes.column is None else sch.sample_tile(axes.column, range(1, 31), tile.columns)
+    vectors = sch.sample_tile(axes.vector if axes.panel is None else axes.panel, range(1, 9), tile.vectors)
+    return Tile(rows, columns, vectors)
+
+
 def _split_vector(sch: Schedule, axes: Axes, tile: Tile, lanes: int) -> tuple[Var | None, Var | None, Var]:
     """(panels, vectors of a tile, lanes) of the output's innermost axis, and of the N axis outside it."""
     if axes.panel is None:
@@ -170,20 +195,19 @@ def _pack(sch: Schedule, ref: BlockRef, info: BlockInfo, tile: Tile, lanes: int)
     return b.buffer.name
 
 
-def _prefetch_weights(sch: Schedule, ref: BlockRef, packed: str, k_loops: list[Var], k_unrolled: list[Var], panels: Var,
-                      target: Target) -> None:
+def _prefetch_weights(sch: Schedule, ref: BlockRef, packed: str, nest: TileNest, target: Target) -> None:
     """Prefetch the next panel while this one is used; of panels too large for two to stay in the second-level cache, only
     a few steps ahead."""
     b = classify(state.find_block(sch.program, ref)).b
-    assert b is not None
+    assert b is not None and nest.panels is not None
     panel = b.buffer.dtype.nbytes
-    for d in b.buffer.shape[b.buffer.rank - len(k_loops + k_unrolled) - 1:]:
+    loops = nest.reduce + nest.unrolled
+    for d in b.buffer.shape[b.buffer.rank - len(loops) - 1:]:
         panel *= as_int(d) or 1
-    innermost = (k_loops + k_unrolled)[-1]
     if panel <= target.l2 // 4:
-        sch.prefetch(ref, packed, innermost, panels)
-    elif k_loops:
-        sch.prefetch(ref, packed, innermost, k_loops[-1], 2)
+        sch.prefetch(ref, packed, loops[-1], nest.panels)
+    elif nest.reduce:
+        sch.prefetch(ref, packed, loops[-1], nest.reduce[-1], 2)
 
 
 def pack_map(b: Access, info: BlockInfo, order: list[Var], width: int):  # type: ignore[no-untyped-def]
@@ -197,6 +221,9 @@ def pack_map(b: Access, info: BlockInfo, order: list[Var], width: int):  # type:
     n_dim: int | None = None
     batch_dims: list[int] = []
     for d, (index, used) in enumerate(zip(b.indices, b.vars, strict=True)):
+        if used and used <= batch:
+            batch_dims.append(d)
+            continue
         coeff = linear_coefficients(index)
         if coeff is None or (coeff.get(None) or 0) != 0:
             return None
@@ -204,8 +231,6 @@ def pack_map(b: Access, info: BlockInfo, order: list[Var], width: int):  # type:
             if n_dim is not None or used - n_vars:
                 return None
             n_dim = d
-        elif used & batch:
-            batch_dims.append(d)
         elif len(used) == 1:
             steps[next(iter(used))] = (d, None, None)
         elif len(used) == 2:
@@ -213,6 +238,8 @@ def pack_map(b: Access, info: BlockInfo, order: list[Var], width: int):  # type:
             steps[outer], steps[inner] = (d, coeff[outer], None), (d, None, coeff[outer])
         elif used:
             return None
+        else:
+            batch_dims.append(d)
     if n_dim is None:
         return None
     n_at, reduce = n_dim, [steps[v] for v in order if v in steps]
