@@ -1,7 +1,7 @@
 """One group's program becomes machine code: default schedule, lowering, LLVM IR, object.
 
 In: unscheduled Programs (many; equal ones are one job) and a target. Out: per program a `CompiledKernel`: an object file
-that holds the kernel and the prepack programs of its weights, and the record of how it was made (trace, lowered program, IR).
+that holds the kernel and the prepack programs of its weights, and the record of how it was made (trace, lowered program).
 """
 from __future__ import annotations
 
