@@ -68,8 +68,10 @@ def _array(matrix: Matrix) -> Array:
 def transform_weights(w: Array, m: int) -> Array:
     """[O, I, 3, 3] → G w Gᵀ as [n*n, I, O], computed in f64."""
     g = _array(matrices(m)[1])
-    u = np.einsum("ia,ocab,jb->ijco", g, w.astype(np.float64), g, optimize=True)
-    return np.ascontiguousarray(u.reshape(-1, w.shape[1], w.shape[0]).astype(w.dtype))
+    both = np.kron(g, g)  # rows (i, j), columns (a, b)
+    pairs = np.ascontiguousarray(w.reshape(*w.shape[:2], -1).transpose(2, 1, 0)).astype(np.float64)
+    u = both @ pairs.reshape(pairs.shape[0], -1)
+    return u.astype(w.dtype).reshape(-1, w.shape[1], w.shape[0])
 
 
 def _infer_weights(op: Operation) -> Sequence[TensorType]:
