@@ -3,7 +3,7 @@
 In: a Schedule and its contraction block. Out: the schedule applied: weights packed in streaming order, one register tile of
 outputs per innermost nest, the epilogue in the tile's store, outer tiles in parallel.
 
-    parallel (batch, N panel, outer M) | M tiles | reductions (windows outer, channels inner) | tile: rows x columns x vectors
+    parallel (batch, N panel, outer M) | M tiles | reductions (windows outer, channels inner) | tile: rows, columns, vectors
 
 Weight panels are outer and M tiles inner, so that a panel is read from memory once and then from the cache; the reduction
 runs inside one tile, so that partial sums never leave the registers. While a panel is used, the next one is prefetched.

@@ -5,17 +5,17 @@ facts of the target; no operator, model or shape is known by name.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from tilewright.core.node import walk
-from tilewright.loop.ir import Block, Load, Program, Store
+from tilewright.loop.ir import Block, Load, Program
 from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.regions import consumers
 from tilewright.tensor.rules.contraction import schedule_contraction
 from tilewright.tensor.rules.depthwise import schedule_depthwise
 from tilewright.tensor.rules.elementwise import near_producers, schedule_elementwise
-from tilewright.tensor.rules.epilogue import merge_chain
+from tilewright.tensor.rules.epilogue import is_view, merge_chain
 from tilewright.tensor.rules.rows import schedule_rows
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
@@ -67,16 +67,16 @@ def in_scheduled_nest(sch: Schedule, block: Block) -> bool:
     return any(f.kind != "serial" for f in loops) or (bool(loops) and len(state.blocks_under(loops[0])) > 1)
 
 
-def inline_prologues(sch: Schedule) -> None:
+def inline_prologues(sch: Schedule, keep: Collection[str | None] = ()) -> None:
     """Inline spatial blocks into their readers where that repeats no real work: views anywhere, arithmetic only where one
-    spatial block reads it."""
+    spatial block reads it. Those named in `keep` stay."""
     changed = True
     while changed:
         changed = False
         for block in state.blocks(sch.program):
             info = classify(block)
             readers = consumers(sch.program, block)
-            if info.kind not in ("elementwise", "injective") or not readers:
+            if info.kind not in ("elementwise", "injective") or not readers or block.name in keep:
                 continue
             kinds = [classify(r).kind for r in readers]
             alone = (len(readers) == 1 and kinds[0] in ("elementwise", "injective") and reads_once(readers[0], info)
@@ -91,12 +91,6 @@ def reads_once(reader: Block, info: BlockInfo) -> bool:
     """Whether each instance of `reader` uses one element of what the block computes: inlining repeats no work then."""
     assert info.out is not None
     return len({n for n in walk(reader.body) if isinstance(n, Load) and n.buffer is info.out.buffer}) == 1
-
-
-def is_view(info: BlockInfo) -> bool:
-    """A block that only moves elements: its value is one load."""
-    body = info.block.body
-    return isinstance(body, Store) and isinstance(body.value, Load)
 
 
 def reads_reduction(sch: Schedule, name: str) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from tilewright.core.node import walk
 from tilewright.loop.ir import Block, Const, Guard, Le, Load, Lt, Select, Store, Var, as_int
-from tilewright.tensor.classify import classify, vars_of
+from tilewright.tensor.classify import BlockInfo, classify, vars_of
 from tilewright.tensor.regions import conjuncts, consumers
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
@@ -61,6 +61,12 @@ def merge_chain(sch: Schedule, anchor: BlockRef) -> tuple[BlockRef | None, list[
     for ref in chain[:-1]:
         sch.compute_inline(ref)
     return chain[-1], fills
+
+
+def is_view(info: BlockInfo) -> bool:
+    """A block that only moves elements: its value is one load."""
+    body = info.block.body
+    return isinstance(body, Store) and isinstance(body.value, Load)
 
 
 def reads_at_one_place(reader: Block, producer: Block) -> bool:
