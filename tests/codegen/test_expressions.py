@@ -1,4 +1,4 @@
-"""Every expression of the loop IR, over every element type, scalar and vector: native results have the interpreter's bits."""
+"""Every expression of the loop IR, every element type, scalar and vector: native results have the interpreter's bits."""
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -59,7 +59,8 @@ def test_packed_elements(t: d.DType, lanes: int) -> None:
     a, o = buffer("A", 32, t=t, packing=k), buffer("O", 32, t=t, packing=k)
     i = ir.Var("i")
     at = ir.Ramp(i * lanes, c(1), lanes) if lanes > 1 else i
-    p = ir.Program("f", (a, o), ir.For(i, c(0), c(32 // lanes), ir.Store(o, (at,), a[at] + ir.const(1, t.with_lanes(lanes)))))
+    body = ir.Store(o, (at,), a[at] + ir.const(1, t.with_lanes(lanes)))
+    p = ir.Program("f", (a, o), ir.For(i, c(0), c(32 // lanes), body))
     raw = np.random.default_rng(0).integers(0, 256, 32 // k).astype(np.uint8)
     got = np.zeros_like(raw)
     assert native(p, [raw, got]) == 0

@@ -57,5 +57,5 @@ def test_bad_values(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> N
 def test_unknown_setting_and_assignment() -> None:
     with pytest.raises(UserError, match="setting-unknown"), config.override(thread=1):
         pass
-    with pytest.raises(AttributeError, match="config.override"):
+    with pytest.raises(AttributeError, match=r"config\.override"):
         config.threads = 1

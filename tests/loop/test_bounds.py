@@ -112,7 +112,8 @@ def test_proofs(cond: Expr, ranges: Any) -> None:
 
 
 @pytest.mark.parametrize("cond, ranges", [
-    (i < n, {}), (i < n, {n: (1, None), i: (0, n)}), (i * 14 + j < 55, {i: (0, 3), j: (0, 13)}), (i * m < n * m, {i: (0, n - 1)}),
+    (i < n, {}), (i < n, {n: (1, None), i: (0, n)}), (i * 14 + j < 55, {i: (0, 3), j: (0, 13)}),
+    (i * m < n * m, {i: (0, n - 1)}),
     (i.ne(j), {}), (i // 4 * 4 < i, {}),
 ], ids=repr)
 def test_what_is_not_so_is_not_proved(cond: Expr, ranges: Any) -> None:

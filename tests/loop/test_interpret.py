@@ -68,7 +68,8 @@ def test_integers_wrap_scalar_and_vector(data: Any) -> None:
     a, b = data.draw(st.integers(lo, hi)), data.draw(st.integers(lo, hi))
     op, exact = data.draw(st.sampled_from([
         (Add, a + b), (Sub, a - b), (Mul, a * b), (Min, min(a, b)), (Max, max(a, b)),
-        *([(FloorDiv, a // b), (FloorMod, a % b), (Div, abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1))] if b else [])]))
+        *([(FloorDiv, a // b), (FloorMod, a % b),
+           (Div, abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1))] if b else [])]))
     expected = (exact - lo) % (hi - lo + 1) + lo
     assert int(evaluate(op(const(a, t), const(b, t)))) == expected
     lanes = evaluate(op(vector([a, a, lo, 0], t), vector([b, b, 1, 1], t)))
@@ -174,7 +175,8 @@ def test_a_binding_outside_of_the_domain_is_an_error() -> None:
 
 
 def test_the_order_of_parallel_iterations() -> None:
-    p = parse_program("program f(A: i64[9], n: i64[1]):\n    for i in 0..9 parallel:\n        A[n[0]] = i\n        n[0] = n[0] + 1")
+    p = parse_program("program f(A: i64[9], n: i64[1]):\n    for i in 0..9 parallel:\n"
+                      "        A[n[0]] = i\n        n[0] = n[0] + 1")
     seen = {}
     for order in ("forward", "reverse", "random"):
         a = np.zeros(9, np.int64)

@@ -154,7 +154,8 @@ def test_operators_keep_their_shape() -> None:
     i = Var("i")
     cases = {
         (i - (i - 1)) - 1: "i - (i - 1) - 1", (i + 1) * 2: "(i + 1) * 2", i + Add(ONE, ONE): "i + (1 + 1)",
-        i * (i // 2) % 3: "i * (i // 2) % 3", Not(Not(i < 3)): "not not i < 3", Not(i < 1) & (i <= 2): "not i < 1 and i <= 2",
+        i * (i // 2) % 3: "i * (i // 2) % 3", Not(Not(i < 3)): "not not i < 3",
+        Not(i < 1) & (i <= 2): "not i < 1 and i <= 2",
         (i < 1).eq(Not(i < 2)): "(i < 1) == (not i < 2)", ((i < 1) | (i < 2)) & (i < 3): "(i < 1 or i < 2) and i < 3",
         (i < 1) | ((i < 2) | (i < 3)): "i < 1 or (i < 2 or i < 3)", i - Const(-1, i64): "i - -1",
         ir.minimum(i, 2) + ir.maximum(i, 3): "min(i, 2) + max(i, 3)"}
@@ -189,7 +190,8 @@ def test_rare_forms() -> None:
         Evaluate(x.cast(f64)), Evaluate(Broadcast(x, 8).cast(f16)), Evaluate(h),
         Let(w, n + 1, Evaluate(w)), Let(Var("q", f64), x, Seq(())), Let(Var("q"), n, Seq((Evaluate(x),))),
         Allocate(c, Store(c, (n,), const(3, c.dtype)), n * 64), While(n < 3, Evaluate(x)),
-        For(i, const(2, i32), const(5, i32), Evaluate(i), "vectorized", (("k", (1, ("a\"\\\n", None, 2.5), f16)), ("a b", -1))),
+        For(i, const(2, i32), const(5, i32), Evaluate(i), "vectorized",
+            (("k", (1, ("a\"\\\n", None, 2.5), f16)), ("a b", -1))),
         For(Var("j"), n, n + 1, If(n < 1, Evaluate(x), If(n < 2, Seq(()), Evaluate(x)))),
         If(n < 1, Evaluate(x), Seq((If(n < 2, Evaluate(x)),))), Assert(n < 3, 7, 'say "é" \\ # not a comment'),
         Launch("a kernel", (Address(z, ()), n), const(4)), Launch("k", ()),
@@ -314,7 +316,9 @@ class Maker:
         if t.is_bool:
             u = self.pick(*TYPES[:-1])
             x, y = self.expr(u, depth - 1), self.expr(u, depth - 1)
-            return self.pick(a & self.expr(t, depth - 1), a | self.expr(t, depth - 1), Not(a), x < y, x <= y, x.eq(y), x.ne(y))  # type: ignore[no-any-return]
+            found: Expr = self.pick(a & self.expr(t, depth - 1), a | self.expr(t, depth - 1), Not(a), x < y, x <= y, x.eq(y),
+                                    x.ne(y))
+            return found
         b = self.expr(t, depth - 1)
         if kind == "minmax":
             return self.pick(ir.Min, ir.Max)(a, b)  # type: ignore[no-any-return]
@@ -363,7 +367,8 @@ class Maker:
         return Allocate(b, seq(*cells, body) if self.draw(st.booleans()) else Seq((*cells, body)))
 
     def block(self, depth: int) -> Stmt:
-        iters = tuple(IterVar(Var(self.draw(self.names)), const(4), k) for k in self.pick((), ("spatial",), ("spatial", "reduce")))
+        kinds = self.pick((), ("spatial",), ("spatial", "reduce"))
+        iters = tuple(IterVar(Var(self.draw(self.names)), const(4), k) for k in kinds)
         bindings = tuple(self.expr(i64, 1) % 4 for _ in iters)
         self.blocks += 1
         name = f"{self.pick('block', 'b c')}{self.blocks}"

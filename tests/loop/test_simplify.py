@@ -263,7 +263,8 @@ def test_loops_that_run_once_or_never() -> None:
 def test_conditions_inside_loops() -> None:
     s = For(i, expr(0), expr(4), For(j, expr(0), expr(14), If(i * 14 + j < 56, put((i * 14 + j) // 14, A[j]))))
     assert simplify(s) == For(i, expr(0), expr(4), For(j, expr(0), expr(14), put(i, A[j])))
-    tail = For(i, expr(0), (n + 15) // 16, For(j, expr(0), minimum(expr(16), n - i * 16), If(i * 16 + j < n, put(i * 16 + j, A[j]))))
+    tail = For(i, expr(0), (n + 15) // 16, For(
+        j, expr(0), minimum(expr(16), n - i * 16), If(i * 16 + j < n, put(i * 16 + j, A[j]))))
     got = simplify(tail)
     assert not any(isinstance(x, If) for x in walk(got))
     nested = If(i < n, seq(If(i < n + 1, put(i, A[i])), If(n <= i, put(0, A[0]))))
@@ -310,7 +311,8 @@ def test_unchanged_programs_stay_the_same_object() -> None:
 
 
 def test_unrolled_kernels_are_fast() -> None:
-    stmts = [Store(B, (expr(r * 48 + c) + i * 0,), B[i * 384 + r * 48 + c] + A[(i * 8 + r) * 768 + k] * A[(j * 768 + k) * 48 + c])
+    stmts = [Store(B, (expr(r * 48 + c) + i * 0,),
+                   B[i * 384 + r * 48 + c] + A[(i * 8 + r) * 768 + k] * A[(j * 768 + k) * 48 + c])
              for r in range(8) for c in range(48)]
     s = For(i, expr(0), expr(16), For(j, expr(0), expr(16), For(k, expr(0), expr(768), seq(stmts))))
     start = time.process_time()

@@ -51,7 +51,8 @@ def statements(draw: st.DrawFn, names: tuple[Var, ...], depth: int) -> Stmt:
     if kind == "store":
         at = value()
         inside = (at >= 0) & (at < SIZE)
-        loaded = draw(st.sampled_from((Guard(inside, A[at], const(7)), A[FloorMod(at, expr(SIZE))], B[FloorMod(at, expr(SIZE))])))
+        wrapped = FloorMod(at, expr(SIZE))
+        loaded = draw(st.sampled_from((Guard(inside, A[at], const(7)), A[wrapped], B[wrapped])))
         return Store(B, (FloorMod(value(), expr(SIZE)),), loaded + value())
     if kind == "for":
         v = Var(f"i{depth}")

@@ -11,7 +11,8 @@ from tilewright.target.host import cache_sizes, cpu_flags, usable_cores
 from tilewright.target.x86 import LEVELS, features_of, intrinsics_of, level_of, vector_bits
 
 ZEN2 = """processor\t: 0
-flags\t\t: fpu cx8 cmov fxsr mmx sse sse2 pni ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt aes xsave avx f16c lahf_lm abm bmi1 avx2 bmi2
+flags\t\t: fpu cx8 cmov fxsr mmx sse sse2 pni ssse3 fma cx16 sse4_1 sse4_2 movbe popcnt aes xsave avx f16c lahf_lm abm \
+bmi1 avx2 bmi2
 
 processor\t: 1
 flags\t\t: fpu

@@ -122,7 +122,7 @@ class Config:
 
     @contextmanager
     def override(self, **values: Any) -> Iterator[None]:
-        """Values for the enclosed block, in this thread or task only. Raises UserError for an unknown name or a bad value."""
+        """Values for the enclosed block, in this thread or task only. UserError for an unknown name or a bad value."""
         known = {s.name: s for s in self.settings()}
         for name in values:
             if name not in known:

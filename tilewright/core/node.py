@@ -7,7 +7,8 @@
 
 A field is a *child* if its type is a Node, an optional Node, or a tuple of Nodes; every other field is plain data.
 Names listed in `binders` are definitions (a loop's variable, an allocated buffer): they are not visited as children,
-and `alpha_equal` matches them up. A class with `by_identity = True` (variables, buffers) is equal only to itself and has no children (a traversal sees it as a leaf).
+and `alpha_equal` matches them up. A class with `by_identity = True` (variables, buffers) is equal only to itself and has
+no children (a traversal sees it as a leaf).
 `loc`, where a node came from in the user's model or program, is outside equality and inherited by replacements.
 """
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What is known of integer expressions: intervals, and proofs of comparisons under the ranges of the variables.
 
 In: an integer or boolean expression, and for each variable an inclusive range whose ends are integers, expressions (in
-terms of variables with ranges of their own, outer ones first) or None. Out: an interval, or whether a condition surely holds.
+terms of variables with ranges of their own, outer ones first) or None. Out: an interval, or whether a condition surely
+holds.
 
 Wrapping: a variable of type i64 without a range is an index or a size, and sums and products of such are taken not to
 overflow, since they address memory. Everything else (loads, casts, narrower types) counts with its type's full range,
@@ -311,7 +312,7 @@ class Knowledge:
         return self._search(a, [_FUEL]) or self._by_facts(a, 2)
 
     def _by_facts(self, a: Affine, depth: int) -> bool:
-        """a >= 0 because `k * a - j * fact >= 0` for a fact and positive k and j that cancel a monomial; up to `depth` facts."""
+        """a >= 0 because `k * a - j * fact >= 0` for a fact and k, j > 0 that cancel a monomial; up to `depth` facts."""
         for fact in self.facts:
             for m, c in fact.terms.items():
                 k = a.terms.get(m, 0)
@@ -352,7 +353,7 @@ class Knowledge:
         return self._ranks.get(v, -1)
 
     def _lower(self, a: Affine, m: Monomial, e: Expr, c: int) -> list[list[Affine]]:
-        """Ways to bound `a` from below by replacing the atom `e` (with coefficient c): any one way, all forms of it, suffices."""
+        """Ways to bound `a` from below by replacing the atom `e` (with coefficient c): any one way, all its forms, does."""
         rest = Affine({n: k for n, k in a.terms.items() if n != m}, a.type, a.data, a.bits)
         match e:
             case FloorDiv(x, Const(d, _)) if d > 0 and self.exact(self.form(x)):

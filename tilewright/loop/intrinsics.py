@@ -266,7 +266,8 @@ def _declare() -> None:
         register(Intrinsic(f"tw_profile_{when}", 1, _number_of_kernel, lambda to, frm, k: 0,
                            f"The {when} of a kernel in the profile, by its number. The result is unused.", pure=False))
     register(Intrinsic("tw_tap", 3, _tap_operands, lambda to, frm, k, address, n: 0,
-                       "Report a stored value of the graph: its number, address and bytes. The result is unused.", pure=False))
+                       "Report a stored value of the graph: its number, address and bytes. The result is unused.",
+                       pure=False))
 
 
 _declare()

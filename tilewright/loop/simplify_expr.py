@@ -209,8 +209,8 @@ class ExprSimplifier:
 
     # ---- scalar integers --------------------------------------------------------------------------------------------
     def _integer(self, cls: Any, e: Binary) -> Expr | Affine | None:
-        """Normal form of a sum or product, division by what is known, a decided comparison; None where there is no more to say
-        than the local rules do."""
+        """Normal form of a sum or product, division by what is known, a decided comparison; None where there is no more to
+        say than the local rules do."""
         a, b = self._form(e.a), self._form(e.b)
         if cls is Add or cls is Sub or cls is Mul:
             return combine(cls, a, b)
@@ -414,7 +414,7 @@ def _alike(a: Expr, b: Expr) -> bool:
 
 
 def _split(a: Affine, m: Monomial, c: int) -> tuple[Affine, Affine]:
-    """(q, r) with a = q * (c * m) + r, where r keeps the terms that are no multiples (its constant is in [0, c) if m is 1)."""
+    """(q, r) with a = q * (c * m) + r; r keeps the terms that are no multiples (its constant is in [0, c) if m is 1)."""
     q: dict[Monomial, int] = {}
     r: dict[Monomial, int] = {}
     for n, k in a.terms.items():

@@ -32,8 +32,8 @@ def substitute(root: N, mapping: Mapping[Any, Any]) -> N:
     """`root` with each use of a variable replaced by an expression and each use of a buffer by a buffer.
 
     Definitions keep their identity, with one exception: an allocated buffer (or a parameter) whose shape or strides mention
-    a replaced variable is itself replaced, since a buffer's shape is part of it. Returns the very same
-    object where nothing changed. Variables that replace must not be captured: definitions are unique objects, so they never are.
+    a replaced variable is itself replaced, since a buffer's shape is part of it. Returns the very same object where nothing
+    changed. Variables that replace must not be captured: definitions are unique objects, so they never are.
     """
     return _Substitution(dict(mapping)).visit(root) if mapping else root
 

@@ -97,11 +97,11 @@ def conv(h: int, tile: int) -> Program:
         spatial = [("o", 2, "spatial", oc), ("y", h, "spatial", oh), ("x", h, "spatial", ow),
                    ("l", lanes, "spatial", v)]
         if what == "update":
-            def update(o: Var, y: Var, xx: Var, l: Var, ci: Var, i: Var, j: Var) -> tuple[None, Stmt]:
+            def update(o: Var, y: Var, xx: Var, lane: Var, ci: Var, i: Var, j: Var) -> tuple[None, Stmt]:
                 r, s = y + i - 1, xx + j - 1
                 inside = (ZERO <= r) & (r < h) & (ZERO <= s) & (s < h)
                 value = Guard(inside, x[ci, r, s], const(0, f32))
-                return None, Store(acc, (o, y, xx, l), acc[o, y, xx, l] + value * w[o, ci, i, j, l])
+                return None, Store(acc, (o, y, xx, lane), acc[o, y, xx, lane] + value * w[o, ci, i, j, lane])
             blk = block("Y_update", [*spatial, ("c", ic, "reduce", c), ("i", 3, "reduce", kh), ("j", 3, "reduce", kw)],
                         update, predicate)
             parts.append(loops(blk, (c, ic, "serial"), (kh, 3, "serial"), (kw, 3, "serial"), (owi, tile, "unrolled"),

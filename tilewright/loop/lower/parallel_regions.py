@@ -64,7 +64,7 @@ def _outline(loop: For, program: Program, name: str) -> tuple[Program, Launch]:
     order = {p: i for i, p in enumerate(program.params)}
     captured = sorted(buffers, key=lambda b: order.get(b, len(order)))
     # A region keeps the buffers as they are: one object names one memory throughout the module.
-    attrs = tuple([(k, v) for k, v in program.attrs if k in ("noalias", "aligned", "fp")]) + (("internal", True),)
+    attrs = (*[(k, v) for k, v in program.attrs if k in ("noalias", "aligned", "fp")], ("internal", True))
     region = Program(name, (begin, end, *captured, *scalars), body, attrs)
     args: list[Expr] = [Address(b, tuple([const(0)] * b.rank)) for b in captured]
     return region.at(loop.loc), Launch(name, (*args, *scalars), loop.extent).at(loop.loc)

@@ -1,1 +1,1 @@
-"""Default schedules as rules: what a block computes (`tensor/classify.py`) and a target's facts decide, nothing else does."""
+"""Default schedules as rules: what a block computes (`tensor/classify.py`) and a target's facts decide, nothing else."""
