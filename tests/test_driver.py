@@ -215,3 +215,12 @@ def test_bad_options(bad, code):
     with pytest.raises(UserError) as caught:
         tilewright.compile(small_models.mlp(), **bad)
     assert caught.value.code == code
+
+
+def test_settings_dump_and_verify_every_pass(tmp_path):
+    with config.override(dump_dir=tmp_path / "dump", cache_dir=tmp_path / "cache", debug=True):
+        made = tilewright.compile(small_models.convnet())
+    assert (tmp_path / "dump" / "graph" / "00.ir").read_text().startswith("graph")
+    kernel = tmp_path / "dump" / made.kernels[0].kernel / "lower"
+    assert (kernel / "00.ir").read_text().startswith("program")
+    assert list(kernel.glob("*_flatten_blocks.diff"))

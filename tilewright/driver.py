@@ -19,7 +19,7 @@ from tilewright.codegen.llvm.compile import compile_object
 from tilewright.codegen.llvm.emit import emit
 from tilewright.core.config import config
 from tilewright.core.errors import InternalError, UserError
-from tilewright.core.passes import Observer
+from tilewright.core.passes import Dump, Observer, Verify
 from tilewright.frontend.onnx.importer import import_onnx
 from tilewright.graph.ir import Graph, TensorType, Value
 from tilewright.graph.lower import GroupProgram, group_program
@@ -28,6 +28,7 @@ from tilewright.graph.passes.fuse import Group, fuse
 from tilewright.graph.pipeline import graph_pipeline
 from tilewright.graph.plan import HostPlan, Kernel, Planner
 from tilewright.graph.printer import print_graph
+from tilewright.graph.verify import verify as verify_graph
 from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key
 from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, as_int, const, seq
 from tilewright.loop.lower.pipeline import lower
@@ -77,7 +78,7 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
     stages = Stages()
     try:
         stages.imported = import_onnx(model, shapes=shapes)
-        stages.optimized = graph_pipeline(device, options).run(stages.imported, observers)
+        stages.optimized = graph_pipeline(device, options).run(stages.imported, [*observers, *_from_settings()])
         built = build(stages, device, options, threads, progress)
         if verify:
             built.verify()
@@ -92,6 +93,12 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
                               versions={"compiler": compiler_version(), "numpy": np.__version__})
         where = f"\n  to reproduce it: {folder}" if folder else ""
         raise InternalError(f"{error if isinstance(error, InternalError) else repr(error)}{where}") from error
+
+
+def _from_settings() -> list[Observer]:
+    """The observers of the graph passes that the settings ask for."""
+    out: list[Observer] = [Verify(verify_graph)] if config.debug else []
+    return out if config.dump_dir is None else [*out, Dump(config.dump_dir, print_graph)]
 
 
 def build(stages: Stages, target: Target, numerics: str, threads: int | None,

@@ -13,8 +13,10 @@ from typing import Any
 
 from tilewright.codegen.llvm.compile import CompilePool
 from tilewright.codegen.llvm.emit import emit
+from tilewright.core.config import config
 from tilewright.core.dtype import dtype
 from tilewright.core.errors import InternalError, TilewrightError
+from tilewright.core.passes import Dump
 from tilewright.loop.ir import Buffer, Module, Program, as_int
 from tilewright.loop.lower.pipeline import lower
 from tilewright.loop.printer import print_module, print_program
@@ -78,7 +80,8 @@ def schedule_kernel(program: Program, target: Target, numerics: str) -> Schedule
 
 def lowered_module(sch: Schedule, name: str, target: Target) -> tuple[Module, dict[str, PackedWeight]]:
     """The emitted-stage module of a scheduled kernel and its prepack programs."""
-    programs = list(lower(sch.program.replace(name=name), target).programs)
+    observers = [] if config.dump_dir is None else [Dump(config.dump_dir / name)]
+    programs = list(lower(sch.program.replace(name=name), target, observers).programs)
     packed: dict[str, PackedWeight] = {}
     for weight, prepack in sch.prepacks.items():
         out = prepack.params[-1]
