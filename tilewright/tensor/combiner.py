@@ -111,6 +111,17 @@ def _named(body: Stmt, starts: list[Store]) -> Reduction | None:
     return Reduction(tuple([u.buffer for u in updates]), at, tuple([t.value for t in term]), start, start, combine, False)
 
 
+def folds_lanes(block: Block) -> bool:
+    """Whether a block without `init` is C[i…] = C[i…] op value for an operator that has a horizontal form: a sum, the
+    largest, the least."""
+    s = block.body
+    if block.init is not None or not isinstance(s, Store) or not isinstance(s.value, Add | Max | Min):
+        return False
+    own = Load(s.buffer, s.indices)
+    term = s.value.b if s.value.a == own else s.value.a if s.value.b == own else None
+    return term is not None and not any(isinstance(n, Load) and n.buffer is s.buffer for n in walk(term))
+
+
 def _variables(e: Expr) -> set[Expr]:
     return {n for n in walk(e) if isinstance(n, Var)}
 

@@ -14,6 +14,7 @@ from tilewright.core.node import alpha_equal
 from tilewright.loop.interpret import Interpreter
 from tilewright.loop.ir import Allocate, Buffer, Program, Var, as_int, const
 from tilewright.loop.lower.pipeline import lower
+from tilewright.loop.printer import print_program
 from tilewright.loop.verify import verify
 from tilewright.tensor import compute as te
 from tilewright.tensor.compute import compute, create_program, placeholder, reduce_axis
@@ -278,3 +279,31 @@ def test_the_lowered_kernel_reads_what_the_lowered_prepack_wrote() -> None:
         args = [given[0], packed, given[2].copy()]
         Interpreter(lower(sch.program)).run(args, order=order)  # type: ignore[arg-type]
         assert np.array_equal(args[-1], results(program, given)[-1])
+
+
+def test_guards_of_a_padded_weight_are_dropped():
+    """A product over 5 of 8 columns: the packed weight holds the zeros that the guard gave."""
+    a, w = placeholder((3, 4), "i32", "a"), placeholder((4, 5), "i32", "w")
+    k = reduce_axis(4, "k")
+    c = compute((3, 2, 4), lambda i, no, ni: te.sum(
+        a[i, k] * te.if_then_else(no * 4 + ni < 5, w[k.var, no * 4 + ni], 0), axis=[k]), name="c")
+    program = create_program("guarded", [a, w], [c], weights=["w"])
+    sch = Schedule(program)
+    sch.transform_layout(sch.block("c"), "w", lambda k, n: [n // 8, k, n % 8], pad_value=0)
+    assert "guard" not in print_program(sch.program)
+    rng = np.random.default_rng(0)
+    av, wv = rng.integers(-9, 9, (3, 4), np.int32), rng.integers(-9, 9, (4, 5), np.int32)
+    packed = np.full((1, 4, 8), 77, np.int32)
+    Interpreter(sch.prepacks["w"]).run([wv, packed])
+    out = np.zeros((3, 2, 4), np.int32)
+    Interpreter(sch.program).run([av, packed, out])
+    assert (out.reshape(3, 8)[:, :5] == av @ wv).all() and (out.reshape(3, 8)[:, 5:] == 0).all()
+
+
+def test_a_guard_that_says_more_stays():
+    a, w = placeholder((3, 4), "i32", "a"), placeholder((4, 5), "i32", "w")
+    k = reduce_axis(4, "k")
+    c = compute((3, 5), lambda i, n: te.sum(a[i, k] * te.if_then_else(n < 3, w[k.var, n], 0), axis=[k]), name="c")
+    sch = Schedule(create_program("guarded", [a, w], [c], weights=["w"]))
+    sch.transform_layout(sch.block("c"), "w", lambda k, n: [n // 8, k, n % 8], pad_value=0)
+    assert "guard" in print_program(sch.program)

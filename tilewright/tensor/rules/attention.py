@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilewright.core.node import walk
-from tilewright.loop.ir import Block, Buffer, IterVar, Load, Program, Store, Var
+from tilewright.loop.ir import Block, Buffer, IterVar, Load, Program, Store, Var, as_int
 from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.regions import consumers, outputs, producers
@@ -217,4 +217,9 @@ def _pack(sch: Schedule, ref: BlockRef, view: str | None, width: int) -> BlockRe
 
 
 def _place_pack(sch: Schedule, copy: BlockRef, home: Var, lanes: int) -> None:
+    """Fill a packed operand once per step of `home`, in vectors along the axis in which tiles read it."""
     sch.compute_at(copy, home)
+    loops = sch.loops(copy)
+    n = as_int(sch.loop(loops[-1]).extent)
+    if n is not None and n >= lanes:
+        sch.vectorize(sch.split(loops[-1], [None, lanes])[1])

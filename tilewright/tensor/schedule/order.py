@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tilewright.loop.ir import ZERO, Block, Buffer, Expr, For, Program, Var, as_int
+from tilewright.loop.ir import TRUE, ZERO, Block, Buffer, Expr, For, Program, Var, as_int
 from tilewright.loop.substitute import substitute
+from tilewright.tensor.combiner import folds_lanes
 from tilewright.tensor.regions import (
     Access,
     Box,
@@ -187,7 +188,7 @@ def broken_promise(old: Program, new: Program) -> tuple[For, str] | None:
 
 def carried(program: Program, loop: For, kind: str) -> str | None:
     """Why iterations of a loop may depend on each other if they run as `kind` says, or None."""
-    if as_int(loop.extent) == 1:
+    if as_int(loop.extent) == 1 or kind == "vectorized" and horizontal(loop):
         return None
     below = blocks_under(loop)
     for buffer in dict.fromkeys(x for b in below for x in outputs(b)):
@@ -201,6 +202,15 @@ def carried(program: Program, loop: For, kind: str) -> str | None:
             return (f"iterations of loop {loop.var.name} may touch the same elements of {buffer.name} "
                     f"(block {next(b for b in users if buffer in outputs(b)).name})")
     return None
+
+
+def horizontal(loop: For) -> bool:
+    """Whether all that a loop does is to add its values up in one place (or to find the largest or least): as lanes of a
+    vector that is a reduction over the lanes, in the order of the reduce_* intrinsics."""
+    b = loop.body
+    if not isinstance(b, Block) or b.predicate != TRUE or not folds_lanes(b):
+        return False
+    return all(it.kind == "reduce" or loop.var not in vars_of(e) for it, e in zip(b.iters, b.bindings, strict=True))
 
 
 def _private(program: Program, users: Sequence[Block], buffer: Buffer) -> bool:

@@ -37,7 +37,10 @@ def unroll(sch: Schedule, loop: Var) -> None:
 @primitive
 def vectorize(sch: Schedule, loop: Var) -> None:
     """Run the loop's iterations as lanes of vectors: constant extent, no parallel or vectorized loop inside it or vectorized
-    one around it, independent iterations. Raises ScheduleError."""
+    one around it, independent iterations. Raises ScheduleError.
+
+    A loop directly around one block that updates a sum, maximum or minimum (its initialisation decomposed) may also run
+    over the reduction: its lanes are then combined by halves, so floating-point sums are rounded in that order."""
     f = find_loop(sch.program, loop)
     if as_int(f.extent) is None:
         raise ScheduleError("vectorize", f"the extent {f.extent} is no constant", sch.program, loop)

@@ -19,11 +19,15 @@ from tilewright.loop.ir import (
     Allocate,
     Block,
     Buffer,
+    Const,
     Expr,
     FloorDiv,
+    FloorMod,
     For,
+    Guard,
     IterVar,
     Load,
+    Lt,
     Program,
     Seq,
     Stmt,
@@ -33,6 +37,7 @@ from tilewright.loop.ir import (
     const,
     seq,
 )
+from tilewright.tensor.regions import conjuncts
 from tilewright.tensor.schedule.index_map import IndexFunction, IndexMap
 from tilewright.tensor.schedule.schedule import Layout, Schedule
 from tilewright.tensor.schedule.state import (
@@ -80,7 +85,9 @@ def transform_layout(sch: Schedule, block: BlockRef, buffer: str, index_map: Ind
     if stray:
         raise ScheduleError(NAME, f"the map uses {stray.pop().name}, which is no index and no size of the program", program,
                             block)
-    new = Buffer(old.name, old.dtype, _shape(program, block, old, places), old.scope, None, old.packing)
+    new = Buffer(old.name, old.dtype, _shape(program, block, old, places, pad_value is not None), old.scope, None, old.packing)
+    if weight and pad_value is not None:
+        program = _without_guards(program, old, new, places, pad_value)
     sch.program = _rewrite(program, old, new, places)
     if weight:
         layout = Layout(old, places, pad_value)
@@ -92,20 +99,22 @@ def transform_layout(sch: Schedule, block: BlockRef, buffer: str, index_map: Ind
         sch.prepacks = {**sch.prepacks, buffer: prepack_program(layout, new)}
 
 
-def _shape(program: Program, block: BlockRef, old: Buffer, places: IndexMap) -> tuple[Expr, ...]:
-    """The smallest box from zero that holds all places; refused unless they are shown to differ."""
+def _shape(program: Program, block: BlockRef, old: Buffer, places: IndexMap, padded: bool) -> tuple[Expr, ...]:
+    """The smallest box from zero that holds all places, with whole digits (x % k takes k) if there is padding; refused
+    unless the places are shown to differ."""
     loops = {v: For(v, ZERO, d, Seq(())) for v, d in zip(places.axes, old.shape, strict=True)}
     algebra = Algebra(list(loops.values()))
     if not algebra.determine(places.places, loops):
         refuse(NAME, f"the map {places} is not shown to be one to one", program, block)
     shape: list[Expr] = []
-    for e in places.places:
-        e = algebra.simplify(e)
+    for place in places.places:
+        e = place if padded and isinstance(place, FloorMod) else algebra.simplify(place)
         least = algebra.known.interval(e)[0]
         span = algebra.span(e, loops)
         if (least is None or least < 0) and (span is None or not algebra.at_most(ZERO, span.lo)):
             raise ScheduleError(NAME, f"the index {e} may be negative", program, block)
-        shape.append(_end(program, block, e, loops, algebra))
+        digit = as_int(e.b) if padded and isinstance(e, FloorMod) else None
+        shape.append(const(digit) if digit else _end(program, block, e, loops, algebra))
     return tuple(shape)
 
 
@@ -134,6 +143,44 @@ def _rewrite(program: Program, old: Buffer, new: Buffer, places: IndexMap) -> Pr
             here = next(a for a in iterate(result.body) if isinstance(a, Allocate) and a.buffer is old)
             result = edit(result, here, here.replace(buffer=new))
     return result
+
+
+def _without_guards(program: Program, old: Buffer, new: Buffer, places: IndexMap, pad_value: float) -> Program:
+    """Drop the guards that keep loads of a weight within its old shape and give `pad_value` beyond it, where those loads
+    will find just that in the padding of the new layout.
+
+        if_then_else(n < 24, W[n, k], 0)    →    W'[n // 16, k, n % 16],  0 for n = 24 … 31
+    """
+    for s in list(iterate(program.body)):
+        if isinstance(s, Block):
+            algebra = Algebra([For(it.var, ZERO, it.extent, Seq(())) for it in s.iters])
+
+            def open_up(n: Any, algebra: Algebra = algebra) -> Any:
+                drop = (isinstance(n, Guard) and isinstance(n.a, Load) and n.a.buffer is old and isinstance(n.b, Const)
+                        and n.b.value == pad_value and _reads_padding(n, n.a, new, places, algebra))
+                return n.a if drop else n
+
+            opened = transform(s, open_up)
+            if opened is not s:
+                program = edit(program, s, opened)
+    return program
+
+
+def _reads_padding(guard: Guard, load: Load, new: Buffer, places: IndexMap, algebra: Algebra) -> bool:
+    """Whether a guard only tests the load's indices against its buffer's shape, and everything that the load can reach
+    lies in the new buffer, at places of its own."""
+    shape = load.buffer.shape
+    for c in conjuncts(guard.cond):
+        if not (isinstance(c, Lt) and any(c == Lt(i, d) for i, d in zip(load.indices, shape, strict=True))):
+            return False
+    mapped = [algebra.simplify(e) for e in places(*load.indices)]
+    if not all(algebra.at_most(ZERO, e) and algebra.at_most(e + 1, d) for e, d in zip(mapped, new.shape, strict=True)):
+        return False
+    reach = [algebra.upper(i) for i in load.indices]
+    if any(r is None for r in reach):
+        return False
+    wide = {v: For(v, ZERO, const((r or 0) + 1), Seq(())) for v, r in zip(places.axes, reach, strict=True)}
+    return Algebra(list(wide.values())).determine(places.places, wide)
 
 
 def _mapped(block: Block, old: Buffer, new: Buffer, places: IndexMap) -> Block:
