@@ -10,7 +10,7 @@ WORKERS ?= 2
 PY := $(VENV)/bin/python
 NATIVE := $(wildcard tilewright/runtime/native/*.c tilewright/runtime/native/*.h)
 
-.PHONY: test long bench demo lint build clean
+.PHONY: test long bench demo lint golden build clean
 .DELETE_ON_ERROR:
 
 test: lint
@@ -18,6 +18,10 @@ test: lint
 
 long: build $(VENV)/.dev
 	TILEWRIGHT_LONG=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
+
+# Writes anew the texts that tests compare with, docs/errors.md among them: look at the difference before keeping it.
+golden: build $(VENV)/.dev
+	TILEWRIGHT_UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_errors.py
 
 lint: build $(VENV)/.dev
 	$(PY) -m ruff check
