@@ -287,7 +287,7 @@ def test_guards_of_a_padded_weight_are_dropped():
     k = reduce_axis(4, "k")
     c = compute((3, 2, 4), lambda i, no, ni: te.sum(
         a[i, k] * te.if_then_else(no * 4 + ni < 5, w[k.var, no * 4 + ni], 0), axis=[k]), name="c")
-    program = create_program("guarded", [a, w], [c], weights=["w"])
+    program = create_program("partial", [a, w], [c], weights=["w"])
     sch = Schedule(program)
     sch.transform_layout(sch.block("c"), "w", lambda k, n: [n // 8, k, n % 8], pad_value=0)
     assert "guard" not in print_program(sch.program)
@@ -304,6 +304,6 @@ def test_a_guard_that_says_more_stays():
     a, w = placeholder((3, 4), "i32", "a"), placeholder((4, 5), "i32", "w")
     k = reduce_axis(4, "k")
     c = compute((3, 5), lambda i, n: te.sum(a[i, k] * te.if_then_else(n < 3, w[k.var, n], 0), axis=[k]), name="c")
-    sch = Schedule(create_program("guarded", [a, w], [c], weights=["w"]))
+    sch = Schedule(create_program("partial", [a, w], [c], weights=["w"]))
     sch.transform_layout(sch.block("c"), "w", lambda k, n: [n // 8, k, n % 8], pad_value=0)
     assert "guard" in print_program(sch.program)
