@@ -176,9 +176,11 @@ def _split_reduction(sch: Schedule, axes: Axes) -> tuple[list[Var], list[Var]]:
 
 
 def _unroll_tile(sch: Schedule, loops: list[Var]) -> None:
+    """The innermost loop in vectors, the others unrolled; loops of a single turn may be gone."""
     for v in loops[:-1]:
         sch.unroll(v)
-    sch.vectorize(loops[-1])
+    if loops:
+        sch.vectorize(loops[-1])
 
 
 def _pack(sch: Schedule, ref: BlockRef, info: BlockInfo, tile: Tile, lanes: int) -> str | None:

@@ -83,5 +83,6 @@ def is_padding(block: Block) -> bool:
     if not isinstance(value, Guard | Select) or not isinstance(value.b, Const):
         return False
     own = {it.var for it in block.iters}
-    return all(isinstance(c, Lt | Le) and vars_of(c) <= own and not any(isinstance(n, Load) for n in walk(c))
-               for c in conjuncts(value.cond))
+    moving = {it.var for it in block.iters if as_int(it.extent) != 1}
+    return all(isinstance(c, Lt | Le) and vars_of(c) <= own and len(vars_of(c) & moving) <= 1
+               and not any(isinstance(n, Load) for n in walk(c)) for c in conjuncts(value.cond))
