@@ -101,7 +101,8 @@ def _case_loops(sch: Schedule, block: Block, loops: dict[Var, Var], near: Sequen
     if near or cases:
         for v, loop in list(loops.items())[:-1]:
             small = (as_int(sch.loop(loop).extent) or SMALL_AXIS + 1) <= SMALL_AXIS
-            if small and v not in moduli and (v in cases or (near and _indexes_near(block, near, v, sch))) and loop not in inner:
+            wanted = v in cases or (near and _indexes_near(block, near, v, sch))
+            if small and v not in moduli and wanted and loop not in inner:
                 inner.append(loop)
     return inner
 

@@ -15,7 +15,8 @@ from tilewright.target.target import Target
 from tilewright.tensor.classify import vars_of
 from tilewright.tensor.combiner import folds_lanes, reduction_of
 from tilewright.tensor.regions import consumers, outputs
-from tilewright.tensor.rules.elementwise import PARALLEL_ELEMENTS, parallelize_outer
+from tilewright.tensor.rules.elementwise import PARALLEL_ELEMENTS
+from tilewright.tensor.rules.threads import parallelize_outer
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError
@@ -54,7 +55,7 @@ def schedule_rows(sch: Schedule, target: Target) -> None:
     home = rows[-1] if rows else None
     placed = _place(sch, blocks, axes, last, set(kept), home)
     for b in blocks:
-        _schedule_stage(sch, sch.block(b.name), home if b.name in placed else None, target)
+        vectorize_stage(sch, sch.block(b.name), home if b.name in placed else None, target)
     work = max(_points(b) for b in blocks) * len(blocks)
     if rows and work >= PARALLEL_ELEMENTS and target.cores > 1:
         parallelize_outer(sch, rows, target)
@@ -168,7 +169,7 @@ def _place(sch: Schedule, blocks: Sequence[Block], axes: dict[str, dict[Var, Var
 
 
 # ---- one stage -------------------------------------------------------------------------------------------------------
-def _schedule_stage(sch: Schedule, ref: BlockRef, home: Var | None, target: Target) -> None:
+def vectorize_stage(sch: Schedule, ref: BlockRef, home: Var | None, target: Target) -> None:
     """Vectors for one stage within its row (or, without one, within its own loops)."""
     block = state.find_block(sch.program, ref)
     loops = sch.loops(ref)

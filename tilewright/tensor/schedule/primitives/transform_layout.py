@@ -85,7 +85,8 @@ def transform_layout(sch: Schedule, block: BlockRef, buffer: str, index_map: Ind
     if stray:
         raise ScheduleError(NAME, f"the map uses {stray.pop().name}, which is no index and no size of the program", program,
                             block)
-    new = Buffer(old.name, old.dtype, _shape(program, block, old, places, pad_value is not None), old.scope, None, old.packing)
+    shape = _shape(program, block, old, places, pad_value is not None)
+    new = Buffer(old.name, old.dtype, shape, old.scope, None, old.packing)
     if weight and pad_value is not None:
         program = _without_guards(program, old, new, places, pad_value)
     sch.program = _rewrite(program, old, new, places)
