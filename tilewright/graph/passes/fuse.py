@@ -5,6 +5,7 @@ In: a Graph after all rewrites. Out: the list of `Group`s in an order that can b
 - An anchor (matmul, convolution, …), a reduction or an elementwise operation opens a group.
 - Its *epilogue*: elementwise and broadcast operations, a pad, a layout change or a transpose that keeps the innermost
   axis join the group that makes their main operand, if nobody outside the group reads that operand.
+- Attention is one group: a product, what scales and masks it, the softmax of its rows, and the product with the values.
 - A group of elementwise operations alone joins the one group that reads it, if that is elementwise too, or a
   concatenation: each element is computed where it is used, once.
 - *Prologues*: views (transpose, slice, expand) are repeated inside every group that reads them, as index arithmetic in its
@@ -16,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tilewright.graph.ir import Graph, Operation, Value, used_values
+from tilewright.graph.passes.attention import continued_kernels
 from tilewright.graph.registry import record_of
 
 ALIASES = frozenset({"reshape", "identity"})
@@ -63,6 +65,7 @@ class _Fusion:
         self.users, self.producers = graph.users(), graph.producers()
         self.outputs = set(graph.outputs)
         self.position = {id(op): k for k, op in enumerate(graph.operations)}
+        self.continued = continued_kernels(graph, self.users, self.producers)
         self.folded = self.folded_views()
         self.group_of: dict[Value, Group] = {}
         self.order: dict[Group, None] = {}
@@ -111,7 +114,10 @@ class _Fusion:
 
     # ---- epilogues ---------------------------------------------------------------------------------------------------
     def home(self, op: Operation) -> Group | None:
-        """The group whose epilogue `op` joins, the latest one if there are several."""
+        """The group that `op` joins: that of the attention which it continues, or the one whose epilogue it is, the latest
+        if there are several."""
+        if id(op) in self.continued:
+            return self.group_of[self.continued[id(op)]]
         fusion = record_of(op).fusion
         if (fusion not in ("elementwise", "broadcast") and op.op not in STRUCTURE) or len(op.outputs) != 1:
             return None
@@ -129,6 +135,8 @@ class _Fusion:
         if any(u is not op for u in self.users[v]):
             return False
         if op.op in STRUCTURE:
+            if any(id(o) in self.continued for o in g.operations):
+                return op.op == "transpose"
             anchor = record_of(g.anchor).fusion
             return anchor in ("anchor", "elementwise", "broadcast") or (op.op == "pad" and g.anchor.op == "concat")
         return v.shape == op.output.shape

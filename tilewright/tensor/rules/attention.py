@@ -17,7 +17,7 @@ from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.regions import consumers, outputs, producers
 from tilewright.tensor.rules.contraction import Axes, pack_map, register_tile
 from tilewright.tensor.rules.epilogue import is_view, merge_chain
-from tilewright.tensor.rules.rows import _vectorize_stage as vectorize_stage
+from tilewright.tensor.rules.rows import vectorize_stage
 from tilewright.tensor.rules.tiles import Tile, cost_per_element
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
@@ -40,12 +40,12 @@ class Attention:
     views: tuple[str | None, str | None]
 
 
-def operand_views(program: Program) -> tuple[str | None, str | None]:
-    """Names of the views that make the second operands of the two products of a program: to be filled rather than inlined,
-    since they put the operands in the order in which they are read. None: there is no such view."""
+def operand_views(program: Program) -> tuple[str | None, str | None] | None:
+    """Of a program of two products: the names of the views that make their second operands (None: there is no view). They
+    are to be filled rather than inlined: a tile then reads the operand in the order in which it lies."""
     products = [i for i in map(classify, state.blocks(program)) if i.kind == "contraction"]
     if len(products) != 2:
-        return None, None
+        return None
     names: list[str | None] = []
     for p in products:
         made = [w for w in producers(program, p.block) if p.b is not None and p.b.buffer in outputs(w)]
@@ -222,4 +222,6 @@ def _place_pack(sch: Schedule, copy: BlockRef, home: Var, lanes: int) -> None:
     loops = sch.loops(copy)
     n = as_int(sch.loop(loops[-1]).extent)
     if n is not None and n >= lanes:
-        sch.vectorize(sch.split(loops[-1], [None, lanes])[1])
+        outer, inner = sch.split(loops[-1], [None, lanes])
+        sch.reorder(outer, loops[-2], inner)
+        sch.vectorize(inner)

@@ -12,6 +12,7 @@ from tilewright.loop.ir import Block, Load, Program
 from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.regions import consumers
+from tilewright.tensor.rules.attention import find_attention, operand_views, schedule_attention
 from tilewright.tensor.rules.contraction import schedule_contraction
 from tilewright.tensor.rules.depthwise import schedule_depthwise
 from tilewright.tensor.rules.elementwise import near_producers, schedule_elementwise
@@ -24,6 +25,14 @@ from tilewright.tensor.schedule.state import BlockRef
 
 def schedule_program(program: Program, target: Target, numerics: str = "default") -> Schedule:
     """Schedule a program by rules. `numerics="strict"` keeps the order of sums as declared."""
+    views = operand_views(program)
+    if views is not None:
+        sch = Schedule(program)
+        inline_prologues(sch, keep=views)
+        attention = find_attention(sch.program, views)
+        if attention is not None:
+            schedule_attention(sch, attention, target)
+            return sch
     sch = Schedule(program)
     inline_prologues(sch)
     infos = {b.name: classify(b) for b in state.blocks(sch.program)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tilewright.loop.ir import TRUE, ZERO, Block, Buffer, Expr, For, Program, Var, as_int
+from tilewright.loop.ir import ZERO, Block, Buffer, Expr, For, Program, Var, as_int
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.combiner import folds_lanes
 from tilewright.tensor.regions import (
@@ -208,9 +208,10 @@ def horizontal(loop: For) -> bool:
     """Whether all that a loop does is to add its values up in one place (or to find the largest or least): as lanes of a
     vector that is a reduction over the lanes, in the order of the reduce_* intrinsics."""
     b = loop.body
-    if not isinstance(b, Block) or b.predicate != TRUE or not folds_lanes(b):
+    if not isinstance(b, Block) or not folds_lanes(b):
         return False
-    return all(it.kind == "reduce" or loop.var not in vars_of(e) for it, e in zip(b.iters, b.bindings, strict=True))
+    moving = {it.var: it.kind for it, e in zip(b.iters, b.bindings, strict=True) if loop.var in vars_of(e)}
+    return all(kind == "reduce" for kind in moving.values()) and not vars_of(b.predicate) & {loop.var, *moving}
 
 
 def _private(program: Program, users: Sequence[Block], buffer: Buffer) -> bool:

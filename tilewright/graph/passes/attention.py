@@ -1,0 +1,63 @@
+"""Attention, as operator fusion sees it: a product, elementwise operations, a softmax of its rows, and a second product.
+
+In: a Graph after all rewrites. Out: which operations continue the kernel of an operand, so that `passes/fuse.py` makes one
+group of softmax(f(Q Kᵀ)) V. Its schedule (`tensor/rules/attention.py`) works on a few rows of scores at a time, which
+then never reach memory.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Set
+
+from tilewright.core.dtype import f32
+from tilewright.graph.ir import Graph, Operation, Value
+from tilewright.graph.registry import record_of
+from tilewright.loop.ir import as_int
+
+MAX_KEYS = 4096
+"""Longest row of scores: a few of them must fit the second-level cache."""
+
+
+def continued_kernels(graph: Graph, users: Mapping[Value, Sequence[Operation]],
+                      producers: Mapping[Value, Operation]) -> dict[int, Value]:
+    """For the operations of each attention after its first product (by id): the operand whose kernel they continue."""
+    shared = {v for v, readers in users.items() if len(readers) > 1} | set(graph.outputs)
+    out: dict[int, Value] = {}
+    for op in graph.operations:
+        rows = op.inputs[0] if op.op == "matmul" else None
+        softmax = producers.get(rows) if rows is not None else None
+        if rows is None or softmax is None or softmax.op != "softmax" or rows in shared or not _sums_rows(op, softmax):
+            continue
+        scores = softmax.inputs[0]
+        path = None if scores is None else _path_from_product(scores, producers, shared)
+        if path is not None and scores is not None:
+            out |= {id(op): rows, id(softmax): scores, **{id(o): v for o, v in path}}
+    return out
+
+
+def _sums_rows(op: Operation, softmax: Operation) -> bool:
+    """Whether a product sums over each row that `softmax` makes, and its other axes are those of the rows."""
+    product, rows = op.output, softmax.output
+    sizes = [as_int(d) or 0 for d in (*rows.shape, product.shape[-1])]
+    return (softmax.attrs["axis"] == rows.rank - 1 and product.shape[:-1] == rows.shape[:-1]
+            and product.dtype is f32 and rows.dtype is f32 and min(sizes) > 0 and min(sizes[-3:]) > 1
+            and sizes[-2] <= MAX_KEYS)
+
+
+def _path_from_product(v: Value, producers: Mapping[Value, Operation],
+                       shared: Set[Value]) -> list[tuple[Operation, Value]] | None:
+    """The elementwise operations between a product and `v`, each with the operand that comes from the product; None if `v`
+    does not come from one, or if someone else reads a value on the way."""
+    op = producers.get(v)
+    if op is None or v in shared or v.dtype is not f32:
+        return None
+    if op.op == "matmul":
+        left = op.inputs[0]
+        return [] if left is not None and (as_int(left.shape[-1]) or 0) > 1 else None
+    if record_of(op).fusion not in ("elementwise", "broadcast") or len(op.outputs) != 1:
+        return None
+    for operand in op.inputs:
+        if operand is not None and operand.shape == v.shape:
+            path = _path_from_product(operand, producers, shared)
+            if path is not None:
+                return [(op, operand), *path]
+    return None
