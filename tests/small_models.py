@@ -220,6 +220,22 @@ def nested_loops() -> onnx.ModelProto:
     }""", three=np.int64(3), two=np.int64(2), half=np.float32(0.5))
 
 
+def stacked() -> onnx.ModelProto:
+    """Rows of a loop collected straight into outputs, one of them under another shape."""
+    return model("""stacked (float[2,3] x) => (float[1,4,3,2] rows, int64[4] turns) {
+        go = Cast<to = 9>(four)
+        last, found, turns = Loop (four, go, x) <
+            body = turn (int64 i, bool c, float[2,3] s) => (bool more, float[2,3] t, float[2,3] row, int64 now) {
+                more = Identity(c)
+                t = Add(s, x)
+                row = Neg(s)
+                now = Mul(i, i)
+            }
+        >
+        rows = Reshape(found, shape)
+    }""", four=np.int64(4), shape=np.array([1, 4, 3, 2]))
+
+
 def ends() -> onnx.ModelProto:
     """Outputs of every kind: an intermediate, the same under another shape, an input, a constant, two names of one value."""
     return model("""ends (float[2,6] x) => (float[2,6] mid, float[3,4] flat, float[2,6] same, float[2,6] x2, float[3] c,
@@ -245,4 +261,5 @@ def integers() -> onnx.ModelProto:
     }""", big=np.int64(1 << 40))
 
 
-ALL = {f.__name__: f for f in (mlp, convnet, attention, branches, while_loop, swaps, nested_loops, ends, integers)}
+ALL = {f.__name__: f for f in (mlp, convnet, attention, branches, while_loop, swaps, nested_loops, stacked,
+                                   ends, integers)}

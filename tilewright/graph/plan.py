@@ -250,8 +250,8 @@ class _Part:
         fixed = dict(zip(body.inputs, [counter, going, *state], strict=True))
         inner, part = self._region(body, fixed, (), step)
         for v, row in zip(op.outputs[len(carried):], body.outputs[1 + len(carried):], strict=True):
-            stacked, source = self.where(v), part.where(row)
-            place = Address(stacked, (counter[0], *(ZERO,) * (stacked.rank - 1)))
+            place = _element(self.where(v), counter[0] * _elements(row))
+            source = part.where(row)
             inner.append(Evaluate(Call("copy_bytes", (place, _address(source), _size_of(row)), i64)))
         moves = [(to, part.where(v)) for to, v in zip([going, *state], body.outputs[:1 + len(carried)], strict=True)]
         room = {fixed[v]: s for v, s in homes.items()}
@@ -299,10 +299,7 @@ def _needs(planner: Planner, op: Operation, outer: _Part) -> _LoopNeeds:
 
 
 def _nbytes(v: Value) -> int:
-    n = v.dtype.nbytes
-    for d in v.type.sizes():
-        n *= d
-    return n
+    return _elements(v) * v.dtype.nbytes
 
 
 def _buffer(v: Value, name: str, scope: str) -> Buffer:
@@ -315,6 +312,22 @@ def _address(b: Buffer) -> Address:
 
 def _scalar_of(b: Buffer) -> Expr:
     return b[(ZERO,) * b.rank] if b.rank else b[()]
+
+
+def _elements(v: Value) -> int:
+    n = 1
+    for d in v.type.sizes():
+        n *= d
+    return n
+
+
+def _element(b: Buffer, number: Expr) -> Address:
+    """The address of an element by its number in row-major order (the buffer may have another shape than the value)."""
+    indices: list[Expr] = []
+    for d in reversed(b.shape):
+        indices.insert(0, number % d)
+        number = number // d
+    return Address(b, tuple(indices))
 
 
 def _size_of(v: Value) -> Expr:

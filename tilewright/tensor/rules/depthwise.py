@@ -51,9 +51,11 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
     if reduce:
         init = sch.decompose_reduction(ref, reduce[0])
         around = sch.loops(init)
-        for v in around[len(outer):-1]:
+        own = around[around.index(outer[-1]) + 1:] if outer else around  # without those of a single turn
+        for v in own[:-1]:
             sch.unroll(v)
-        sch.vectorize(around[-1])
+        if own:
+            sch.vectorize(own[-1])
     if window * rows * columns <= UNROLLED:
         for v in reduce:
             sch.unroll(v)

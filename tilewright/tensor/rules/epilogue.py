@@ -5,7 +5,7 @@ In: a Schedule whose blocks follow an anchor. Out: at most one consumer block, w
 from __future__ import annotations
 
 from tilewright.core.node import walk
-from tilewright.loop.ir import Block, Const, Guard, Le, Load, Lt, Select, Store, Var, as_int
+from tilewright.loop.ir import Block, Call, Const, Guard, Le, Load, Lt, Select, Store, Var, as_int
 from tilewright.tensor.classify import BlockInfo, classify, vars_of
 from tilewright.tensor.regions import conjuncts, consumers
 from tilewright.tensor.schedule import state
@@ -38,6 +38,31 @@ def finish_store(sch: Schedule, epilogue: BlockRef, home: Var | None, lanes: int
     sch.vectorize(last)
 
 
+HEAVY = frozenset({"exp", "erf", "tanh", "log", "pow"})
+"""Functions that become dozens of instructions: unrolled over a register tile they would push it out of the registers."""
+
+
+def is_heavy(block: Block) -> bool:
+    """Whether an epilogue should run over the finished tile in a loop, from memory, instead of in the tile's store."""
+    return any(isinstance(n, Call) and n.name in HEAVY for n in walk(block.body))
+
+
+def attach_rolled(sch: Schedule, epilogue: BlockRef, home: Var | None, lanes: int) -> None:
+    """Compute an epilogue behind the tile's store, in loops around vectors."""
+    if home is not None:
+        sch.reverse_compute_at(epilogue, home)
+    loops = sch.loops(epilogue)
+    if home is not None:
+        loops = loops[loops.index(home) + 1:]
+    if not loops:
+        return
+    last = loops[-1]
+    n = as_int(sch.loop(last).extent)
+    if n is not None and n > lanes:
+        _, last = sch.split(last, [None, lanes])
+    sch.vectorize(last)
+
+
 def merge_chain(sch: Schedule, anchor: BlockRef) -> tuple[BlockRef | None, list[BlockRef]]:
     """Merge the single-consumer chain behind `anchor` into one block.
 
@@ -51,6 +76,8 @@ def merge_chain(sch: Schedule, anchor: BlockRef) -> tuple[BlockRef | None, list[
             break
         if not reads_at_one_place(after[0], state.find_block(sch.program, at)):
             break
+        if writes_border(after[0]) and not is_padding(after[0]):
+            break  # more elements than the anchor makes, in no box of their own
         at = sch.block(after[0].name)
         chain.append(at)
     if not chain:
@@ -77,12 +104,18 @@ def reads_at_one_place(reader: Block, producer: Block) -> bool:
 
 def is_padding(block: Block) -> bool:
     """Whether a block copies its input into the middle of a larger output and fills the rest with a constant."""
+    moving = {it.var for it in block.iters if as_int(it.extent) != 1}
+    return writes_border(block) and isinstance(block.body, Store) and isinstance(block.body.value, Guard | Select) and all(
+        len(vars_of(c) & moving) <= 1 for c in conjuncts(block.body.value.cond))
+
+
+def writes_border(block: Block) -> bool:
+    """Whether a block's value is a constant outside of a range of its indices (a box, or the end of a blocked axis)."""
     if not isinstance(block.body, Store) or block.init is not None:
         return False
     value = block.body.value
     if not isinstance(value, Guard | Select) or not isinstance(value.b, Const):
         return False
     own = {it.var for it in block.iters}
-    moving = {it.var for it in block.iters if as_int(it.extent) != 1}
-    return all(isinstance(c, Lt | Le) and vars_of(c) <= own and len(vars_of(c) & moving) <= 1
-               and not any(isinstance(n, Load) for n in walk(c)) for c in conjuncts(value.cond))
+    return all(isinstance(c, Lt | Le) and vars_of(c) <= own and not any(isinstance(n, Load) for n in walk(c))
+               for c in conjuncts(value.cond))
