@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from tilewright.loop.ir import Expr, IterVar, Var, as_int
 from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
-from tilewright.tensor.rules.epilogue import attach_epilogue, finish_store
+from tilewright.tensor.rules.epilogue import attach_epilogue, attach_rolled, finish_store, is_heavy
 from tilewright.tensor.rules.threads import parallelize_outer
 from tilewright.tensor.rules.tiles import Tile, choose_tile
 from tilewright.tensor.schedule import state
@@ -50,12 +50,17 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     lanes = _lanes(info, extent[axes.vector], target)
     tile = _decided(sch, axes, _tile(axes, extent, lanes, target))
     packed = _pack(sch, ref, info, tile, lanes)
-    if epilogue is None:
-        epilogue = sch.cache_write(ref, 0, "local")
-    else:
+    heavy = epilogue is not None and is_heavy(state.find_block(sch.program, epilogue))
+    if epilogue is not None and not heavy:
         sch.set_scope(ref, 0, "local")
+        store = epilogue
+    else:
+        store = sch.cache_write(ref, 0, "local")
 
-    nest = register_tile(sch, ref, epilogue, axes, tile, lanes)
+    nest = register_tile(sch, ref, store, axes, tile, lanes)
+    if epilogue is not None and heavy:
+        sch.set_scope(store, 0, "local")
+        attach_rolled(sch, epilogue, nest.outside[-1] if nest.outside else None, lanes)
     if packed is not None and nest.panels is not None and nest.reduce + nest.unrolled:
         _prefetch_weights(sch, ref, packed, nest, target)
     if nest.outside:
