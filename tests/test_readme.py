@@ -1,4 +1,4 @@
-"""README.md: its examples run, pasted one after another into one session."""
+"""README.md: its examples run, pasted one after another."""
 from __future__ import annotations
 
 import os
@@ -22,11 +22,11 @@ def test_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command.write_text(f"#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m tilewright \"$@\"\n")
     command.chmod(0o755)
     monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
-    session: dict[str, Any] = {}
+    names: dict[str, Any] = {}
     ran = []
     for language, text in BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8")):
         if language == "python":
-            exec(compile(text, "README.md", "exec"), session)
+            exec(compile(text, "README.md", "exec"), names)
             ran.append(language)
         elif language == "sh" and not text.startswith("make"):
             for line in text.splitlines():
