@@ -8,6 +8,7 @@ product to the last, stay in the first-level cache.
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from tilewright.core.node import walk
@@ -18,13 +19,16 @@ from tilewright.tensor.regions import consumers, outputs, producers
 from tilewright.tensor.rules.contraction import Axes, pack_map, register_tile
 from tilewright.tensor.rules.epilogue import is_view, merge_chain
 from tilewright.tensor.rules.rows import vectorize_stage
-from tilewright.tensor.rules.tiles import Tile, cost_per_element
+from tilewright.tensor.rules.tiles import Tile, cost_per_element, fits, tail_pieces
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef
 
 MAX_ROWS = 12
 """Most rows of a tile: they are unrolled."""
+
+NEARLY = 1.03
+"""Costs that differ by less are taken for equal: the tile with more rows reads K and V less often."""
 
 CHUNK_ROWS = 64
 """Fewest rows for which it pays to pack K and V again."""
@@ -143,20 +147,25 @@ def output_bits(info: BlockInfo) -> int:
 
 def _tiles(found: Attention, lanes: int, target: Target) -> tuple[Tile, Tile]:
     """Register tiles of the two products with the same rows: the cheapest pair."""
-    def vectors(info: BlockInfo) -> int:
-        return -(-info.extent(info.n) // lanes)
+    def cheapest(info: BlockInfo, rows: int) -> tuple[float, Tile]:
+        columns = info.extent(info.n)
+        vectors, tail = -(-columns // lanes), tail_pieces(columns, lanes)
+        tiles = [Tile(1, rows, v) for v in range(1, min(vectors, 8) + 1)]
+        costs = [(cost_per_element(t, 1, info.extent(info.m), vectors, target, tail) * vectors * info.extent(info.k), t)
+                 for t in tiles if fits(t, vectors, target, tail) or t.accumulators == 1]
+        return min(costs, key=lambda c: c[0], default=(math.inf, Tile(1, rows, 1)))
 
-    def best(info: BlockInfo, rows: int) -> tuple[float, Tile]:
-        found_tiles = [Tile(1, rows, v) for v in range(1, min(vectors(info), 8) + 1)]
-        fitting = [t for t in found_tiles if t.accumulators + t.vectors + 1 <= target.vector_registers]
-        total = info.extent(info.m)
-        return min(((cost_per_element(t, 1, total, vectors(info), target) * info.extent(info.k) * vectors(info), t)
-                    for t in fitting), key=lambda x: (x[0], -x[1].vectors))
+    most = min(MAX_ROWS, found.output.extent(found.output.m), max(1, target.l2 // 4 // _row_bytes(found)))
+    pairs = [(cheapest(found.scores, r), cheapest(found.output, r)) for r in range(1, most + 1)]
+    least = min(a + b for (a, _), (b, _) in pairs)
+    (_, first), (_, second) = [p for p in pairs if p[0][0] + p[1][0] <= least * NEARLY][-1]
+    return first, second
 
-    pairs = [(best(found.scores, r), best(found.output, r))
-             for r in range(1, min(MAX_ROWS, found.output.extent(found.output.m)) + 1)]
-    (_, a), (_, b) = min(pairs, key=lambda p: (p[0][0] + p[1][0], -p[0][1].columns))
-    return a, b
+
+def _row_bytes(found: Attention) -> int:
+    """Bytes of a row of scores, before and after its softmax."""
+    assert found.scores.out is not None
+    return 2 * found.scores.extent(found.scores.n) * found.scores.out.buffer.dtype.nbytes
 
 
 def _result_loops(sch: Schedule, found: Attention, stored: BlockRef) -> tuple[list[Var], Var, list[Var]]:
@@ -201,10 +210,13 @@ def _tile_product(sch: Schedule, ref: BlockRef, epilogue: BlockRef, home: Var, t
 
 
 def _pack(sch: Schedule, ref: BlockRef, view: str | None, width: int) -> BlockRef | None:
-    """Put the second operand of a product in the order in which tiles of `width` columns read it; returns the block that
-    does so."""
+    """Put the second operand of a product in the order in which tiles of `width` columns read it (of all columns, if they
+    are no multiple: every element of the copy is then written); returns the block that does so."""
     info = classify(state.find_block(sch.program, ref))
     assert info.b is not None
+    columns = info.extent(info.n)
+    if columns % width:
+        width = columns
     plan = pack_map(info.b, info, [it.var for it in _wide(info, info.k)], width)
     if plan is None:
         return None

@@ -28,8 +28,13 @@ LATENCY = 4
 """Cycles of a fused multiply-add: fewer accumulators than LATENCY * fma_units leave the units waiting."""
 
 
-def cost_per_element(tile: Tile, rows: int, columns: int, vectors: int, target: Target) -> float:
-    """Cycles per output vector and reduction step, remainders included (lower is better)."""
+def tail_pieces(extent: int, lanes: int) -> int:
+    """How many more vectors than one the last, incomplete vector of an axis takes: it is done by halves (13 = 8 + 4 + 1)."""
+    return max(0, (extent % lanes).bit_count() - 1)
+
+
+def cost_per_element(tile: Tile, rows: int, columns: int, vectors: int, target: Target, tail: int = 0) -> float:
+    """Cycles per output vector and reduction step, remainders included (lower is better); `tail`: see `tail_pieces`."""
     def parts(extent: int, size: int) -> list[tuple[int, int]]:
         full, rest = divmod(extent, size)
         return [(size, full)] * bool(full) + [(rest, 1)] * bool(rest)
@@ -37,11 +42,19 @@ def cost_per_element(tile: Tile, rows: int, columns: int, vectors: int, target: 
     cycles = 0.0
     for r, nr in parts(rows, tile.rows):
         for c, nc in parts(columns, tile.columns):
-            for v, nv in parts(vectors, tile.vectors):
+            for v, nv in [*parts(vectors, tile.vectors), *([(tail, 1)] if tail else [])]:
                 fmas, loads = r * c * v, r * c + v
                 busy = max(fmas / target.fma_units, loads / 2, LATENCY * min(1.0, fmas))
                 cycles += nr * nc * nv * (busy + 0.15)
     return cycles / (rows * columns * vectors)
+
+
+def fits(tile: Tile, vectors: int, target: Target, tail: int = 0) -> bool:
+    """Whether the registers hold a tile's accumulators, its vectors of the second operand and one broadcast; the last of
+    `vectors` along the innermost axis is in `tail` more pieces than one."""
+    last = (vectors - 1) % tile.vectors + 1 + tail
+    v = max(tile.vectors, last)
+    return tile.rows * tile.columns * v + v + 1 <= target.vector_registers
 
 
 def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_rows: int = 2,
