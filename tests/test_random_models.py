@@ -10,7 +10,6 @@ import tilewright
 from tests.random_models import random_model
 from tests.small_models import inputs, reference
 from tilewright.core.config import config
-from tilewright.model import relative_error
 
 LONG = os.environ.get("TILEWRIGHT_LONG") == "1"
 SEEDS = range(1000 if LONG else 40)
@@ -25,7 +24,10 @@ def test_random_model(seed):
         made.executable.set_poison(True)
         got = made.run(feeds)
         for spec, a, b in zip(made.outputs, got, reference(proto, feeds), strict=True):
-            assert relative_error(a, np.asarray(b)) <= 1e-4, spec.name
+            b = np.asarray(b)
+            largest = max(float(np.abs(b[np.isfinite(b)]).max(initial=0)), 1e-2)  # x - x is 1e-8 where products are fused
+            assert a.shape == b.shape and np.array_equal(np.isfinite(a), np.isfinite(b)), spec.name
+            np.testing.assert_allclose(a / largest, b / largest, rtol=0, atol=1e-4, err_msg=spec.name)
         made.threads = 2
         assert [a.tobytes() for a in made.run(feeds)] == [a.tobytes() for a in got]
 

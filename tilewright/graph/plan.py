@@ -115,7 +115,7 @@ class _Part:
 
     # ---- memory ------------------------------------------------------------------------------------------------------
     def _place(self, results: Results) -> None:
-        computed = {v for g in self.groups if g.kind != "alias" for v in g.outputs}
+        computed = {v for g in self.groups if g.kind != "alias" for v in _made(g)}
         for v, b in results:
             r = self.root.get(v, v)
             if r in computed and r not in self.buffers:
@@ -126,7 +126,7 @@ class _Part:
         for step, g in enumerate(self.groups):
             if g.kind == "alias":
                 continue
-            for v in g.outputs:
+            for v in _made(g):
                 if v not in self.buffers:
                     of_root[v] = Storage(v.name, _nbytes(v), step, last.get(v, step))
                     storages.append(of_root[v])
@@ -154,7 +154,7 @@ class _Part:
                 assert src is not None
                 root[g.operations[0].output] = root.get(src, src)
             else:
-                for v in g.outputs:
+                for v in _made(g):
                     root[v] = v
         return root
 
@@ -261,6 +261,11 @@ class _Part:
         if bound is not None:
             cond = cond & (counter[0] < _scalar_of(self.where(bound)))
         return [*setup, While(cond, seq(*inner))]
+
+
+def _made(g: Group) -> Sequence[Value]:
+    """The values that a group stores: of an operation with regions all, also those that nobody reads."""
+    return g.operations[0].outputs if g.kind == "control" else g.outputs
 
 
 def _simultaneous(moves: list[tuple[Buffer, Buffer]], save: Callable[[Buffer], Buffer]) -> list[Stmt]:

@@ -117,6 +117,7 @@ def _axes(info: BlockInfo, loop_of: dict[Var, Var]) -> Axes:
     m = [it for it in order if it in info.m]
     rest = [it for it in order[:-1] if it is not panel and it not in m[-2:]]
     windows = {w.reduce for w in info.windows}
+    single = [loop_of[it.var] for it in info.block.iters if it.kind == "spatial" and it not in order]  # of one turn, unused
     reduce = sorted(info.k, key=lambda it: (it.var not in windows,))
     inner_first = _reduction_order(info, reduce)
 
@@ -124,7 +125,7 @@ def _axes(info: BlockInfo, loop_of: dict[Var, Var]) -> Axes:
         return None if it is None else loop_of[it.var]
 
     return Axes(loop_of[vector.var], loop(panel), loop(m[-2]) if len(m) > 1 else None, loop(m[-1]) if m else None,
-                [loop_of[it.var] for it in rest], [loop_of[v] for v in inner_first])
+                [*single, *[loop_of[it.var] for it in rest]], [loop_of[v] for v in inner_first])
 
 
 def _reduction_order(info: BlockInfo, reduce: list[IterVar]) -> list[Var]:

@@ -27,6 +27,7 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
     reduce = [loops[it.var] for it in info.block.iters if it.kind == "reduce"]
     lanes = target.lanes(info.out.buffer.dtype.bits)
     *outer, last = spatial
+    outer = [v for v in loops.values() if v not in spatial and v not in reduce] + outer  # of one turn: in no index
     n = as_int(sch.loop(last).extent) or 1
     if epilogue is None:
         epilogue = sch.cache_write(ref, 0, "local")
