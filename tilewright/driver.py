@@ -1,6 +1,8 @@
 """The compiler, start to end: a model file becomes a callable model. The only file that sees every layer.
 
     read → graph passes → groups → programs → schedules → machine code → weights packed → host program → executable
+
+Only the last step asks whether this machine is the target: a model for another one is compiled as well, and saved.
 """
 from __future__ import annotations
 
@@ -32,7 +34,7 @@ from tilewright.graph.verify import verify as verify_graph
 from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key
 from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, as_int, const, seq
 from tilewright.loop.lower.pipeline import lower
-from tilewright.model import KernelUse, Model
+from tilewright.model import KernelUse, Model, not_here, why_not_here
 from tilewright.runtime import artifact, native
 from tilewright.runtime.cache import Cache
 from tilewright.runtime.descriptor import Descriptor, TensorSpec, check_threads
@@ -75,6 +77,8 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
         raise UserError("numerics-unknown", f"numerics is {' or '.join(NUMERICS)}, not {options!r}")
     device = get_target(target)
     check_threads(threads)
+    if verify and why_not_here(device):
+        raise not_here(device)
     stages = Stages()
     try:
         stages.imported = import_onnx(model, shapes=shapes)
@@ -131,20 +135,23 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     planner = Planner(kernel_of, weights.offset)
     stages.plan = plan = planner.plan(graph)
 
-    # machine code: kernels' objects, the host program, the prepack program
-    objects = [k.object for k in kernels.values()]
-    host = [plan.main] + ([weights.pack_program()] if weights.packs else [])
-    main = compile_object(emit(_host_module(host, graph, target), target), target)
-    library = jit.load([*objects, main], native.symbol_addresses())
-    blob = weights.fill(library, target)
+    # the weights' bytes, packed by code for this machine, whatever the target
+    blob = weights.fill([k.prepack for k in kernels.values() if k.prepack])
+
+    # machine code: kernels' objects and the host program
+    main = compile_object(emit(_entry_module(plan.main, "tw_main", len(graph.inputs), target), target), target)
+    objects = [*[k.object for k in kernels.values()], main]
 
     metadata = {"target": target.name, "numerics": numerics, "version": compiler_version()}
     descriptor = Descriptor(graph.name, _specs(graph.inputs), _specs(graph.outputs, graph.output_names),
                             plan.arena_bytes, tuple(plan.kernels), tuple(target.features), threads=threads or 0,
                             metadata=metadata)
-    executable = Executable(descriptor, library.address("tw_main"), blob, threads=threads, keep=library)
+    executable = None
+    if not why_not_here(target):
+        library = jit.load(objects, native.symbol_addresses())
+        executable = Executable(descriptor, library.address("tw_main"), blob, threads=threads, keep=library)
     uses = [jobs.use(group, kernels) for group in plan.groups]
-    return Model(executable, stages.imported, uses, objects=[*objects, main], constants=blob,
+    return Model(descriptor, executable, stages.imported, uses, objects=objects, constants=blob,
                  weight_bytes=weights.original_bytes, packed_bytes=weights.size, arena_bytes=plan.arena_bytes,
                  stages=stages, target=target)
 
@@ -245,15 +252,15 @@ class _Weights:
         self.size = round_up(at + nbytes)
         return at
 
-    def pack_program(self) -> Program:
+    def _program(self) -> Program:
         """A host program that lays all weights out: inputs are the weights as read, outputs the packed ones."""
         ins = [Buffer(f"in{i}", v.dtype, v.shape) for i, (v, _, _) in enumerate(self.packs)]
         outs = [Buffer(f"out{i}", p.dtype, p.shape) for i, (_, p, _) in enumerate(self.packs)]
         body = [Launch(name, (_start(a), _start(b))) for (_, _, name), a, b in zip(self.packs, ins, outs, strict=True)]
-        return Program("pack", (*ins, *outs), seq(*body), (("entry", "tw_pack"),))
+        return Program("pack", (*ins, *outs), seq(*body))
 
-    def fill(self, library: jit.Library, target: Target) -> Array:
-        """The blob, every weight in its place."""
+    def fill(self, objects: Sequence[bytes]) -> Array:
+        """The blob, every weight in its place. `objects`: prepack programs, for this machine."""
         blob = aligned(max(self.size, 64))
         for v in self._raw:
             assert v.data is not None
@@ -264,11 +271,13 @@ class _Weights:
             views = [blob[self.offsets[p]:self.offsets[p] + _nbytes(p)].view(p.dtype.numpy()).reshape(p.type.sizes())
                      for _, p, _ in self.packs]
             sources = [np.ascontiguousarray(v.data) for v, _, _ in self.packs]
-            d = Descriptor("pack", _specs([v for v, _, _ in self.packs]), _specs([p for _, p, _ in self.packs]),
-                           cpu_features=tuple(target.features))
-            pack = Executable(d, library.address("tw_pack"))
-            pack.run(sources, views)
-            pack.close()
+            d = Descriptor("pack", _specs([v for v, _, _ in self.packs]), _specs([p for _, p, _ in self.packs]))
+            host = get_target()
+            main = compile_object(emit(_entry_module(self._program(), "tw_pack", len(self.packs), host), host), host)
+            with jit.load([*objects, main], native.symbol_addresses()) as library:
+                pack = Executable(d, library.address("tw_pack"))
+                pack.run(sources, views)
+                pack.close()
         return blob
 
 
@@ -283,15 +292,10 @@ def _nbytes(v: Value) -> int:
     return n
 
 
-def _host_module(programs: list[Program], graph: Graph, target: Target) -> Module:
-    """Host programs with their entry points: parameters come from the arrays of inputs and outputs, in order."""
-    out: list[Program] = []
-    for p in programs:
-        n = len(graph.inputs) if p.name == "main" else len(p.params) // 2
-        args = tuple(("in", k) if k < n else ("out", k - n) for k in range(len(p.params)))
-        entry = "tw_main" if p.name == "main" else p.attr("entry")
-        out += lower(p.replace(attrs=(("entry", entry), ("args", args), ("noalias", False))), target).programs
-    return Module(tuple(out))
+def _entry_module(program: Program, entry: str, inputs: int, target: Target) -> Module:
+    """A host program with its entry point: parameters come from the arrays of inputs and outputs, in order."""
+    args = tuple(("in", k) if k < inputs else ("out", k - inputs) for k in range(len(program.params)))
+    return lower(program.replace(attrs=(("entry", entry), ("args", args), ("noalias", False))), target)
 
 
 def _specs(values: Sequence[Value], names: Sequence[str] | None = None) -> tuple[TensorSpec, ...]:
@@ -317,4 +321,5 @@ def compiler_version() -> str:
 
 def load(path: str | Path, *, threads: int | None = None) -> Model:
     """Load a saved library. Raises UserError: no Tilewright library, another version, a CPU feature that is missing."""
-    return Model(artifact.load(path, threads=threads))
+    executable = artifact.load(path, threads=threads)
+    return Model(executable.descriptor, executable)

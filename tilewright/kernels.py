@@ -1,17 +1,20 @@
 """One group's program becomes machine code: default schedule, lowering, LLVM IR, object.
 
 In: unscheduled Programs (many; equal ones are one job) and a target. Out: per program a `CompiledKernel`: an object file
-that holds the kernel and the prepack programs of its weights, and the record of how it was made (trace, lowered program).
+of the kernel, another of the prepack programs of its weights, and the record of how it was made (trace, lowered program).
+Prepack programs run once, in the process that compiles: the target's schedule says what they do, but their code is the
+host's.
 """
 from __future__ import annotations
 
 import hashlib
 import json
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tilewright.codegen.llvm.compile import CompilePool
+from tilewright.codegen.llvm.compile import CompilePool, Job
 from tilewright.codegen.llvm.emit import emit
 from tilewright.core.config import config
 from tilewright.core.dtype import dtype
@@ -20,6 +23,7 @@ from tilewright.core.passes import Dump
 from tilewright.loop.ir import Buffer, Module, Program, as_int
 from tilewright.loop.lower.pipeline import lower
 from tilewright.loop.printer import print_module, print_program
+from tilewright.target.presets import get_target
 from tilewright.target.target import Target
 from tilewright.tensor.rules.dispatch import schedule_program
 from tilewright.tensor.schedule.schedule import Schedule
@@ -42,31 +46,35 @@ class PackedWeight:
 
 @dataclass
 class CompiledKernel:
-    """A kernel's object and record. `workspaces`: bytes of the scratch buffers that follow its parameters."""
+    """A kernel's object and record. `workspaces`: bytes of the scratch buffers that follow its parameters; `prepack`:
+    the object of the programs that `packed` names, for the machine that compiles (empty if there are none)."""
     name: str
     object: bytes
+    prepack: bytes
     workspaces: list[int]
     packed: dict[str, PackedWeight]
     record: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """For the cache: a JSON header's length, the header, the object."""
+        """For the cache: the lengths of a JSON header and of the kernel's object, then these, then the prepack's object."""
         head = asdict(self)
-        del head["object"]
+        del head["object"], head["prepack"]
         text = json.dumps(head).encode()
-        return len(text).to_bytes(8, "little") + text + self.object
+        return struct.pack("<QQ", len(text), len(self.object)) + text + self.object + self.prepack
 
     @staticmethod
     def from_bytes(data: bytes) -> CompiledKernel:
-        n = int.from_bytes(data[:8], "little")
-        head = json.loads(data[8:8 + n])
+        text, code = struct.unpack_from("<QQ", data)
+        begin, end = 16 + text, 16 + text + code
+        head = json.loads(data[16:begin])
         packed = {k: PackedWeight(**v) for k, v in head.pop("packed").items()}
-        return CompiledKernel(**head, packed=packed, object=data[8 + n:])
+        return CompiledKernel(**head, packed=packed, object=data[begin:end], prepack=data[end:])
 
 
 def kernel_key(program: Program, target: Target, numerics: str, version: str) -> str:
-    """The content address of a kernel: its program with names normalised, the target's facts, options, the compiler."""
-    text = "\n".join([version, repr(target), numerics, print_program(program, canonical=True)])
+    """The content address of a kernel: its program with names normalised, the facts of the target and of this machine (for
+    the prepack programs), options, the compiler."""
+    text = "\n".join([version, repr(target), repr(get_target()), numerics, print_program(program, canonical=True)])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -78,17 +86,22 @@ def schedule_kernel(program: Program, target: Target, numerics: str) -> Schedule
         raise InternalError(f"no schedule for this program: {e}\n{program}") from e
 
 
-def lowered_module(sch: Schedule, name: str, target: Target) -> tuple[Module, dict[str, PackedWeight]]:
-    """The emitted-stage module of a scheduled kernel and its prepack programs."""
+def lowered_kernel(sch: Schedule, name: str, target: Target) -> Module:
+    """The emitted-stage module of a scheduled kernel."""
     observers = [] if config.dump_dir is None else [Dump(config.dump_dir / name)]
-    programs = list(lower(sch.program.replace(name=name), target, observers).programs)
+    return Module(lower(sch.program.replace(name=name), target, observers).programs)
+
+
+def lowered_prepacks(sch: Schedule, name: str, host: Target) -> tuple[Module, dict[str, PackedWeight]]:
+    """The emitted-stage module of a kernel's prepack programs, and by weight which program makes what."""
+    programs: list[Program] = []
     packed: dict[str, PackedWeight] = {}
     for weight, prepack in sch.prepacks.items():
         out = prepack.params[-1]
         assert isinstance(out, Buffer)
         pack_name = f"{name}_pack_{weight}"
-        pack = schedule_program(prepack.replace(name=pack_name), target, "strict")
-        programs += lower(pack.program, target).programs
+        pack = schedule_program(prepack.replace(name=pack_name), host, "strict")
+        programs += lower(pack.program, host).programs
         packed[weight] = PackedWeight(pack_name, [as_int(d) or 0 for d in out.shape], out.dtype.name)
     return Module(tuple(programs)), packed
 
@@ -121,21 +134,25 @@ def compile_kernels(programs: Mapping[str, Program], target: Target, numerics: s
             done[key] = CompiledKernel.from_bytes(found)
     progress(len(done), len(programs))
     parts: list[dict[str, Any]] = []
+    host = get_target()
 
-    def texts() -> Iterator[str]:
+    def jobs() -> Iterator[Job]:
         for key in todo:
             name = f"k_{key[:12]}"
             sch = schedule_kernel(programs[key], target, numerics)
-            module, packed = lowered_module(sch, name, target)
+            module = lowered_kernel(sch, name, target)
+            prepacks, packed = lowered_prepacks(sch, name, host)
             parts.append({"name": name, "workspaces": workspaces_of(module, name), "packed": packed, "record": {
                 "program": print_program(programs[key]), "trace": str(sch.trace), "lowered": print_module(module)}})
             progress(len(done) + len(parts), len(programs))
-            yield emit(module, target)
+            yield emit(module, target), target
+            if packed:
+                yield emit(prepacks, host), host
 
     if todo:
-        with CompilePool(target, workers if len(todo) > 1 else 1) as pool:
-            objects = pool.compile(texts())
-        for key, obj, part in zip(todo, objects, parts, strict=True):
-            done[key] = CompiledKernel(object=obj, **part)
+        with CompilePool(workers if len(todo) > 1 else 1) as pool:
+            objects = iter(pool.compile(jobs()))
+        for key, part in zip(todo, parts, strict=True):
+            done[key] = CompiledKernel(object=next(objects), prepack=next(objects) if part["packed"] else b"", **part)
             store(key, done[key].to_bytes())
     return done

@@ -21,9 +21,10 @@ from tilewright.graph.interpret import run as interpret
 from tilewright.graph.ir import Graph
 from tilewright.graph.passes.fuse import Group
 from tilewright.runtime import artifact
-from tilewright.runtime.descriptor import TensorSpec
+from tilewright.runtime.descriptor import Descriptor, TensorSpec, missing_features
 from tilewright.runtime.memory import Array
 from tilewright.runtime.module import Executable
+from tilewright.target.host import is_kind_of_host
 from tilewright.target.target import Target
 
 VERIFY_TOLERANCE = 1e-4
@@ -81,12 +82,16 @@ class Memory(NamedTuple):
 
 
 class Model:
-    """A callable model; a context manager that gives its memory back. Several threads may call it at once."""
+    """A callable model; a context manager that gives its memory back. Several threads may call it at once.
 
-    def __init__(self, executable: Executable, graph: Graph | None = None, uses: Sequence[KernelUse] = (), *,
-                 objects: Sequence[bytes] = (), constants: Array | None = None, weight_bytes: int = 0,
-                 packed_bytes: int = 0, arena_bytes: int = 0, stages: Any = None, target: Target | None = None) -> None:
-        self._executable = executable
+    A model for a target that this machine is not has no executable: it can be saved and inspected, and whatever would run
+    it raises UserError "target-not-here"."""
+
+    def __init__(self, descriptor: Descriptor, executable: Executable | None, graph: Graph | None = None,
+                 uses: Sequence[KernelUse] = (), *, objects: Sequence[bytes] = (), constants: Array | None = None,
+                 weight_bytes: int = 0, packed_bytes: int = 0, arena_bytes: int = 0, stages: Any = None,
+                 target: Target | None = None) -> None:
+        self.descriptor, self._executable = descriptor, executable
         self._objects, self._constants = list(objects), constants
         self.graph, self.kernels, self.stages, self.target = graph, list(uses), stages, target
         self.memory = Memory(arena_bytes, weight_bytes, packed_bytes)
@@ -95,35 +100,38 @@ class Model:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Names, dtypes and shapes of the inputs, in call order."""
-        return self._executable.descriptor.inputs
+        return self.descriptor.inputs
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._executable.descriptor.outputs
+        return self.descriptor.outputs
 
     @property
     def executable(self) -> Executable:
-        """The runtime's side: raw calls, poison mode, taps, host calls."""
+        """The runtime's side: raw calls, poison mode, taps, host calls. Raises UserError "target-not-here"."""
+        if self._executable is None:
+            assert self.target is not None
+            raise not_here(self.target)
         return self._executable
 
     @property
     def threads(self) -> int:
         """Threads of a run; can be set."""
-        return self._executable.threads
+        return self.executable.threads
 
     @threads.setter
     def threads(self, threads: int) -> None:
-        self._executable.threads = threads
+        self.executable.threads = threads
 
     def __call__(self, *args: Any, **named: Any) -> Any:
         """Run: arrays by position or by input name. One output is returned as an array, several as a list."""
-        results = self.run(args[0]) if len(args) == 1 and isinstance(args[0], Mapping) else self._executable.run(
+        results = self.run(args[0]) if len(args) == 1 and isinstance(args[0], Mapping) else self.executable.run(
             self._arguments(args, named))
         return results[0] if len(results) == 1 else results
 
     def run(self, feeds: Mapping[str, Any]) -> list[Array]:
         """Run with inputs by name (names need not be Python identifiers); all outputs as a list."""
-        return self._executable.run(self._arguments((), feeds))
+        return self.executable.run(self._arguments((), feeds))
 
     def _arguments(self, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         names = [i.name for i in self.inputs]
@@ -163,12 +171,12 @@ class Model:
         """Latency over at most `runs` calls or `seconds`, after `warmup` calls."""
         feeds = self._arguments((), inputs or self.random_inputs())
         for _ in range(warmup):
-            self._executable.run(feeds)
+            self.executable.run(feeds)
         times: list[float] = []
         stop = time.perf_counter() + seconds
         while len(times) < runs and (not times or time.perf_counter() < stop):
             start = time.perf_counter()
-            self._executable.run(feeds)
+            self.executable.run(feeds)
             times.append((time.perf_counter() - start) * 1e3)
         return timing_of(times)
 
@@ -176,13 +184,13 @@ class Model:
         """Time per launch over `runs` runs, in order of execution, with the rates reached."""
         feeds = self._arguments((), inputs or self.random_inputs())
         for _ in range(3):
-            self._executable.run(feeds)
-        self._executable.set_profiling(True)
-        self._executable.profile(reset=True)
+            self.executable.run(feeds)
+        self.executable.set_profiling(True)
+        self.executable.profile(reset=True)
         for _ in range(runs):
-            self._executable.run(feeds)
-        measured = self._executable.profile(reset=True)
-        self._executable.set_profiling(False)
+            self.executable.run(feeds)
+        measured = self.executable.profile(reset=True)
+        self.executable.set_profiling(False)
         total = sum(t.seconds for t in measured) or 1.0
         out = []
         for i, t in enumerate(measured):
@@ -206,11 +214,11 @@ class Model:
             v = plan.taps[number]
             out[v.name] = data.view(v.dtype.numpy()).reshape(v.type.sizes())
 
-        self._executable.set_tap(keep)
+        self.executable.set_tap(keep)
         try:
-            self._executable.run(self._arguments((), inputs or self.random_inputs()))
+            self.executable.run(self._arguments((), inputs or self.random_inputs()))
         finally:
-            self._executable.set_tap(None)
+            self.executable.set_tap(None)
         return out
 
     def verify(self, inputs: Mapping[str, Any] | None = None) -> float:
@@ -233,11 +241,13 @@ class Model:
         """Write one shared library with code and weights, and a C header beside it. Raises UserError "save-failed"."""
         if not self._objects:
             raise UserError("save-loaded", "this model was loaded from a library", hint="copy that file")
-        return artifact.save(path, self._objects, self._executable.descriptor, self._constants)
+        return artifact.save(path, self._objects, self.descriptor, self._constants,
+                             triple=self.target.triple if self.target else None)
 
     def close(self) -> None:
         """Give the memory back; later calls raise UserError "model-closed"."""
-        self._executable.close()
+        if self._executable is not None:
+            self._executable.close()
         self._constants = None
 
     def __enter__(self) -> Model:
@@ -245,6 +255,20 @@ class Model:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def why_not_here(target: Target) -> str:
+    """What keeps this machine from running a target's code; "" if nothing does."""
+    if not is_kind_of_host(target):
+        return f"its code is for {target.arch}"
+    missing = missing_features(target.features)
+    return f"this CPU has no {', '.join(missing)}" if missing else ""
+
+
+def not_here(target: Target) -> UserError:
+    """The refusal to run what was compiled for another machine."""
+    return UserError("target-not-here", f"a model for {target.name} cannot run on this machine: {why_not_here(target)}",
+                     hint="save it and load the library there, or compile it for \"native\"")
 
 
 def relative_error(got: Array, want: Array) -> float:

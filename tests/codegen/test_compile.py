@@ -129,12 +129,12 @@ def test_a_worker_reports_what_llvm_refuses() -> None:
 def test_a_dead_worker_is_noticed() -> None:
     target = get_target("native")
     text = emit(ir.Module((gemm(4, 16, 8, 4, 16, 16),)), target)
-    with CompilePool(target, 2) as pool:
+    with CompilePool(2) as pool:
         pids = [process.pid for process, _ in pool._workers]
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
         with pytest.raises(InternalError, match="worker ended"):
-            pool.compile([text] * 3)
+            pool.compile([(text, target)] * 3)
     for pid in pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -142,11 +142,11 @@ def test_a_dead_worker_is_noticed() -> None:
 
 def test_an_interrupt_ends_the_workers() -> None:
     target = get_target("native")
-    pool = CompilePool(target, 2)
+    pool = CompilePool(2)
     pids = [process.pid for process, _ in pool._workers]
 
     def interrupted() -> object:
-        yield emit(ir.Module((gemm(4, 16, 8, 4, 16, 16),)), target)
+        yield emit(ir.Module((gemm(4, 16, 8, 4, 16, 16),)), target), target
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +65,12 @@ def check_threads(threads: int | None) -> int:
         raise UserError("threads-invalid", f"threads={threads!r} is not a number from 1 to 1024",
                         hint="leave it out to use every CPU that this process may use")
     return threads
+
+
+def missing_features(features: Iterable[str]) -> list[str]:
+    """Those of the CPU features (LLVM's names) that this machine is known not to have."""
+    known, here = native.cpu_feature_bits(), set(native.host_features())
+    return sorted(f for f in features if f in known and f not in here)
 
 
 def _tensor_infos(specs: tuple[TensorSpec, ...]) -> Any:

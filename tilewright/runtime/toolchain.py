@@ -22,21 +22,25 @@ _FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-DTW_SAVED_MODEL
 
 
 def find_compiler(triple: str | None = None) -> list[str]:
-    """The command of a C compiler for `triple` (None: this machine): `cc` of the system, else ziglang's.
-
-    Another processor's code needs ziglang. Raises UserError "no-compiler".
+    """The command of a C compiler for `triple` (None: this machine): the system's `cc`, or its cross compiler (named as
+    GCC's are: aarch64-linux-gnu-gcc), else ziglang's. Raises UserError "no-compiler".
     """
     if triple is None or _is_host(triple):
         for name in ("cc", "gcc", "clang"):
             path = shutil.which(name)
             if path is not None:
                 return [path]
+    else:
+        path = shutil.which(f"{_short_triple(triple)}-gcc")
+        if path is not None:
+            return [path]
     if importlib.util.find_spec("ziglang") is not None:
         command = [sys.executable, "-m", "ziglang", "cc"]
-        return command if triple is None else [*command, "-target", _zig_triple(triple)]
+        return command if triple is None else [*command, "-target", _short_triple(triple)]
     what = "there is no C compiler to link with" if triple is None else f"there is no C compiler for {triple}"
     raise UserError("no-compiler", f"{what}: saving a model needs one, running it does not",
-                    hint="install gcc or clang, or `pip install ziglang`")
+                    hint=("install gcc or clang" if triple is None else f"install {_short_triple(triple)}-gcc")
+                    + ", or `pip install ziglang`")
 
 
 def run_compiler(command: Sequence[str], folder: Path, what: str) -> None:
@@ -80,9 +84,10 @@ def runtime_objects(compiler: Sequence[str], triple: str | None, cache: Cache) -
 
 def _is_host(triple: str) -> bool:
     machine, *rest = triple.split("-")
-    return machine == platform.machine() and any(part.startswith(sys.platform) for part in rest)
+    here = {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
+    return machine == here and any(part.startswith(sys.platform) for part in rest)
 
 
-def _zig_triple(triple: str) -> str:
-    """LLVM's x86_64-unknown-linux-gnu is Zig's x86_64-linux-gnu."""
+def _short_triple(triple: str) -> str:
+    """LLVM's x86_64-unknown-linux-gnu is x86_64-linux-gnu to Zig and in the names of cross compilers."""
     return "-".join(part for part in triple.split("-") if part not in ("unknown", "pc"))

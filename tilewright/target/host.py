@@ -9,12 +9,15 @@ import math
 import os
 import platform
 from pathlib import Path
+from typing import Any
 
 from tilewright.target import x86
 from tilewright.target.target import Target
 
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 _CGROUP = Path("/sys/fs/cgroup/cpu.max")
+ARM_INTRINSICS = ("f16c", "fma", "prefetch", "round")
+"""What every 64-bit ARM has: NEON is part of it."""
 
 
 def cpu_flags(cpuinfo: str) -> frozenset[str]:
@@ -53,15 +56,21 @@ def native() -> Target:
     """This machine. The CPU's name for LLVM is the level (a model's own tuning is asked of llvmlite by the code
     generator): code depends on the features alone."""
     caches = cache_sizes()
-    facts = {"cores": usable_cores(), "l1d": caches.get("l1d", 32 << 10), "l2": caches.get("l2", 256 << 10),
+    facts: dict[str, Any] = {"cores": usable_cores(), "l1d": caches.get("l1d", 32 << 10), "l2": caches.get("l2", 256 << 10),
              "l3": caches.get("l3", 0), "cache_line": caches.get("line", 64)}
     if platform.machine() in ("aarch64", "arm64"):
         return Target("native", f"aarch64-unknown-{_system()}", "generic", ("neon",), 128, 32,
-                      intrinsics=("fma", "prefetch", "round"), **facts)
+                      intrinsics=ARM_INTRINSICS, **facts)
     features = x86.features_of(cpu_flags(_read(Path("/proc/cpuinfo")))) or x86.BASELINE
     bits = x86.vector_bits(features)
     return Target("native", f"x86_64-unknown-{_system()}", x86.level_of(features), features, bits,
                   32 if bits == 512 else 16, intrinsics=x86.intrinsics_of(features), **facts)
+
+
+def is_kind_of_host(target: Target) -> bool:
+    """Whether this machine has the target's kind of processor and its system; features are another question."""
+    here = native()
+    return target.arch == here.arch and target.triple.split("-", 2)[2:] == here.triple.split("-", 2)[2:]
 
 
 def _system() -> str:

@@ -6,6 +6,7 @@ import difflib
 
 from tilewright.core.errors import UserError
 from tilewright.target import host, x86
+from tilewright.target.host import ARM_INTRINSICS
 from tilewright.target.target import Target
 
 
@@ -22,7 +23,11 @@ PRESETS: dict[str, Target] = {t.name: t for t in (
     _x86("x86-64-v3", 256, 16),
     _x86("x86-64-v4", 512, 32),
     Target("aarch64-neon", "aarch64-unknown-linux-gnu", "generic", ("neon",), 128, 32, cores=4, l1d=64 << 10, l2=512 << 10,
-           l3=4 << 20, fma_units=2, intrinsics=("fma", "prefetch", "round")),
+           l3=4 << 20, fma_units=2, intrinsics=ARM_INTRINSICS),
+    Target("riscv64", "riscv64-unknown-linux-gnu", "generic-rv64", ("m", "a", "f", "d", "c"), 32, 32, cores=4, l1d=32 << 10,
+           l2=512 << 10, fma_units=1, intrinsics=("fma",), abi="lp64d"),
+    Target("mips64el", "mips64el-unknown-linux-gnuabi64", "mips64r2", (), 32, 32, cores=2, l1d=32 << 10, l2=256 << 10,
+           fma_units=1, abi="n64"),
 )}
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 class Target:
     """A device and its code generator's settings. Sizes in bytes, rates in bytes per second.
 
-    `cpu` and `features` are LLVM's names ("znver5", ("avx2", "fma", …)); `intrinsics` names the instructions beyond plain
-    arithmetic that schedules may count on ("fma", "f16c", "gather", "vnni", "bf16_dot", …). `vector_registers` counts
-    those of `vector_bits`. `cores` is how many threads may run at once. Cache sizes are per core except `l3` (shared).
+    `cpu`, `features` and `abi` are LLVM's names ("znver5", ("avx2", "fma", …), "lp64d"; "" is the triple's own convention);
+    `intrinsics` names the instructions beyond plain arithmetic that schedules may count on ("fma", "f16c", "gather", "vnni",
+    "bf16_dot", …). `vector_registers` counts those of `vector_bits`; a CPU without vectors says the bits of one f32. `cores`
+    is how many threads may run at once. Cache sizes are per core except `l3` (shared).
     """
 
     name: str
@@ -31,6 +32,7 @@ class Target:
     fma_units: int = 2
     dram_bandwidth: float = 20e9
     intrinsics: tuple[str, ...] = ()
+    abi: str = ""
 
     @property
     def arch(self) -> str:

@@ -12,11 +12,12 @@ from tilewright.codegen.llvm.emit import emit
 from tilewright.core.errors import UserError
 from tilewright.core.node import walk
 from tilewright.driver import Stages
-from tilewright.kernels import CompiledKernel, lowered_module, schedule_kernel
+from tilewright.kernels import CompiledKernel, lowered_kernel, lowered_prepacks, schedule_kernel
 from tilewright.loop.intrinsics import INTRINSICS
 from tilewright.loop.ir import Call, Module, Program
 from tilewright.loop.parser import parse_module
 from tilewright.model import Model
+from tilewright.target.presets import get_target
 from tilewright.target.target import Target
 from tilewright.tensor.schedule.schedule import replay
 
@@ -61,8 +62,10 @@ def schedules(model: Model, numerics: str = "default") -> list[ScheduleReport]:
 def replays_exactly(kernel: CompiledKernel, program: Program, target: Target, numerics: str) -> bool:
     """Schedule anew, replay that trace on the program, compile: the trace and the bytes must be the kernel's."""
     trace = schedule_kernel(program, target, numerics).trace
-    module, _ = lowered_module(replay(trace, program), kernel.name, target)
-    return str(trace) == kernel.record["trace"] and compile_object(emit(module, target), target) == kernel.object
+    again, host = replay(trace, program), get_target()
+    kernels, (prepacks, packed) = lowered_kernel(again, kernel.name, target), lowered_prepacks(again, kernel.name, host)
+    return (str(trace) == kernel.record["trace"] and compile_object(emit(kernels, target), target) == kernel.object
+            and (not packed or compile_object(emit(prepacks, host), host) == kernel.prepack))
 
 
 def kernel_named(model: Model, name: str) -> CompiledKernel:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterable
 from multiprocessing import connection
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 from tilewright.core.errors import InternalError
 from tilewright.target.target import Target
@@ -22,17 +22,27 @@ SPEED_LEVEL = 2
 """LLVM's -O level of the middle end. Level 3 adds argument promotion and more inlining, which kernels have no use for."""
 
 
+Job: TypeAlias = tuple[str, Target]
+"""A module's LLVM IR, and what it is compiled for."""
+
 _ENDED = "a compile worker ended (out of memory?)"
 
 
 @functools.cache
-def _machine(target: Target) -> Any:
+def _initialize() -> Any:
+    """llvmlite's binding, with all of LLVM's processors."""
     import llvmlite.binding as llvm
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    return llvm
+
+
+@functools.cache
+def _machine(target: Target) -> Any:
+    llvm = _initialize()
     features = ",".join("+" + f for f in target.features)
     return llvm.Target.from_triple(target.triple).create_target_machine(
-        cpu=target.cpu, features=features, opt=3, reloc="pic", codemodel="default")
+        cpu=target.cpu, features=features, opt=3, reloc="pic", codemodel="default", abiname=target.abi)
 
 
 def _optimized(ir_text: str, target: Target) -> Any:
@@ -68,25 +78,24 @@ def assembly(ir_text: str, target: Target) -> str:
 
 
 class CompilePool:
-    """Worker processes that compile modules for one target; a context manager.
+    """Worker processes that compile modules; a context manager.
 
     `workers` ≤ 1 compiles in this process. Make it before any thread is started: the workers are forked. If the parent
     dies or is interrupted, the workers end.
     """
 
-    def __init__(self, target: Target, workers: int) -> None:
-        self._target = target
+    def __init__(self, workers: int) -> None:
         self._workers: list[tuple[Any, connection.Connection]] = []
         if workers <= 1 or "fork" not in multiprocessing.get_all_start_methods():
             return
-        _machine(target)
+        _initialize()
         context = multiprocessing.get_context("fork")
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until each worker ignores it
         try:
             for _ in range(workers):
                 ours, theirs = context.Pipe()
                 inherited = [c for _, c in self._workers] + [ours]
-                process = context.Process(target=_work, args=(theirs, inherited, target), daemon=True)
+                process = context.Process(target=_work, args=(theirs, inherited), daemon=True)
                 process.start()
                 theirs.close()
                 self._workers.append((process, ours))
@@ -96,26 +105,26 @@ class CompilePool:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def compile(self, texts: Iterable[str]) -> list[bytes]:
-        """The object of each module, in order. `texts` may be a generator: it runs while the workers compile."""
+    def compile(self, jobs: Iterable[Job]) -> list[bytes]:
+        """The object of each module, in order. `jobs` may be a generator: it runs while the workers compile."""
         if not self._workers:
-            return [compile_object(t, self._target) for t in texts]
+            return [compile_object(text, target) for text, target in jobs]
         try:
-            return self._compile(texts)
+            return self._compile(jobs)
         except BaseException:
             self.terminate()
             raise
 
-    def _compile(self, texts: Iterable[str]) -> list[bytes]:
+    def _compile(self, jobs: Iterable[Job]) -> list[bytes]:
         done: dict[int, bytes] = {}
         idle = deque(c for _, c in self._workers)
         busy: dict[Any, int] = {}
-        for number, text in enumerate(texts):
+        for number, job in enumerate(jobs):
             if not idle:
                 idle.extend(_collect(busy, done))
             c = idle.popleft()
             try:
-                c.send(text)
+                c.send(job)
             except BrokenPipeError as e:
                 raise InternalError(_ENDED) from e
             busy[c] = number
@@ -149,8 +158,8 @@ class CompilePool:
 
 def compile_many(texts: Iterable[str], target: Target, workers: int = 1) -> list[bytes]:
     """The objects of several modules, by `workers` forked processes (≤ 1: in this one)."""
-    with CompilePool(target, workers) as pool:
-        return pool.compile(texts)
+    with CompilePool(workers) as pool:
+        return pool.compile((text, target) for text in texts)
 
 
 def _collect(busy: dict[Any, int], done: dict[int, bytes]) -> list[Any]:
@@ -168,15 +177,15 @@ def _collect(busy: dict[Any, int], done: dict[int, bytes]) -> list[Any]:
     return ready
 
 
-def _work(pipe: connection.Connection, inherited: list[connection.Connection], target: Target) -> None:
-    """A worker: objects for texts until the other end closes."""
+def _work(pipe: connection.Connection, inherited: list[connection.Connection]) -> None:
+    """A worker: objects for modules until the other end closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     for c in inherited:  # else this process would hold its siblings' pipes open after the parent's death
         c.close()
     while True:
         try:
-            text = pipe.recv()
+            text, target = pipe.recv()
         except (EOFError, ConnectionResetError):  # reset: the parent went with an answer unread
             return
         try:

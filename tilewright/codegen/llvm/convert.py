@@ -162,7 +162,7 @@ def _round(f: Function, o: _Ops, bits: str, fmt: Format) -> str:
 
 
 def _has_half(f: Function) -> bool:
-    return f.target.has("f16c") or not f.target.is_x86
+    return f.target.has("f16c")
 
 
 def cast(f: Function, v: str, source: DType, to: DType) -> str:

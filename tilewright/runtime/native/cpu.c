@@ -7,37 +7,45 @@
 
 #include "runtime.h"
 
-#if defined(__x86_64__) || defined(__i386__)
-#include <cpuid.h>
-
-enum { ANY = 0, YMM = 0x06, ZMM = 0xe6, TILE = 0x60000 }; /* register state that the system must save (XCR0) */
-
+/* A CPU feature, as LLVM spells it, and where a processor of its kind tells of it. Names and bits are known on every
+ * machine, so that a model can be made for another one. */
 typedef struct feature {
   const char *name;
-  uint32_t leaf, subleaf;
-  int reg, bit; /* reg: 0 eax, 1 ebx, 2 ecx, 3 edx */
-  uint64_t state;
+  enum { ON_X86, ON_ARM } kind;
+  uint32_t leaf, subleaf; /* of cpuid; on ARM, the leaf is 0 for AT_HWCAP and 1 for AT_HWCAP2 */
+  int reg, bit;           /* reg: 0 eax, 1 ebx, 2 ecx, 3 edx */
+  uint64_t state;         /* registers that the system must save (XCR0) */
 } feature;
+
+enum { ANY = 0, YMM = 0x06, ZMM = 0xe6, TILE = 0x60000 };
+#define X86(name, leaf, subleaf, reg, bit, state) {name, ON_X86, leaf, subleaf, reg, bit, state}
+#define ARM(name, word, bit) {name, ON_ARM, word, 0, 0, bit, ANY}
 
 /* The position is the bit of tw_model.cpu_features: append only. */
 static const feature features[] = {
-    {"sse3", 1, 0, 2, 0, ANY},          {"ssse3", 1, 0, 2, 9, ANY},        {"sse4.1", 1, 0, 2, 19, ANY},
-    {"sse4.2", 1, 0, 2, 20, ANY},       {"popcnt", 1, 0, 2, 23, ANY},      {"cx16", 1, 0, 2, 13, ANY},
-    {"movbe", 1, 0, 2, 22, ANY},        {"lzcnt", 0x80000001, 0, 2, 5, ANY}, {"bmi", 7, 0, 1, 3, ANY},
-    {"bmi2", 7, 0, 1, 8, ANY},          {"avx", 1, 0, 2, 28, YMM},         {"f16c", 1, 0, 2, 29, YMM},
-    {"fma", 1, 0, 2, 12, YMM},          {"avx2", 7, 0, 1, 5, YMM},         {"avx512f", 7, 0, 1, 16, ZMM},
-    {"avx512dq", 7, 0, 1, 17, ZMM},     {"avx512cd", 7, 0, 1, 28, ZMM},    {"avx512bw", 7, 0, 1, 30, ZMM},
-    {"avx512vl", 7, 0, 1, 31, ZMM},     {"avx512vnni", 7, 0, 2, 11, ZMM},  {"avx512bf16", 7, 1, 0, 5, ZMM},
-    {"avx512fp16", 7, 0, 3, 23, ZMM},   {"avx512ifma", 7, 0, 1, 21, ZMM},  {"avx512vbmi", 7, 0, 2, 1, ZMM},
-    {"avx512vbmi2", 7, 0, 2, 6, ZMM},   {"avx512bitalg", 7, 0, 2, 12, ZMM}, {"avx512vpopcntdq", 7, 0, 2, 14, ZMM},
-    {"avxvnni", 7, 1, 0, 4, YMM},       {"amx-tile", 7, 0, 3, 24, TILE},   {"amx-int8", 7, 0, 3, 25, TILE},
-    {"amx-bf16", 7, 0, 3, 22, TILE},    {"amx-fp16", 7, 1, 0, 21, TILE},   {"aes", 1, 0, 2, 25, ANY},
-    {"pclmul", 1, 0, 2, 1, ANY},        {"sha", 7, 0, 1, 29, ANY},         {"gfni", 7, 0, 2, 8, ANY},
-    {"vaes", 7, 0, 2, 9, YMM},          {"vpclmulqdq", 7, 0, 2, 10, YMM},  {"adx", 7, 0, 1, 19, ANY},
-    {"avx512vp2intersect", 7, 0, 3, 8, ZMM}, {"avxvnniint8", 7, 1, 3, 4, YMM}, {"avxifma", 7, 1, 0, 23, YMM},
-    {"avxneconvert", 7, 1, 3, 5, YMM},  {"sse4a", 0x80000001, 0, 2, 6, ANY},
+    X86("sse3", 1, 0, 2, 0, ANY), X86("ssse3", 1, 0, 2, 9, ANY), X86("sse4.1", 1, 0, 2, 19, ANY),
+    X86("sse4.2", 1, 0, 2, 20, ANY), X86("popcnt", 1, 0, 2, 23, ANY), X86("cx16", 1, 0, 2, 13, ANY),
+    X86("movbe", 1, 0, 2, 22, ANY), X86("lzcnt", 0x80000001, 0, 2, 5, ANY), X86("bmi", 7, 0, 1, 3, ANY),
+    X86("bmi2", 7, 0, 1, 8, ANY), X86("avx", 1, 0, 2, 28, YMM), X86("f16c", 1, 0, 2, 29, YMM),
+    X86("fma", 1, 0, 2, 12, YMM), X86("avx2", 7, 0, 1, 5, YMM), X86("avx512f", 7, 0, 1, 16, ZMM),
+    X86("avx512dq", 7, 0, 1, 17, ZMM), X86("avx512cd", 7, 0, 1, 28, ZMM), X86("avx512bw", 7, 0, 1, 30, ZMM),
+    X86("avx512vl", 7, 0, 1, 31, ZMM), X86("avx512vnni", 7, 0, 2, 11, ZMM), X86("avx512bf16", 7, 1, 0, 5, ZMM),
+    X86("avx512fp16", 7, 0, 3, 23, ZMM), X86("avx512ifma", 7, 0, 1, 21, ZMM), X86("avx512vbmi", 7, 0, 2, 1, ZMM),
+    X86("avx512vbmi2", 7, 0, 2, 6, ZMM), X86("avx512bitalg", 7, 0, 2, 12, ZMM),
+    X86("avx512vpopcntdq", 7, 0, 2, 14, ZMM), X86("avxvnni", 7, 1, 0, 4, YMM), X86("amx-tile", 7, 0, 3, 24, TILE),
+    X86("amx-int8", 7, 0, 3, 25, TILE), X86("amx-bf16", 7, 0, 3, 22, TILE), X86("amx-fp16", 7, 1, 0, 21, TILE),
+    X86("aes", 1, 0, 2, 25, ANY), X86("pclmul", 1, 0, 2, 1, ANY), X86("sha", 7, 0, 1, 29, ANY),
+    X86("gfni", 7, 0, 2, 8, ANY), X86("vaes", 7, 0, 2, 9, YMM), X86("vpclmulqdq", 7, 0, 2, 10, YMM),
+    X86("adx", 7, 0, 1, 19, ANY), X86("avx512vp2intersect", 7, 0, 3, 8, ZMM), X86("avxvnniint8", 7, 1, 3, 4, YMM),
+    X86("avxifma", 7, 1, 0, 23, YMM), X86("avxneconvert", 7, 1, 3, 5, YMM), X86("sse4a", 0x80000001, 0, 2, 6, ANY),
+    ARM("neon", 0, 1), ARM("lse", 0, 8), ARM("fullfp16", 0, 10), ARM("dotprod", 0, 20), ARM("fp16fml", 0, 23),
+    ARM("sve", 0, 22), ARM("sve2", 1, 1), ARM("i8mm", 1, 13), ARM("bf16", 1, 14),
 };
 #define FEATURES ((int32_t)(sizeof features / sizeof *features))
+_Static_assert(sizeof features / sizeof *features <= 64, "one bit each");
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
 
 static uint64_t saved_state(void) {
   uint32_t a, b, c, d;
@@ -46,27 +54,40 @@ static uint64_t saved_state(void) {
   return ((uint64_t)d << 32) | a;
 }
 
+static int is_there(const feature *f, uint64_t state) {
+  uint32_t r[4] = {0, 0, 0, 0};
+  if (f->kind != ON_X86 || !__get_cpuid_count(f->leaf, f->subleaf, &r[0], &r[1], &r[2], &r[3])) return 0;
+  return (r[f->reg] >> f->bit & 1) && (state & f->state) == f->state;
+}
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+
+static uint64_t saved_state(void) { return 0; }
+
+static int is_there(const feature *f, uint64_t state) {
+  (void)state;
+  return f->kind == ON_ARM && (getauxval(f->leaf == 0 ? AT_HWCAP : AT_HWCAP2) >> f->bit & 1);
+}
+#else
+static uint64_t saved_state(void) { return 0; }
+
+static int is_there(const feature *f, uint64_t state) {
+  (void)f;
+  (void)state;
+  return 0;
+}
+#endif
+
 TW_EXPORT uint64_t tw_cpu_features(void) {
   uint64_t found = 0, state = saved_state();
-  for (int32_t i = 0; i < FEATURES; ++i) {
-    uint32_t r[4] = {0, 0, 0, 0};
-    if (!__get_cpuid_count(features[i].leaf, features[i].subleaf, &r[0], &r[1], &r[2], &r[3])) continue;
-    int there = (r[features[i].reg] >> features[i].bit) & 1;
-    if (there && (state & features[i].state) == features[i].state) found |= (uint64_t)1 << i;
-  }
+  for (int32_t i = 0; i < FEATURES; ++i)
+    if (is_there(&features[i], state)) found |= (uint64_t)1 << i;
   return found;
 }
 
 TW_EXPORT const char *tw_cpu_feature_name(int32_t bit) {
   return bit >= 0 && bit < FEATURES ? features[bit].name : NULL;
 }
-#else
-TW_EXPORT uint64_t tw_cpu_features(void) { return 0; }
-TW_EXPORT const char *tw_cpu_feature_name(int32_t bit) {
-  (void)bit;
-  return NULL;
-}
-#endif
 
 TW_EXPORT int32_t tw_affinity(void) {
   /* A fixed set holds 1024 CPUs; machines with more need a larger one. */
