@@ -242,11 +242,11 @@ def test_a_sum_of_squares_is_a_reduction_of_one_operand() -> None:
     assert info_of(compute((4,), lambda i: te.sum(x[i, r] * x[i, r], axis=[r]))).kind == "reduction"
 
 
-def test_reductions_of_tuples_are_opaque() -> None:
+def test_reductions_of_tuples_are_reductions_without_a_single_output() -> None:
     x, r = tensor(4, 6), reduce_axis(6)
     index, _ = compute((4,), lambda i: te.argmax(x[i, r], axis=[r]), name="best")
     info = info_of(index, block="best")
-    assert info.kind == "opaque" and info.out is None
+    assert info.kind == "reduction" and info.out is None
 
 
 def test_a_global_reduction() -> None:

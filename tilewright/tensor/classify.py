@@ -22,6 +22,7 @@ from tilewright.loop.ir import (
     Expr,
     Guard,
     IterVar,
+    Let,
     Load,
     Max,
     Min,
@@ -108,7 +109,7 @@ def classify(block: Block) -> BlockInfo:
     reduce = tuple(it for it in block.iters if it.kind == "reduce")
     body = block.body
     if not isinstance(body, Store):
-        kind: Kind = "reduction" if reduce and isinstance(body, Seq) else "opaque"
+        kind: Kind = "reduction" if reduce and isinstance(body, Seq | Let) else "opaque"
         return BlockInfo(kind, block, None, extents=extents)
     out = _access(body.buffer, body.indices, iters)
     reads = tuple(_access(n.buffer, n.indices, iters) for n in walk(body.value) if isinstance(n, Load)

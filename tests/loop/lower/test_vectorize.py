@@ -9,7 +9,7 @@ import pytest
 from tests.loop.lower.nests import same
 from tilewright.core.node import walk
 from tilewright.loop.interpret import run
-from tilewright.loop.ir import Allocate, Broadcast, For, Guard, Program, Ramp, Select, as_int
+from tilewright.loop.ir import Allocate, Broadcast, Call, For, Guard, Program, Ramp, Select, as_int
 from tilewright.loop.lower.vectorize import vectorize
 from tilewright.loop.parser import parse_program
 from tilewright.loop.printer import print_program
@@ -93,16 +93,36 @@ program f(A: f32[5, 8], C: f32[8]):
     assert loops(out) == 2  # k, and the branch lane by lane
 
 
-def test_a_branch_on_the_lane_and_a_reduction_over_lanes_stay_serial() -> None:
+def test_a_branch_on_the_lane_and_a_product_over_lanes_stay_serial() -> None:
     out = vectorized("""
 program f(A: f32[8], C: f32[8], D: f32[1]):
     for v in 0..8 vectorized:
         if v < 5:
             C[v] = A[v]
-        D[0] = D[0] + A[v]
+        D[0] = D[0] * A[v]
         C[v] = C[v] + 1.0
 """)
     assert loops(out) == 2
+
+
+def test_sums_and_extremes_over_lanes_are_horizontal() -> None:
+    out = vectorized("""
+program f(A: f32[8], D: f32[3]):
+    for v in 0..8 vectorized:
+        D[0] = D[0] + A[v]
+        D[1] = max(A[v] * 2.0, D[1])
+        D[2] = min(D[2], A[v])
+""")
+    assert loops(out) == 0
+    assert [n.name for n in walk(out) if isinstance(n, Call)] == ["reduce_add", "reduce_max", "reduce_min"]
+
+
+def test_a_sum_whose_term_reads_the_sum_stays_serial() -> None:
+    assert loops(vectorized("""
+program f(A: f32[8], D: f32[1]):
+    for v in 0..8 vectorized:
+        D[0] = D[0] + A[v] * D[0]
+""")) == 1
 
 
 def test_guards_become_selects_where_both_sides_are_safe() -> None:

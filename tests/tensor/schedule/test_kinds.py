@@ -92,9 +92,30 @@ def test_decomposed_updates_are_independent_along_their_elements_only() -> None:
     sch, (i, _, k) = start(matmul())
     sch.decompose_reduction(sch.block("C"), k)
     with refused(sch, "reduces over loop k"):
-        sch.vectorize(k)
+        sch.parallel(k)
     sch.parallel(i)
     check(sch, matmul())
+
+
+def test_the_innermost_loop_of_decomposed_sums_may_be_lanes() -> None:
+    sch, (_, j, k) = start(matmul())
+    with refused(sch, "reduces over loop k"):  # its initialisation is still there
+        sch.vectorize(k)
+    sch.decompose_reduction(sch.block("C"), k)
+    sch.vectorize(k)
+    check(sch, matmul())
+    sch, (_, j, k) = start(matmul())
+    sch.decompose_reduction(sch.block("C"), j)
+    sch.reorder(k, j)
+    with refused(sch, "reduces over loop k"):  # around another loop it is no horizontal sum
+        sch.vectorize(k)
+
+
+def test_pairs_are_not_reduced_over_lanes() -> None:
+    sch, loops = start(argmax(), "best")
+    sch.decompose_reduction(sch.block("best"), loops[-1])
+    with refused(sch, "reduces over loop"):
+        sch.vectorize(loops[-1])
 
 
 def recurrence() -> Program:

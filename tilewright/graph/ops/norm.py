@@ -86,14 +86,16 @@ def _compute_softmax(op: Operation, x: Tensor) -> Tensor:
     top = reduce_over(x, (axis,), False, "row_max", tc.max, lambda v: v.cast(acc))
     e = compute(x.shape, lambda *i: exp(x[i].cast(acc) - top[_row(i, axis)]), name="row_exp")
     total = reduce_over(e, (axis,), False, "row_sum", tc.sum)
-    return compute(x.shape, lambda *i: (e[i] / total[_row(i, axis)]).cast(x.dtype), name="softmax")
+    scale = compute(total.shape, lambda *i: 1.0 / total[i], name="row_scale")  # a division costs as much as an exp
+    return compute(x.shape, lambda *i: (e[i] * scale[_row(i, axis)]).cast(x.dtype), name="softmax")
 
 
 def _compute_log_softmax(op: Operation, x: Tensor) -> Tensor:
     axis, acc = op.attrs["axis"], accumulator(x.dtype)
     top, total = _softmax_stages(x, axis, acc)
-    return compute(x.shape, lambda *i: (x[i].cast(acc) - top[_row(i, axis)] - call("log", total[_row(i, axis)])
-                                        ).cast(x.dtype), name="log_softmax")
+    log = compute(total.shape, lambda *i: call("log", total[i]), name="row_log")
+    return compute(x.shape, lambda *i: (x[i].cast(acc) - top[_row(i, axis)] - log[_row(i, axis)]).cast(x.dtype),
+                   name="log_softmax")
 
 
 # ---- layer_norm, rms_norm --------------------------------------------------------------------------------------------

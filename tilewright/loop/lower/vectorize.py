@@ -2,14 +2,17 @@
 
 In: flat loops. Out: no loop of kind "vectorized". What does not depend on the loop's variable stays scalar and is
 broadcast where it meets a vector; an index that is linear in the variable becomes a Ramp. Loops inside stay loops
-around vector statements; buffers allocated inside get a trailing dimension of one element per lane. A statement
-without a vector form (a branch on the variable, a store to one place from all lanes, an effectful call) stays a serial
-loop.
+around vector statements; buffers allocated inside get a trailing dimension of one element per lane. A sum, maximum or
+minimum over the lanes becomes a horizontal reduction. A statement without a vector form (a branch on the variable,
+another store to one place from all lanes, an effectful call) stays a serial loop.
 
     for v in vectorized 0..8:  C[i, v] = A[i] * B[v*2]
     →  C[i, ramp(0, 1, 8)] = broadcast(A[i], 8) * B[ramp(0, 2, 8)]
 
-That lanes do not depend on each other is the promise of the schedule's `vectorize`, which checked it.
+    for v in vectorized 0..8:  S[i] = S[i] + A[v]      →      S[i] = S[i] + reduce_add(A[ramp(0, 1, 8)])
+
+That lanes do not depend on each other, or only as a declared reduction, is the promise of the schedule's `vectorize`,
+which checked it.
 """
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from tilewright.core.node import Node, walk
 from tilewright.loop.intrinsics import INTRINSICS
 from tilewright.loop.ir import (
     ZERO,
+    Add,
     Address,
     Allocate,
     Assert,
@@ -37,6 +41,8 @@ from tilewright.loop.ir import (
     If,
     Let,
     Load,
+    Max,
+    Min,
     Not,
     Program,
     Ramp,
@@ -54,6 +60,8 @@ from tilewright.loop.substitute import fresh_copy, substitute
 
 _IDEMPOTENT = frozenset({"prefetch"})
 """Effectful calls for which once is as good as once per lane."""
+
+_HORIZONTAL: dict[type[Expr], str] = {Add: "reduce_add", Max: "reduce_max", Min: "reduce_min"}
 
 
 def vectorize(program: Program) -> Program:
@@ -139,12 +147,25 @@ class _Vectorizer:
     def store(self, s: Store, buffer: Buffer, indices: tuple[Expr, ...], value: Expr) -> Stmt:
         if buffer not in self.widened and not any(self.varies(i) for i in indices):
             if self.varies(value) or any(isinstance(n, Load) and n.buffer is buffer for n in walk(value)):
-                raise _NotVector  # a reduction over the lanes
+                return self.horizontal(s)
             return Store(buffer, tuple([self.expr(i) for i in indices]), self.expr(value)).at(s.loc)
         at = tuple([self.expr(i) for i in indices])
         if buffer in self.widened:
             buffer, at = self.widened[buffer], (*at, Ramp(ZERO, const(1), self.lanes))
         return Store(buffer, at, self.wide(value)).at(s.loc)
+
+    def horizontal(self, s: Store) -> Stmt:
+        """A reduction over the lanes into one place."""
+        value, own = s.value, Load(s.buffer, s.indices)
+        fold = _HORIZONTAL.get(type(value))
+        if fold is None or not isinstance(value, Binary):
+            raise _NotVector
+        term = value.b if value.a == own else value.a if value.b == own else None
+        if term is None or any(isinstance(n, Load) and n.buffer is s.buffer for n in walk(term)):
+            raise _NotVector
+        at = tuple([self.expr(i) for i in s.indices])
+        total = Call(fold, (self.wide(term),), value.dtype)
+        return Store(s.buffer, at, type(value)(Load(s.buffer, at), total)).at(s.loc)
 
     def scalar(self, s: Stmt) -> Stmt:
         """The loop kept, around `s` alone."""

@@ -35,7 +35,8 @@ def schedule_rows(sch: Schedule, target: Target) -> None:
     """Schedule every block of the program around the axes that all reductions keep."""
     last = state.blocks(sch.program)[-1]
     if _is_reduction(last) and isinstance(last.body, Store):  # so that it accumulates in registers
-        last = state.find_block(sch.program, sch.cache_write(sch.block(last.name), 0, "local"))
+        copy = sch.cache_write(sch.block(last.name), 0, "local")
+        last = state.find_block(sch.program, copy)
     blocks = state.blocks(sch.program)
     axes = _axes(sch, blocks, last)
     kept = _kept(blocks, axes, last)
@@ -64,6 +65,11 @@ def schedule_rows(sch: Schedule, target: Target) -> None:
 # ---- which axes are rows ---------------------------------------------------------------------------------------------
 def _is_reduction(block: Block) -> bool:
     return any(it.kind == "reduce" for it in block.iters)
+
+
+def _lanes(block: Block, target: Target) -> int:
+    """Lanes of the vectors of a stage: of its values; the indices beside them, in an arg-reduction, take several."""
+    return target.lanes(min(max(8, b.dtype.bits) for b in outputs(block)))
 
 
 def _points(block: Block) -> int:
@@ -133,9 +139,8 @@ def _strip_axis(blocks: Sequence[Block], axes: dict[str, dict[Var, Var]], last: 
 
 def _strip_size(sch: Schedule, last: Block, loop: Var, rest: Sequence[Var], target: Target) -> int:
     """Elements of a strip: as many vectors as accumulators, fewer where the stages' buffers would not fit the cache."""
-    assert isinstance(last.body, Store)
-    lanes = target.lanes(last.body.buffer.dtype.bits)
-    row = last.body.buffer.dtype.nbytes
+    lanes = _lanes(last, target)
+    row = outputs(last)[0].dtype.nbytes
     for v in rest:
         row *= as_int(sch.loop(v).extent) or UNKNOWN_EXTENT
     vectors = ACCUMULATORS
@@ -178,7 +183,7 @@ def vectorize_stage(sch: Schedule, ref: BlockRef, home: Var | None, target: Targ
     of = {it.var: [v for v in loops if v in vars_of(e)] for it, e in zip(block.iters, block.bindings, strict=True)}
     reduced = [v for it in block.iters if it.kind == "reduce" for v in of[it.var]]
     spatial = [v for v in loops if v not in reduced]
-    lanes = min([target.lanes(b.dtype.bits) for b in outputs(block) if b.dtype.bits <= 32] or [target.lanes(64)])
+    lanes = _lanes(block, target)
     if not reduced:
         if isinstance(block.body, Store) and spatial:
             _spatial_stage(sch, block, spatial, of, lanes)
@@ -189,7 +194,7 @@ def vectorize_stage(sch: Schedule, ref: BlockRef, home: Var | None, target: Targ
     vector = inner[-1] if inner else loops[-1]
     if vector in reduced:
         sch.reorder(*spatial, *[v for v in reduced if v is not vector], vector)
-        _horizontal_stage(sch, ref, vector, lanes)
+        _horizontal_stage(sch, ref, vector, lanes, alone=len(reduced) == 1)
     else:
         _strip_stage(sch, ref, [v for v in spatial if v is not vector], reduced, vector, lanes)
 
@@ -236,15 +241,18 @@ def _strip_stage(sch: Schedule, ref: BlockRef, spatial: list[Var], reduced: list
     _vectors(sch, vector, lanes)
 
 
-def _horizontal_stage(sch: Schedule, ref: BlockRef, loop: Var, lanes: int) -> None:
-    """The innermost reduction loop by lanes of several accumulators, these by lanes of one, and that one horizontally."""
+def _horizontal_stage(sch: Schedule, ref: BlockRef, loop: Var, lanes: int, alone: bool) -> None:
+    """The innermost reduction loop (the only one, if `alone`) by lanes of several accumulators, these by lanes of one, and
+    that one horizontally."""
     n = as_int(sch.loop(loop).extent) or UNKNOWN_EXTENT
     lanes = min(lanes, _power_of_two(n))
     if lanes == 1:
         return
     wide = lanes * min(ACCUMULATORS, _power_of_two(n // lanes))
-    _, step = sch.split(loop, [None, wide])
-    _partial(sch, sch.rfactor(ref, step, -1), lanes)
+    if n > wide:
+        _, loop = sch.split(loop, [None, wide])
+    if n > wide or not alone:  # else there is nothing to add up before the lanes
+        _partial(sch, sch.rfactor(ref, loop, -1), lanes)
     if wide > lanes:
         _, step = sch.split(sch.loops(ref)[-1], [None, lanes])
         _partial(sch, sch.rfactor(ref, step, -1), lanes)
