@@ -28,7 +28,8 @@ def own_cache(tmp_path_factory):
 
 def attention(batch=1, heads=2, queries=16, keys=16, size=8, values=None, mask=None, scale=True, layout="heads") -> Graph:
     """softmax(Q Kᵀ * scale + mask) V. Layouts: "heads" [b, h, n, d]; "rows" [b, n, h, d], and so the result; "joint": Q, K
-    and V are slices of one [b, n, 3 h, d]; "keys": K as [b, h, d, n]; "constant": K and V are constants; "flat": [h, n, d]."""
+    and V are slices of one [b, n, 3 h, d]; "keys": K as [b, h, d, n]; "constant": K and V are constants; "flat": [h, n, d];
+    "shared": one head of K and V for all."""
     b, rng = GraphBuilder("attention"), np.random.default_rng(3)
     values = values or size
 
@@ -38,7 +39,8 @@ def attention(batch=1, heads=2, queries=16, keys=16, size=8, values=None, mask=N
             s = b.add("slice", [x], {"starts": (0, 0, part * heads, 0), "sizes": (batch, n, heads, d),
                                      "steps": (1, 1, 1, 1)})
             return x, b.add("transpose", [s], {"perm": (0, 2, 1, 3)})
-        shape = {"rows": (batch, n, heads, d), "flat": (heads, n, d)}.get(layout, (batch, heads, n, d))
+        shape = {"rows": (batch, n, heads, d), "flat": (heads, n, d),
+                 "shared": (batch, heads if part == 0 else 1, n, d)}.get(layout, (batch, heads, n, d))
         if layout == "constant" and part:
             return None, b.constant(rng.standard_normal(shape).astype(np.float32))
         x = b.input(name, tensor_type("f32", shape))
@@ -87,8 +89,10 @@ def check(graph: Graph, target: str = "native") -> None:
 CASES = [
     dict(), dict(layout="rows", mask="keys"), dict(layout="joint", heads=3, queries=128, keys=128, size=64, mask="full"),
     dict(layout="keys", queries=20, keys=40, size=32), dict(layout="flat", heads=3, queries=9, keys=24),
-    dict(layout="constant", queries=30, keys=32, size=16), dict(batch=2, heads=3, queries=77, keys=77, size=80, mask="causal"),
-    dict(heads=2, queries=197, keys=197, size=64, layout="joint"), dict(heads=1, queries=300, keys=260, size=128, scale=False),
+    dict(layout="constant", queries=30, keys=32, size=16), dict(layout="shared", batch=2, heads=3, queries=40, keys=48),
+    dict(batch=2, heads=3, queries=77, keys=77, size=80, mask="causal"),
+    dict(heads=2, queries=197, keys=197, size=64, layout="joint"),
+    dict(heads=1, queries=300, keys=260, size=128, scale=False),
     dict(queries=16, keys=7, size=5, values=9), dict(batch=3, queries=2, keys=2, size=2, mask="causal"),
     dict(queries=5, keys=33, size=32, mask="causal"), dict(queries=13, keys=1025, size=16, mask="keys"),
     dict(queries=24, keys=3000, size=64, layout="rows"), dict(heads=1, queries=31, keys=31, size=31, layout="rows"),
@@ -114,7 +118,8 @@ def test_random_shapes():
         check(attention(2, heads, queries, keys, size, values, mask, layout=["heads", "rows"][int(rng.integers(2))]))
 
 
-@pytest.mark.parametrize("case", [dict(heads=1, queries=256, keys=128, size=32), dict(heads=1, queries=300, keys=77, size=24),
+@pytest.mark.parametrize("case", [dict(heads=1, queries=256, keys=128, size=32),
+                                  dict(heads=1, queries=300, keys=77, size=24),
                                   dict(batch=2, heads=5, queries=50, keys=64, layout="joint")])
 def test_threads_give_the_same_bits(case):
     if case.get("layout") == "joint":
@@ -126,6 +131,34 @@ def test_threads_give_the_same_bits(case):
         with compiled(graph, threads=threads) as model:
             results.append(model.run(feeds)[0].tobytes())
     assert results[0] == results[1] == results[2]
+
+
+def test_transposed_operand_and_groups():
+    """K as the transposed operand of the product, and in groups of heads through an expand."""
+    b = GraphBuilder("g")
+    q = b.input("q", tensor_type("f32", (2, 4, 24, 32)))
+    k, v = (b.input(n, tensor_type("f32", (2, 2, 1, 40, 32))) for n in "kv")
+    k, v = (b.add("expand", [x], {"shape": (2, 2, 2, 40, 32)}) for x in (k, v))
+    k, v = (b.add("reshape", [x], {"shape": (2, 4, 40, 32)}) for x in (k, v))
+    s = b.add("matmul", [q, k], {"transpose_b": True})
+    graph = b.finish([b.add("matmul", [b.add("softmax", [s], {"axis": -1}), v])])
+    feeds = feeds_of(graph)
+    with compiled(graph) as model:
+        assert relative_error(model.run(feeds)[0], interpret(graph, feeds)[0]) < 1e-5
+
+
+def test_what_follows():
+    """Elementwise operations and a transpose after the second product are part of its store; so is nothing that pads."""
+    b = GraphBuilder("g")
+    q, k, v = (b.input(n, tensor_type("f32", (2, 3, 20, 16))) for n in "qkv")
+    p = b.add("softmax", [b.add("matmul", [q, k], {"transpose_b": True})], {"axis": -1})
+    o = b.add("mul", [b.add("matmul", [p, v]), b.input("gate", tensor_type("f32", (2, 3, 20, 16)))])
+    o = b.add("transpose", [b.add("sigmoid", [o])], {"perm": (0, 2, 1, 3)})
+    graph = b.finish([b.add("pad", [o], {"before": (0, 1, 0, 0), "after": (0, 1, 0, 0)})])
+    assert [[op.op for op in g.operations][-1] for g in fuse(graph)] == ["transpose", "pad"]
+    feeds = feeds_of(graph)
+    with compiled(graph) as model:
+        assert relative_error(model.run(feeds)[0], interpret(graph, feeds)[0]) < 1e-5
 
 
 def test_masked_row_and_nan():
@@ -140,7 +173,7 @@ def test_masked_row_and_nan():
     feeds["mask"][0, 3] = -np.inf
     feeds["q"][1, 7, 2] = np.nan
     with compiled(graph) as model, np.errstate(invalid="ignore"):
-        got, want = model.run(feeds)[0], list(interpret(graph, feeds))[0]
+        got, want = model.run(feeds)[0], interpret(graph, feeds)[0]
     bad = np.isnan(got)
     assert bad[0, 3].all() and bad[1, 7].all() and bad.sum() == 2 * 16
     assert np.array_equal(bad, np.isnan(want)) and relative_error(got[~bad], want[~bad]) < 1e-5

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tilewright.core.node import walk
 from tilewright.loop.ir import Block, Buffer, IterVar, Load, Program, Store, Var, as_int
@@ -17,7 +18,7 @@ from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.regions import consumers, outputs, producers
 from tilewright.tensor.rules.contraction import Axes, pack_map, register_tile
-from tilewright.tensor.rules.epilogue import is_view, merge_chain
+from tilewright.tensor.rules.epilogue import is_view, merge_chain, reads_at_one_place
 from tilewright.tensor.rules.rows import vectorize_stage
 from tilewright.tensor.rules.tiles import Tile, cost_per_element, fits, tail_pieces
 from tilewright.tensor.schedule import state
@@ -35,13 +36,40 @@ CHUNK_ROWS = 64
 
 
 @dataclass(frozen=True)
+class Product:
+    """A matrix product of known sizes: its row and column (the two innermost axes of the result), the axis that is summed,
+    and the name of the view that makes its second operand (None: it is in memory). All other axes are batch."""
+    info: BlockInfo
+    row: IterVar
+    column: IterVar
+    summed: IterVar
+    view: str | None
+
+    @property
+    def name(self) -> str:
+        return self.info.block.name
+
+    def size(self, axis: IterVar) -> int:
+        return self.info.extents[axis.var] or 1
+
+    @property
+    def tasks(self) -> int:
+        """How many matrices the product makes."""
+        own = math.prod(self.size(axis) for axis in (self.row, self.column, self.summed))
+        return self.info.extent(self.info.block.iters) // own
+
+    @property
+    def out(self) -> Buffer:
+        assert self.info.out is not None
+        return self.info.out.buffer
+
+
+@dataclass(frozen=True)
 class Attention:
-    """The two products of an attention program, each with the view that holds its second operand (or None), and the blocks
-    between them in program order."""
-    scores: BlockInfo
+    """The two products of an attention program and the blocks between them, in program order."""
+    scores: Product
     stages: tuple[str, ...]
-    output: BlockInfo
-    views: tuple[str | None, str | None]
+    output: Product
 
 
 def operand_views(program: Program) -> tuple[str | None, str | None] | None:
@@ -62,35 +90,42 @@ def find_attention(program: Program, views: tuple[str | None, str | None]) -> At
     """The attention that a program (its other views inlined) consists of, or None if it computes something else."""
     blocks = [b for b in state.blocks(program) if b.name not in views]
     infos = {b.name: classify(b) for b in blocks}
-    products = [i for i in infos.values() if i.kind == "contraction"]
-    if len(products) != 2 or not all(_is_product(p) for p in products):
+    contractions = [i for i in infos.values() if i.kind == "contraction"]
+    if len(contractions) != 2:
         return None
-    first, second = products
+    first, second = (_product(i, view) for i, view in zip(contractions, views, strict=True))
+    if first is None or second is None:
+        return None
     order = list(infos)
-    at, to = order.index(first.block.name), order.index(second.block.name)
-    made = {first.out.buffer} if first.out is not None else set()
-    for name in order[at + 1:to]:
-        info = infos[name]
-        if info.out is None or info.kind not in ("elementwise", "injective", "reduction") or state.is_parameter(program, info.out.buffer):
-            return None
-        made.add(info.out.buffer)
-    if at != 0 or to < 2 or second.a is None or second.b is None or second.a.buffer not in made or second.b.buffer in made:
+    at, to = order.index(first.name), order.index(second.name)
+    between = order[at + 1:to]
+    made = {i.out.buffer for i in [first.info, *[infos[name] for name in between]] if i.out is not None}
+    stages = all(infos[name].kind in ("elementwise", "injective", "reduction") for name in between)
+    private = len(made) == len(between) + 1 and not any(state.is_parameter(program, x) for x in made)
+    a, b = second.info.a, second.info.b
+    if at != 0 or not stages or not private or a is None or a.buffer not in made or b is None or b.buffer in made:
         return None
-    if any(_reads(blocks[k], made) for k in range(to + 1, len(blocks))) or len(blocks) > to + 2:
+    if len(between) < 2 or any(_reads(x, made) for x in blocks[to + 1:]) or not _is_chain(program, blocks[to:]):
         return None
-    return Attention(first, tuple(order[at + 1:to]), second, views)
+    return Attention(first, tuple(between), second)
 
 
-def _is_product(p: BlockInfo) -> bool:
-    """One row, one column and one summed axis of known sizes, nothing sliding; the result's dimensions are its axes."""
-    if p.out is None or p.windows or None in p.extents.values():
-        return False
-    return len(_wide(p, p.m)) == len(_wide(p, p.n)) == len(_wide(p, p.k)) == 1 and p.out.indices[-1] is _wide(p, p.n)[0].var
+def _product(info: BlockInfo, view: str | None) -> Product | None:
+    """A contraction as a matrix product, or None if it is none or has sizes that are not known."""
+    iters = {it.var: it for it in info.block.iters}
+    summed = [it for it in info.k if info.extents[it.var] != 1]
+    if info.out is None or info.windows or None in info.extents.values() or len(summed) != 1 or len(info.out.indices) < 2:
+        return None
+    row, column = (iters.get(i) if isinstance(i, Var) else None for i in info.out.indices[-2:])
+    if row is None or column is None or row not in info.m or column not in info.n:
+        return None
+    return Product(info, row, column, summed[0], view)
 
 
-def _wide(info: BlockInfo, axes: tuple[IterVar, ...]) -> list[IterVar]:
-    """Axes of more than one element."""
-    return [it for it in axes if info.extents[it.var] != 1]
+def _is_chain(program: Program, blocks: list[Block]) -> bool:
+    """Whether each block is read by the next one alone, at its own place (`merge_chain` makes one of all but the first)."""
+    return all(consumers(program, a) == [b] and classify(b).kind in ("elementwise", "injective") and reads_at_one_place(b, a)
+               for a, b in pairwise(blocks))
 
 
 def _reads(b: Block, buffers: set[Buffer]) -> bool:
@@ -99,63 +134,53 @@ def _reads(b: Block, buffers: set[Buffer]) -> bool:
 
 def schedule_attention(sch: Schedule, found: Attention, target: Target) -> None:
     """Schedule an attention program around its rows."""
-    scores, output = sch.block(found.scores.block.name), sch.block(found.output.block.name)
+    scores, output = sch.block(found.scores.name), sch.block(found.output.name)
     masked, _ = merge_chain(sch, scores)
     if masked is None:
         masked = sch.cache_write(scores, 0, "local")
     stored, _ = merge_chain(sch, output)
     if stored is None:
         stored = sch.cache_write(output, 0, "local")
-    lanes = target.lanes(output_bits(found.output))
+    lanes = target.lanes(found.output.out.dtype.bits)
     first, second = _tiles(found, lanes, target)
     heads, row, rest = _result_loops(sch, found, stored)
     chunk = _chunk_rows(found, first.columns, target)
     chunks, tiles, rows = sch.split(row, [None, chunk // first.columns, first.columns])
     sch.reorder(*heads, chunks, tiles, rows, *rest)
-    packed = [_pack(sch, ref, view, lanes * tile.vectors)
-              for ref, view, tile in zip((scores, output), found.views, (first, second), strict=True)]
+    packed = [_pack(sch, found.scores, lanes * first.vectors), _pack(sch, found.output, lanes * second.vectors)]
 
     left = {b.name for b in state.blocks(sch.program)} - {masked.name}
     stages = [name for name in found.stages if name in left]
-    _tile_product(sch, output, stored, tiles, second, lanes)
-    row_loop: Var | None = None
+    _tile_product(sch, found.output, stored, tiles, second, lanes)
+    home = tiles
     for name in reversed(stages):
-        ref = sch.block(name)
-        if row_loop is None:
-            sch.compute_at(ref, tiles)
-            sch.set_scope(ref, 0, "local")
-            row_loop = _axis_loop(sch, ref, tiles, first.columns)
-        else:
-            sch.compute_at(ref, row_loop)
-            sch.set_scope(ref, 0, "local")
+        sch.compute_at(sch.block(name), home)
+        sch.set_scope(sch.block(name), 0, "local")
+        if home is tiles:
+            home = sch.loops(sch.block(name))[-2]  # the rows of the tile, one after another
     sch.compute_at(masked, tiles)
     sch.set_scope(masked, 0, "local")
-    _tile_product(sch, scores, masked, tiles, first, lanes)
+    _tile_product(sch, found.scores, masked, tiles, first, lanes)
     for name in stages:
-        vectorize_stage(sch, sch.block(name), row_loop, target)
+        vectorize_stage(sch, sch.block(name), home, target)
     for p in packed:
         if p is not None:
-            _place_pack(sch, p, chunks, lanes)
+            _place_copy(sch, p, chunks, lanes)
     outer = [*heads, chunks]
     sch.parallel(sch.fuse(*outer) if len(outer) > 1 else outer[0])
 
 
-def output_bits(info: BlockInfo) -> int:
-    assert info.out is not None
-    return info.out.buffer.dtype.bits
-
-
 def _tiles(found: Attention, lanes: int, target: Target) -> tuple[Tile, Tile]:
     """Register tiles of the two products with the same rows: the cheapest pair."""
-    def cheapest(info: BlockInfo, rows: int) -> tuple[float, Tile]:
-        columns = info.extent(info.n)
+    def cheapest(p: Product, rows: int) -> tuple[float, Tile]:
+        columns = p.size(p.column)
         vectors, tail = -(-columns // lanes), tail_pieces(columns, lanes)
         tiles = [Tile(1, rows, v) for v in range(1, min(vectors, 8) + 1)]
-        costs = [(cost_per_element(t, 1, info.extent(info.m), vectors, target, tail) * vectors * info.extent(info.k), t)
+        costs = [(cost_per_element(t, 1, p.size(p.row), vectors, target, tail) * vectors * p.size(p.summed), t)
                  for t in tiles if fits(t, vectors, target, tail) or t.accumulators == 1]
         return min(costs, key=lambda c: c[0], default=(math.inf, Tile(1, rows, 1)))
 
-    most = min(MAX_ROWS, found.output.extent(found.output.m), max(1, target.l2 // 4 // _row_bytes(found)))
+    most = min(MAX_ROWS, found.output.size(found.output.row), max(1, target.l2 // 4 // _row_bytes(found)))
     pairs = [(cheapest(found.scores, r), cheapest(found.output, r)) for r in range(1, most + 1)]
     least = min(a + b for (a, _), (b, _) in pairs)
     (_, first), (_, second) = [p for p in pairs if p[0][0] + p[1][0] <= least * NEARLY][-1]
@@ -164,76 +189,85 @@ def _tiles(found: Attention, lanes: int, target: Target) -> tuple[Tile, Tile]:
 
 def _row_bytes(found: Attention) -> int:
     """Bytes of a row of scores, before and after its softmax."""
-    assert found.scores.out is not None
-    return 2 * found.scores.extent(found.scores.n) * found.scores.out.buffer.dtype.nbytes
+    return 2 * found.scores.size(found.scores.column) * found.scores.out.dtype.nbytes
 
 
 def _result_loops(sch: Schedule, found: Attention, stored: BlockRef) -> tuple[list[Var], Var, list[Var]]:
     """Loops of the block that stores the result: over the batch axes, over rows, the others."""
     block = state.find_block(sch.program, stored)
     loops = dict(zip([it.var for it in block.iters], sch.loops(stored), strict=True))
-    out = classify(state.find_block(sch.program, BlockRef(found.output.block.name))).out
+    out = classify(state.find_block(sch.program, BlockRef(found.output.name))).out
     assert out is not None
     load = next(n for n in walk(block.body) if isinstance(n, Load) and n.buffer is out.buffer)
     role = {i: loops[at] for i, at in zip(out.indices, load.indices, strict=True) if isinstance(at, Var)}
-    batch = [role[it.var] for it in found.output.batch if it.var in role]
-    row, column = role[_wide(found.output, found.output.m)[0].var], role[_wide(found.output, found.output.n)[0].var]
+    row, column = role.pop(found.output.row.var), role.pop(found.output.column.var)
+    batch = [v for v in loops.values() if v in role.values()]
     return batch, row, [v for v in loops.values() if v not in (*batch, row, column)] + [column]
 
 
 def _chunk_rows(found: Attention, rows: int, target: Target) -> int:
-    total = found.output.extent(found.output.m)
-    tasks = found.output.extent(found.output.batch)
+    """Rows for which K and V are packed once, a multiple of `rows`: all, unless there are too few matrices for the cores."""
+    total, tasks = found.output.size(found.output.row), found.output.tasks
     pieces = 1
     while tasks * pieces < 4 * target.cores and total // (pieces + 1) >= CHUNK_ROWS:
         pieces += 1
-    per = -(-total // pieces)
-    return -(-per // rows) * rows
+    return -(-total // pieces // rows) * rows
 
 
-def _axis_loop(sch: Schedule, ref: BlockRef, home: Var, extent: int) -> Var:
-    loops = sch.loops(ref)
-    loops = loops[loops.index(home) + 1:]
-    return loops[-2]
-
-
-def _tile_product(sch: Schedule, ref: BlockRef, epilogue: BlockRef, home: Var, tile: Tile, lanes: int) -> None:
+def _tile_product(sch: Schedule, product: Product, epilogue: BlockRef, home: Var, tile: Tile, lanes: int) -> None:
     """Compute a product at its row tile, in register tiles."""
+    ref = BlockRef(product.name)
     sch.compute_at(ref, home)
     sch.set_scope(ref, 0, "local")
-    info = classify(state.find_block(sch.program, ref))
+    loops = _loops_below(sch, ref, home)
+    row, column, summed = (loops[it.var] for it in (product.row, product.column, product.summed))
+    rest = [v for v in loops.values() if v not in (row, column, summed)]
+    register_tile(sch, ref, epilogue, Axes(column, None, None, row, rest, [summed]), tile, lanes)
+
+
+def _loops_below(sch: Schedule, ref: BlockRef, home: Var) -> dict[Var, Var]:
+    """Iteration variable → its loop, of a block that has just been moved into `home`."""
     loops = sch.loops(ref)
-    below = loops[loops.index(home) + 1:]
-    by_iter = dict(zip([it.var for it in info.block.iters], below, strict=True))
-    n, m, k = (by_iter[_wide(info, axes)[0].var] for axes in (info.n, info.m, info.k))
-    register_tile(sch, ref, epilogue, Axes(n, None, None, m, [v for v in below if v not in (n, m, k)], [k]), tile, lanes)
+    block = state.find_block(sch.program, ref)
+    return dict(zip([it.var for it in block.iters], loops[loops.index(home) + 1:], strict=True))
 
 
-def _pack(sch: Schedule, ref: BlockRef, view: str | None, width: int) -> BlockRef | None:
+@dataclass(frozen=True)
+class Copy:
+    """The block that packs an operand and its variables along the product's column and summed axis."""
+    ref: BlockRef
+    column: Var
+    summed: Var
+
+
+def _pack(sch: Schedule, product: Product, width: int) -> Copy | None:
     """Put the second operand of a product in the order in which tiles of `width` columns read it (of all columns, if they
-    are no multiple: every element of the copy is then written); returns the block that does so."""
+    are no multiple: every element of the copy is then written). None if it stays as it is."""
+    ref = BlockRef(product.name)
     info = classify(state.find_block(sch.program, ref))
     assert info.b is not None
-    columns = info.extent(info.n)
-    if columns % width:
-        width = columns
-    plan = pack_map(info.b, info, [it.var for it in _wide(info, info.k)], width)
+    columns = product.size(product.column)
+    plan = pack_map(info.b, info, [product.summed.var], columns if columns % width else width)
     if plan is None:
+        if product.view is not None:
+            sch.compute_inline(sch.block(product.view))
         return None
-    copy = sch.block(view) if view is not None else sch.cache_read(ref, info.b.buffer.name, "local")
+    dims = [next(d for d, used in enumerate(info.b.vars) if it.var in used) for it in (product.column, product.summed)]
+    copy = sch.block(product.view) if product.view is not None else sch.cache_read(ref, info.b.buffer.name, "local")
     sch.set_scope(copy, 0, "local")
-    made = state.find_block(sch.program, copy).body
-    assert isinstance(made, Store)
-    sch.transform_layout(ref, made.buffer.name, plan)
-    return copy
+    block = state.find_block(sch.program, copy)
+    assert isinstance(block.body, Store)
+    sch.transform_layout(ref, block.body.buffer.name, plan)
+    return Copy(copy, block.iters[dims[0]].var, block.iters[dims[1]].var)
 
 
-def _place_pack(sch: Schedule, copy: BlockRef, home: Var, lanes: int) -> None:
-    """Fill a packed operand once per step of `home`, in vectors along the axis in which tiles read it."""
-    sch.compute_at(copy, home)
-    loops = sch.loops(copy)
-    n = as_int(sch.loop(loops[-1]).extent)
-    if n is not None and n >= lanes:
-        outer, inner = sch.split(loops[-1], [None, lanes])
-        sch.reorder(outer, loops[-2], inner)
+def _place_copy(sch: Schedule, copy: Copy, home: Var, lanes: int) -> None:
+    """Pack an operand once per step of `home`, in vectors along the columns: a few columns at a time over the whole summed
+    axis, so that what is read in another order than it lies in memory stays in the cache."""
+    sch.compute_at(copy.ref, home)
+    loops = _loops_below(sch, copy.ref, home)
+    column, summed = loops[copy.column], loops[copy.summed]
+    if (as_int(sch.loop(column).extent) or 0) >= lanes:
+        column, inner = sch.split(column, [None, lanes])
+        sch.reorder(column, summed, inner)
         sch.vectorize(inner)
