@@ -64,7 +64,7 @@ def native() -> Target:
     features = x86.features_of(cpu_flags(_read(Path("/proc/cpuinfo")))) or x86.BASELINE
     bits = x86.vector_bits(features)
     return Target("native", f"x86_64-unknown-{_system()}", x86.level_of(features), features, bits,
-                  32 if bits == 512 else 16, intrinsics=x86.intrinsics_of(features), **facts)
+                  32 if bits == 512 else 16, intrinsics=x86.intrinsics_of(features), memory_operands=True, **facts)
 
 
 def is_kind_of_host(target: Target) -> bool:

@@ -14,7 +14,7 @@ def _x86(name: str, vector_bits: int, vector_registers: int) -> Target:
     features = x86.LEVELS[name]
     return Target(name, "x86_64-unknown-linux-gnu", name, tuple(sorted(features)), vector_bits, vector_registers, cores=2,
                   l1d=32 << 10, l2=512 << 10 if vector_bits < 512 else 1 << 20, l3=8 << 20,
-                  intrinsics=x86.intrinsics_of(features))
+                  intrinsics=x86.intrinsics_of(features), memory_operands=True)
 
 
 PRESETS: dict[str, Target] = {t.name: t for t in (

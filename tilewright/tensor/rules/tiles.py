@@ -49,12 +49,19 @@ def cost_per_element(tile: Tile, rows: int, columns: int, vectors: int, target: 
     return cycles / (rows * columns * vectors)
 
 
+def registers_left(v: int, target: Target) -> int:
+    """Registers for accumulators when a tile is `v` vectors wide. A step of the reduction needs its vectors of the second
+    operand and one broadcast; without operands in memory also those of the next step, which are loaded meanwhile."""
+    operands = v + 1
+    return target.vector_registers - (operands if target.memory_operands else 2 * operands)
+
+
 def fits(tile: Tile, vectors: int, target: Target, tail: int = 0) -> bool:
-    """Whether the registers hold a tile's accumulators, its vectors of the second operand and one broadcast; the last of
-    `vectors` along the innermost axis is in `tail` more pieces than one."""
+    """Whether the registers hold a tile and its operands; the last of `vectors` along the innermost axis is in `tail` more
+    pieces than one."""
     last = (vectors - 1) % tile.vectors + 1 + tail
     v = max(tile.vectors, last)
-    return tile.rows * tile.columns * v + v + 1 <= target.vector_registers
+    return tile.rows * tile.columns * v <= registers_left(v, target)
 
 
 def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_rows: int = 2,
@@ -64,15 +71,11 @@ def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_ro
     `max_rows` bounds the tile in the outer position axis (two rows of pixels suffice to fill the registers when a row is
     short). Ties go to the tile with more positions: each weight vector is then used more often.
     """
-    registers = target.vector_registers
     best, best_key = Tile(1, 1, 1), (math.inf, 0.0)
     for v in range(1, min(vectors, 8) + 1):
         for r in range(1, min(rows, max_rows) + 1):
-            most = (registers - 1 - v) // (r * v)
-            for c in range(1, min(columns, most) + 1):
+            for c in range(1, min(columns, registers_left(v, target) // (r * v)) + 1):
                 tile = Tile(r, c, v)
-                if tile.accumulators + v + 1 > registers:
-                    continue
                 key = (round(cost_per_element(tile, rows, columns, vectors, target), 4), -r * c / (r * c + v))
                 if key < best_key:
                     best, best_key = tile, key
