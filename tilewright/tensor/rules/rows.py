@@ -7,6 +7,7 @@ reduced lane by lane into several accumulators, and these in the end horizontall
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from tilewright.core.node import walk
@@ -26,6 +27,10 @@ ACCUMULATORS = 4
 
 STRIP_BYTES = 32768
 """What the stages of a strip may keep between them: about the first-level cache."""
+
+GROUP, GROUPED_ELEMENTS = 4, 512
+"""Rows of up to so many elements go through the stages in groups: one row's horizontal reductions wait for each other,
+those of several rows overlap."""
 
 UNKNOWN_EXTENT = 1024
 """What a symbolic extent is taken for."""
@@ -51,6 +56,9 @@ def schedule_rows(sch: Schedule, target: Target) -> None:
             outer, loops[strip] = sch.split(loops[strip], [None, size])
             rows.append(outer)
         rest.append(loops[strip])
+    elif rows and (as_int(sch.loop(rows[-1]).extent) or 1) % GROUP == 0 and _steps(sch, rest) <= GROUPED_ELEMENTS:
+        rows[-1], row = sch.split(rows[-1], [None, GROUP])
+        rest.insert(0, row)
     if rows and rest:
         sch.reorder(*rows, *rest)
     home = rows[-1] if rows else None
@@ -73,10 +81,11 @@ def _lanes(block: Block, target: Target) -> int:
 
 
 def _points(block: Block) -> int:
-    n = 1
-    for it in block.iters:
-        n *= as_int(it.extent) or UNKNOWN_EXTENT
-    return n
+    return math.prod([as_int(it.extent) or UNKNOWN_EXTENT for it in block.iters])
+
+
+def _steps(sch: Schedule, loops: Sequence[Var]) -> int:
+    return math.prod([as_int(sch.loop(v).extent) or UNKNOWN_EXTENT for v in loops])
 
 
 def _axes(sch: Schedule, blocks: Sequence[Block], last: Block) -> dict[str, dict[Var, Var]]:
@@ -117,9 +126,7 @@ def _contiguous(block: Block) -> frozenset[Var]:
     best: frozenset[Var] = frozenset()
     size = 0
     for n in reads:
-        elements = 1
-        for d in n.buffer.shape:
-            elements *= as_int(d) or UNKNOWN_EXTENT
+        elements = math.prod([as_int(d) or UNKNOWN_EXTENT for d in n.buffer.shape])
         inner = [vars_of(e) for e, d in zip(n.indices, n.buffer.shape, strict=True) if as_int(d) != 1]
         if elements > size and inner:
             best, size = inner[-1], elements
@@ -140,9 +147,7 @@ def _strip_axis(blocks: Sequence[Block], axes: dict[str, dict[Var, Var]], last: 
 def _strip_size(sch: Schedule, last: Block, loop: Var, rest: Sequence[Var], target: Target) -> int:
     """Elements of a strip: as many vectors as accumulators, fewer where the stages' buffers would not fit the cache."""
     lanes = _lanes(last, target)
-    row = outputs(last)[0].dtype.nbytes
-    for v in rest:
-        row *= as_int(sch.loop(v).extent) or UNKNOWN_EXTENT
+    row = outputs(last)[0].dtype.nbytes * _steps(sch, rest)
     vectors = ACCUMULATORS
     while vectors > 1 and row * lanes * vectors > STRIP_BYTES:
         vectors //= 2
