@@ -42,8 +42,7 @@ from tilewright.runtime.memory import Array, aligned
 from tilewright.runtime.module import Executable
 from tilewright.target.presets import get_target
 from tilewright.target.target import Target
-from tilewright.tensor.classify import classify
-from tilewright.tensor.schedule.state import blocks
+from tilewright.tensor.work import work_of
 
 NUMERICS = ("default", "strict")
 Progress = Callable[[int, int], None]
@@ -303,10 +302,11 @@ def _specs(values: Sequence[Value], names: Sequence[str] | None = None) -> tuple
                  for name, v in zip(names or [v.name for v in values], values, strict=True))
 
 
-def _work(gp: GroupProgram) -> tuple[int, int]:
-    """Floating-point operations and bytes (inputs, weights and outputs once) of a group."""
-    flops = sum(classify(b).flops for b in blocks(gp.program))
-    return flops, sum(_nbytes(v) for v in [*gp.inputs, *gp.weights, *gp.outputs])
+def _work(gp: GroupProgram) -> tuple[int, int, int]:
+    """Floating-point operations of a group, the bytes that it touches, and those of them that are weights'."""
+    work = work_of(gp.program)
+    weights = sum(work.touched.get(name, 0) for name in gp.program.attr("weights", ()))
+    return work.flops, sum(work.touched.values()), weights
 
 
 @functools.cache

@@ -34,12 +34,13 @@ VERIFY_TOLERANCE = 1e-4
 @dataclass(frozen=True)
 class KernelUse:
     """One launch of a kernel: its name and record (program, trace, lowered program), the group it computes, its
-    floating-point operations and the bytes of its operands."""
+    floating-point operations, the bytes of its operands that it touches, and those of them that are weights'."""
     kernel: str
     record: Mapping[str, str]
     group: Group
     flops: int
     nbytes: int
+    weight_bytes: int = 0
 
     @property
     def label(self) -> str:

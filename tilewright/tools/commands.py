@@ -18,7 +18,7 @@ from tilewright.graph.interpret import run as interpret
 from tilewright.model import Model
 from tilewright.tools import bench as racing
 from tilewright.tools import compare as comparing
-from tilewright.tools import inspect_commands, report
+from tilewright.tools import inspect_commands, report, roofline_report
 from tilewright.tools.inputs import gather
 from tilewright.tools.options import (
     AsJson,
@@ -136,9 +136,14 @@ def bench(models: Annotated[list[Path], typer.Argument(help="ONNX models, or one
           inputs: Inputs = [], warmup: Annotated[int, typer.Option(min=0, help="Untimed runs before timed ones.")] = 3,  # noqa: B006
           rounds: Annotated[int, typer.Option(min=1, help="Least number of rounds of two timed runs.")] = 25,
           seconds: Annotated[float, typer.Option(min=0, help="Least measuring time per model.")] = 3.0,
+          roofs: Annotated[bool, typer.Option("--roofline", help="Instead: every kernel beside the peaks of this machine, "
+                                              "measured in the same run.")] = False,
           target: TargetName = "native", shape: Shapes = [], threads: Threads = None,  # noqa: B006
           numerics: Numerics = None, seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
     """Latency of models; with --against, interleaved with other engines in this process, each after a rest."""
+    if roofs:
+        _rooflines(models, inputs, (target, shape, threads, numerics), seed, as_json)
+        return
     data: dict[str, Any] = {}
     rows = []
     for path in models:
@@ -149,6 +154,21 @@ def bench(models: Annotated[list[Path], typer.Argument(help="ONNX models, or one
                          "–" if s.ratio is None else s.ratio, f"{s.error:.1e}" if len(standings) > 1 else "–"])
     heads = ["model", "engine", "median ms", "p90", "p99", "min", "× fastest other", "error"]
     report.emit(as_json, data, lambda console: console.print(report.table(heads, rows)))
+
+
+def _rooflines(models: list[Path], inputs: list[str], options: tuple[Any, ...], seed: int, as_json: bool) -> None:
+    """Each model's kernels beside the machine's peaks, which are measured anew for each."""
+    found = {}
+    for path in models:
+        with opened(path, *options) as made:
+            feeds = gather(made, inputs, None, False, seed)
+            found[str(path)] = roofline_report.found_for(made, feeds)
+
+    def show(console: Console) -> None:
+        for name, r in found.items():
+            console.print(f"{name}\n", markup=False)
+            roofline_report.show(console, r)
+    report.emit(as_json, {name: r.facts() for name, r in found.items()}, show)
 
 
 def _race(path: Path, against: list[str], inputs: list[str], warmup: int, rounds: int, seconds: float,
@@ -218,18 +238,24 @@ def profile(model: ModelFile,
             runs: Annotated[int, typer.Option(min=1, help="Runs to average over.")] = 20, inputs: Inputs = [],  # noqa: B006
             target: TargetName = "native", shape: Shapes = [], threads: Threads = None,  # noqa: B006
             numerics: Numerics = None, seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
-    """Time of each kernel's launch, its share of the run, and the rates it reaches."""
+    """Time of each kernel's launch, its share of the run, and the rates it reaches; then the ten that lose most time against
+    the peaks of this machine, measured in the same run."""
     with opened(model, target, shape, threads, numerics) as made:
-        found = list(enumerate(made.profile(gather(made, inputs, None, False, seed), runs=runs)))
+        feeds = gather(made, inputs, None, False, seed)
+        found = list(enumerate(made.profile(feeds, runs=runs)))
+        lost = roofline_report.found_for(made, feeds, runs) if made.kernels else None
     if worst:
         found.sort(key=lambda pair: -pair[1].microseconds)
     total = sum(p.microseconds for _, p in found)
-    data = {"microseconds": total, "launches": [{"number": k, **p._asdict()} for k, p in found]}
+    data = {"microseconds": total, "launches": [{"number": k, **p._asdict()} for k, p in found],
+            "worst": [r.facts() for r in lost.worst()] if lost else []}
     rows = [[k, p.kernel, p.label, p.microseconds, f"{100 * p.share:.1f} %", p.gflops, p.gbytes] for k, p in found]
 
     def show(console: Console) -> None:
         console.print(report.table(["", "kernel", "layer", "µs", "share", "GFLOP/s", "GB/s"], rows))
         console.print(f"{total / 1e3:.3f} ms in {len(found)} launches of kernels")
+        if lost is not None:
+            roofline_report.show_worst(console, lost)
     report.emit(as_json, data, show)
 
 
