@@ -176,8 +176,8 @@ def _tiles(found: Attention, lanes: int, target: Target) -> tuple[Tile, Tile]:
         columns = p.size(p.column)
         vectors, tail = -(-columns // lanes), tail_pieces(columns, lanes)
         tiles = [Tile(1, rows, v) for v in range(1, min(vectors, 8) + 1)]
-        costs = [(cost_per_element(t, 1, p.size(p.row), vectors, target, tail) * vectors * p.size(p.summed), t)
-                 for t in tiles if fits(t, vectors, target, tail) or t.accumulators == 1]
+        costs = [(cost_per_element(t, 1, p.size(p.row), vectors, target, tail=tail) * vectors * p.size(p.summed), t)
+                 for t in tiles if fits(t, vectors, target, tail=tail) or t.accumulators == 1]
         return min(costs, key=lambda c: c[0], default=(math.inf, Tile(1, rows, 1)))
 
     most = min(MAX_ROWS, found.output.size(found.output.row), max(1, target.l2 // 4 // _row_bytes(found)))
