@@ -5,6 +5,8 @@ unrolled, so that each input is loaded once per tile and the weights stay in reg
 """
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tilewright.loop.ir import Var, as_int
 from tilewright.target.target import Target
 from tilewright.tensor.classify import classify
@@ -16,6 +18,14 @@ from tilewright.tensor.schedule.state import BlockRef
 
 UNROLLED = 256
 """Multiply-adds in one unrolled tile: beyond this LLVM's time grows faster than the code."""
+
+
+@dataclass(frozen=True)
+class MovingAxis:
+    """An axis of pixels: how many, the window's positions along it, and its stride."""
+    extent: int
+    window: int
+    stride: int
 
 
 def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, target: Target) -> None:
@@ -40,7 +50,10 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
     for v in reduce:
         window *= as_int(sch.loop(v).extent) or 1
     moving = [loops[w.spatial] for w in info.windows if loops[w.spatial] is not spatial[-1]]
-    rows, columns = tile_shape(sch, moving, window)
+    extent = {v: as_int(sch.loop(v).extent) or 1 for v in loops.values()}
+    axes = [MovingAxis(extent[loops[w.spatial]], extent[loops[w.reduce]], w.stride)
+            for w in info.windows if loops[w.spatial] in moving]
+    rows, columns = tile_shape(axes, window, target)
     tiled: list[Var] = []
     for v, size in zip(moving[-2:], (rows, columns)[2 - len(moving[-2:]):], strict=True):
         o, i = sch.split(v, [None, size])
@@ -68,21 +81,29 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
         parallelize_outer(sch, outer, target)
 
 
-def tile_shape(sch: Schedule, moving: list[Var], window: int) -> tuple[int, int]:
-    """Rows and columns of pixels per tile: up to 2 x 7 accumulators within the bound on unrolled code."""
-    if not moving:
+def tile_shape(axes: list[MovingAxis], window: int, target: Target) -> tuple[int, int]:
+    """Rows and columns of pixels per tile: as many accumulators as the vector registers hold besides the inputs that wait
+    for their next use, up to 2 x 7, within the bound on unrolled code."""
+    if not axes:
         return 1, 1
-    width = as_int(sch.loop(moving[-1]).extent) or 1
-    height = as_int(sch.loop(moving[-2]).extent) or 1 if len(moving) > 1 else 1
-    best = (1, 1)
+    x, y = axes[-1], axes[-2] if len(axes) > 1 else MovingAxis(1, 1, 1)
+    best, best_key = (1, 1), 0.0
     for rows in (1, 2):
         for columns in range(1, 9):
-            if rows > height or columns > width or rows * columns * window > UNROLLED or rows * columns > 14:
+            if rows > y.extent or columns > x.extent or rows * columns * window > UNROLLED or rows * columns > 14:
                 continue
-            waste = (-(-height // rows) * rows * -(-width // columns) * columns) / (height * width)
-            key = rows * columns / waste
-            if key > best[0] * best[1]:
-                best = (rows, columns)
+            if rows * columns > 1 and live_registers(rows, columns, y, x) > target.vector_registers:
+                continue
+            waste = (-(-y.extent // rows) * rows * -(-x.extent // columns) * columns) / (y.extent * x.extent)
+            if rows * columns / waste > best_key:
+                best, best_key = (rows, columns), rows * columns / waste
     return best
 
 
+def live_registers(rows: int, columns: int, y: MovingAxis, x: MovingAxis) -> int:
+    """Vectors that an unrolled tile keeps at once. Equal inputs are loaded once: of the current row those that the next
+    columns' windows share, and all of a row that the next row of pixels meets again at another position of the window;
+    then the accumulators, one weight and the input just loaded."""
+    again = (rows - 1) * ((columns - 1) * x.stride + x.window) if y.window > y.stride else 0
+    shared = columns - 1 if x.window > x.stride else 0
+    return rows * columns + again + shared + 2
