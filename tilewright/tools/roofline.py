@@ -58,10 +58,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Roofline:
-    """A model's rows in order of execution, the latency of a run without profiling (fastest, microseconds), the peaks."""
+    """A model's rows in order of execution, the latency of a run without profiling (fastest, microseconds), the peaks;
+    what was measured: each kernel's use, seconds and launches per run, and the bytes that a run touches."""
     rows: list[Row]
     latency: float
     peaks: Peaks
+    measured: tuple[tuple[KernelUse, float, float], ...]
+    everything: int
+
+    def against(self, peaks: Peaks) -> Roofline:
+        """The same measurement beside other peaks."""
+        return judged(self.measured, self.everything, self.latency, peaks)
 
     def by_time(self) -> list[Row]:
         return sorted(self.rows, key=lambda r: -r.microseconds)
@@ -97,12 +104,18 @@ def roofline(model: Model, measure: Callable[[], Peaks], inputs: Mapping[str, An
     latency = model.benchmark(feeds, runs=runs * rounds, seconds=2.0).minimum * 1e3
     times = _times(model, feeds, runs, rounds)
     peaks = before.or_better(measure())
-    everything = model.memory.packed + model.memory.arena
+    measured = tuple([(use, *t) for use, t in zip(model.kernels, times, strict=True)])
+    return judged(measured, model.memory.packed + model.memory.arena, latency, peaks)
+
+
+def judged(measured: tuple[tuple[KernelUse, float, float], ...], everything: int, latency: float,
+           peaks: Peaks) -> Roofline:
+    """Measured kernels beside peaks."""
     rows = []
-    for number, (use, (seconds, launches)) in enumerate(zip(model.kernels, times, strict=True)):
+    for number, (use, seconds, launches) in enumerate(measured):
         limit, roof = bound(use, peaks, everything)
         rows.append(_row(number, use, seconds, launches, limit, roof * launches))
-    return Roofline(rows, latency, peaks)
+    return Roofline(rows, latency, peaks, measured, everything)
 
 
 def _times(model: Model, feeds: Mapping[str, Any], runs: int, rounds: int) -> list[tuple[float, float]]:
@@ -112,11 +125,11 @@ def _times(model: Model, feeds: Mapping[str, Any], runs: int, rounds: int) -> li
     best: list[tuple[float, float]] = []
     executable.set_profiling(True)
     try:
-        executable.run(given)
+        outputs = executable.run(given)  # written to again and again: fresh pages would be counted as the kernels' time
         executable.profile(reset=True)
         for _ in range(rounds):
             for _ in range(runs):
-                executable.run(given)
+                executable.run(given, outputs)
             found = [(t.seconds / runs, t.calls / runs) for t in executable.profile(reset=True)]
             best = [min(a, b) for a, b in zip(best, found, strict=True)] if best else found
     finally:
