@@ -38,7 +38,8 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
     lanes = target.lanes(info.out.buffer.dtype.bits)
     *outer, last = spatial
     outer = [v for v in loops.values() if v not in spatial and v not in reduce] + outer  # of one turn: in no index
-    n = as_int(sch.loop(last).extent) or 1
+    extent = {v: as_int(sch.loop(v).extent) or 1 for v in loops.values()}
+    n = extent[last]
     if epilogue is None:
         epilogue = sch.cache_write(ref, 0, "local")
     else:
@@ -48,9 +49,8 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
         outer.append(vo)
     window = 1
     for v in reduce:
-        window *= as_int(sch.loop(v).extent) or 1
+        window *= extent[v]
     moving = [loops[w.spatial] for w in info.windows if loops[w.spatial] is not spatial[-1]]
-    extent = {v: as_int(sch.loop(v).extent) or 1 for v in loops.values()}
     axes = [MovingAxis(extent[loops[w.spatial]], extent[loops[w.reduce]], w.stride)
             for w in info.windows if loops[w.spatial] in moving]
     rows, columns = tile_shape(axes, window, target)
