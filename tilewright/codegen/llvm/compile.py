@@ -80,13 +80,14 @@ def assembly(ir_text: str, target: Target) -> str:
 class CompilePool:
     """Worker processes that compile modules; a context manager.
 
-    `workers` ≤ 1 compiles in this process. Make it before any thread is started: the workers are forked. If the parent
+    `workers` ≤ 1 compiles in this process, and so does a daemonic process, which may have no children. Make it before any thread is started: the workers are forked. If the parent
     dies or is interrupted, the workers end.
     """
 
     def __init__(self, workers: int) -> None:
         self._workers: list[tuple[Any, connection.Connection]] = []
-        if workers <= 1 or "fork" not in multiprocessing.get_all_start_methods():
+        daemonic = multiprocessing.current_process().daemon
+        if workers <= 1 or daemonic or "fork" not in multiprocessing.get_all_start_methods():
             return
         _initialize()
         context = multiprocessing.get_context("fork")
