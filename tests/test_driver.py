@@ -57,7 +57,7 @@ def test_models_against_onnxruntime(name):
 
 
 @pytest.mark.parametrize("name", [n for n in PRESETS if PRESETS[n].is_x86])
-@pytest.mark.parametrize("which", ("convnet", "attention", "swaps"))
+@pytest.mark.parametrize("which", ("mlp", "convnet", "attention", "swaps"))
 def test_levels_of_x86(name, which):
     if not set(PRESETS[name].features) <= set(host.native().features):
         pytest.skip("this CPU has not these features")
