@@ -80,8 +80,8 @@ def assembly(ir_text: str, target: Target) -> str:
 class CompilePool:
     """Worker processes that compile modules; a context manager.
 
-    `workers` ≤ 1 compiles in this process, and so does a daemonic process, which may have no children. Make it before any thread is started: the workers are forked. If the parent
-    dies or is interrupted, the workers end.
+    `workers` ≤ 1 compiles in this process, and so does a daemonic process, which may have no children. Make it before
+    any thread is started: the workers are forked. If the parent dies or is interrupted, the workers end.
     """
 
     def __init__(self, workers: int) -> None:
