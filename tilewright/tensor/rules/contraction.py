@@ -17,7 +17,7 @@ from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
 from tilewright.tensor.rules.epilogue import attach_epilogue, attach_rolled, finish_store, is_heavy
 from tilewright.tensor.rules.threads import parallelize_outer
-from tilewright.tensor.rules.tiles import Tile, choose_tile
+from tilewright.tensor.rules.tiles import Tile, choose_tile, tail_pieces
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef
@@ -147,7 +147,7 @@ def _tile(axes: Axes, extent: dict[Var, int], lanes: int, target: Target) -> Til
     if axes.panel is not None:
         vectors *= extent[axes.panel]
     return choose_tile(1 if axes.row is None else extent[axes.row], 1 if axes.column is None else extent[axes.column],
-                       vectors, target)
+                       vectors, target, tail=tail_pieces(extent[axes.vector], lanes))
 
 
 def _decided(sch: Schedule, axes: Axes, tile: Tile) -> Tile:

@@ -64,19 +64,20 @@ def fits(tile: Tile, vectors: int, target: Target, tail: int = 0) -> bool:
     return tile.rows * tile.columns * v <= registers_left(v, target)
 
 
-def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_rows: int = 2,
-                streamed_bytes_per_step: int = 0) -> Tile:
+def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_rows: int = 2, tail: int = 0) -> Tile:
     """The cheapest register tile for `rows` x `columns` positions and `vectors` vectors of outputs.
 
     `max_rows` bounds the tile in the outer position axis (two rows of pixels suffice to fill the registers when a row is
-    short). Ties go to the tile with more positions: each weight vector is then used more often.
+    short); `tail`: see `tail_pieces`. Ties go to the tile with more positions: each weight vector is then used more often.
     """
     best, best_key = Tile(1, 1, 1), (math.inf, 0.0)
     for v in range(1, min(vectors, 8) + 1):
         for r in range(1, min(rows, max_rows) + 1):
             for c in range(1, min(columns, registers_left(v, target) // (r * v)) + 1):
                 tile = Tile(r, c, v)
-                key = (round(cost_per_element(tile, rows, columns, vectors, target), 4), -r * c / (r * c + v))
+                if not fits(tile, vectors, target, tail):
+                    continue
+                key = (round(cost_per_element(tile, rows, columns, vectors, target, tail), 4), -r * c / (r * c + v))
                 if key < best_key:
                     best, best_key = tile, key
     return best
