@@ -41,12 +41,15 @@ def _sink_one(op: Operation, v: Value, w: Walk) -> Result:
     if inner is None or inner.inputs[0] is None or not w.lone(v):
         return None
     x = inner.inputs[0]
-    made = w.producer(x)
-    if made is None or record_of(made).fusion not in ("anchor", "elementwise", "broadcast") or not w.lone(x):
+    if not _from_kernel(x, w):
         return None
     shapes = [None if u is None or u is v else operand_shape(u.shape, op.output.shape, x.shape) for u in op.inputs]
     if any(s is None and u is not None and u is not v for s, u in zip(shapes, op.inputs, strict=True)):
         return None
+    if not _order(x.shape) < _order(v.shape) and any(
+            u is not None and s is not None and u.shape != s and _from_kernel(u, w)
+            for u, s in zip(op.inputs, shapes, strict=True)):
+        return None  # the reshape of that operand would sink in turn, and undo this
     inputs: list[Value | None] = []
     for u, shape in zip(op.inputs, shapes, strict=True):
         if u is None or u is v:
@@ -57,6 +60,17 @@ def _sink_one(op: Operation, v: Value, w: Walk) -> Result:
             inputs.append(reshaped(u, shape, w.b))
     y = w.b.add(op.op, inputs, op.attrs, name=op.output.name)
     return w.b.reshape(y, op.output.shape, op.output.name)
+
+
+def _from_kernel(x: Value, w: Walk) -> bool:
+    """Whether a kernel that takes an epilogue makes `x` for one reader."""
+    made = w.producer(x)
+    return made is not None and record_of(made).fusion in ("anchor", "elementwise", "broadcast") and w.lone(x)
+
+
+def _order(shape: Sequence[Expr]) -> tuple[int, list[str]]:
+    """Any total order of shapes, short ones first: it decides between two reshapes that could both sink."""
+    return len(shape), [repr(d) for d in shape]
 
 
 def operand_shape(own: Sequence[Expr], result: Sequence[Expr], source: Sequence[Expr]) -> tuple[Expr, ...] | None:
