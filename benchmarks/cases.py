@@ -77,13 +77,13 @@ def chain(m: int, sizes: Sequence[int], times: int) -> Callable[[], onnx.ModelPr
     return model
 
 
-def cold_products(m: int, sizes: Sequence[int], last_cache: int, what: str) -> Iterator[Case]:
+def cold_products(m: int, sizes: Sequence[int], last_cache: int) -> Iterator[Case]:
     """Products whose weights come from memory: a chain of layers, reported by sizes."""
     pairs = list(pairwise(sizes))
     layer = 4 * sum(k * n for k, n in pairs)
     model = chain(m, sizes, -(-max(COLD_BYTES, COLD_CACHES * last_cache) // layer))
     for k, n in dict.fromkeys(pairs):
-        yield Case(f"{what} {m}×{k}×{n}", model, part=f"{k}x{n}_")
+        yield Case(f"cold product {m}×{k}×{n}", model, part=f"{k}x{n}_")
 
 
 # ---- convolutions ----------------------------------------------------------------------------------------------------
@@ -140,8 +140,8 @@ def families(last_cache: int) -> dict[str, list[Case]]:
     bert = [(128, 768, 768), (128, 768, 2304), (128, 768, 3072), (128, 3072, 768)]
     return {
         "products, weights in cache": [product(1024, 1024, 1024), *[product(*s) for s in bert]],
-        "products, weights from memory": list(cold_products(128, (768, 768, 3072, 768, 2304, 768), last_cache, "product")),
-        "decode: one row, weights from memory": list(cold_products(1, (768, 2304, 768, 768, 3072, 768), last_cache, "row")),
+        "products, weights from memory": list(cold_products(128, (768, 768, 3072, 768, 2304, 768), last_cache)),
+        "decode: one row, weights from memory": list(cold_products(1, (768, 2304, 768, 768, 3072, 768), last_cache)),
         "convolutions": [conv(3, 64, 224, 7, 2), conv(64, 128, 56, 3, 2), conv(256, 512, 14, 3, 2), conv(64, 128, 56, 1, 2),
                          conv(32, 64, 112, 1), conv(128, 128, 56, 1), conv(512, 512, 14, 1), conv(1024, 1024, 7, 1)],
         "3×3 convolutions of stride 1": [winograd_layers(64, 56, 4), winograd_layers(128, 28, 3),

@@ -69,7 +69,10 @@ def append(path: Path, records: Iterable[Record]) -> None:
     """Add records, each with the time, the machine and the version of the code."""
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "git": git_version(), "machine": machine()}
+    whole = not path.exists() or not path.stat().st_size or path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
+        if not whole:  # the last run was cut off in a line
+            file.write("\n")
         for r in records:
             file.write(json.dumps({**facts, **r}) + "\n")
 

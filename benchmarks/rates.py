@@ -38,8 +38,9 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 # ---- kernels -----------------------------------------------------------------------------------------------------------
 def record(case: cases.Case, found: Roofline) -> dict[str, Any]:
-    """One case's line: the kernels that it is about, together."""
-    rows = [r for r in found.rows if r.label.startswith(case.part)] if case.part else found.by_time()[:1]
+    """One case's line: the kernels that it is about, together; not those that bring a layer's input into another layout."""
+    named = [r for r in found.rows if r.label.startswith(case.part) and r.flops]
+    rows = named if case.part else found.by_time()[:1]
     time, roof = sum(r.microseconds for r in rows), sum(r.roof for r in rows)
     limit = max(rows, key=lambda r: r.roof).limit
     return {"kernel": case.name, "threads": found.peaks.threads, "count": len(rows), "microseconds": time / len(rows),

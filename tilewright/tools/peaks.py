@@ -119,7 +119,7 @@ def measure(target: Target, threads: int, *, told: Callable[[str], None] = lambd
             continue
         told(level)
         each = footprint(target, level, threads)
-        read[level] = read_peak(target, threads, each)
+        read[level] = read_peak(target, threads, each, far=level in ("L3", "DRAM"))
         if level != "L1":  # a launch takes longer than copying so little
             copy[level] = copy_peak(target, threads, each)
     return Peaks(threads, gflops, read, copy, sizes)
@@ -178,14 +178,21 @@ def product_program(target: Target, threads: int, turns: int) -> tuple[Program, 
 
 
 # ---- bytes -----------------------------------------------------------------------------------------------------------
-def read_peak(target: Target, threads: int, nbytes: int) -> float:
-    """GB/s of threads that each read an array of so many bytes, again and again."""
+def read_peak(target: Target, threads: int, nbytes: int, far: bool) -> float:
+    """GB/s of threads that each read an array of so many bytes, again and again: from one place after another, or, from
+    levels that are far away, from several places at once, whichever is faster."""
+    return max(stream_rate(target, threads, nbytes, apart) for apart in ((False, True) if far else (False,)))
+
+
+def stream_rate(target: Target, threads: int, nbytes: int, apart: bool) -> float:
+    """GB/s of reading as `STREAMS` streams that lie beside each other, or far apart."""
     lanes = target.lanes(32)
     steps = max(1, nbytes // (4 * lanes * STREAMS))
     turns = max(1, READ_BYTES // nbytes)
-    x = placeholder((threads, steps, STREAMS, lanes), name="x")
+    x = placeholder((threads, STREAMS, steps, lanes) if apart else (threads, steps, STREAMS, lanes), name="x")
     q, s = reduce_axis(turns, "q"), reduce_axis(steps, "s")
-    total = compute((threads, STREAMS, lanes), lambda t, u, v: tc.sum(x[t, s, u, v], axis=[q, s]), name="total")
+    total = compute((threads, STREAMS, lanes), lambda t, u, v: tc.sum(
+        x[(t, u, s, v) if apart else (t, s, u, v)], axis=[q, s]), name="total")
     sch = Schedule(create_program("read", [x], [total]))
     ref = sch.block("total")
     task, stream, lane, turn, step = sch.loops(ref)
