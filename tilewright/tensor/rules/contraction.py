@@ -48,7 +48,7 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     axes = _axes(info, loop_of)
     extent = {v: as_int(sch.loop(v).extent) or 1 for v in loop_of.values()}
     lanes = _lanes(info, extent[axes.vector], target)
-    tile = _decided(sch, axes, _tile(axes, extent, lanes, target))
+    tile = _decided(sch, axes, _tile(info, axes, extent, lanes, target))
     packed = _pack(sch, ref, info, tile, lanes)
     heavy = epilogue is not None and is_heavy(state.find_block(sch.program, epilogue))
     if epilogue is not None and not heavy:
@@ -142,12 +142,38 @@ def _lanes(info: BlockInfo, extent: int, target: Target) -> int:
     return min(target.lanes(info.out.buffer.dtype.bits), 1 << max(0, extent.bit_length() - 1))
 
 
-def _tile(axes: Axes, extent: dict[Var, int], lanes: int, target: Target) -> Tile:
+def _tile(info: BlockInfo, axes: Axes, extent: dict[Var, int], lanes: int, target: Target) -> Tile:
     vectors = -(-extent[axes.vector] // lanes)
     if axes.panel is not None:
         vectors *= extent[axes.panel]
-    return choose_tile(1 if axes.row is None else extent[axes.row], 1 if axes.column is None else extent[axes.column],
-                       vectors, target, tail=tail_pieces(extent[axes.vector], lanes))
+    rows = 1 if axes.row is None else extent[axes.row]
+    columns = 1 if axes.column is None else extent[axes.column]
+    tail = tail_pieces(extent[axes.vector], lanes)
+    tile = choose_tile(rows, columns, vectors, target, tail=tail)
+    widest = _widest(info, tile, vectors, lanes, target)
+    return choose_tile(rows, columns, vectors, target, tail=tail, widest=widest) if widest > tile.vectors else tile
+
+
+WIDEST = 4
+"""Vectors of the widest panel: beyond it a tile has few positions, and its loads stand in the way."""
+
+L3_BYTES_PER_CYCLE = 16
+STREAMING = 0.1
+"""Share of a product's arithmetic from which the time to stream the other operand anew for every panel counts."""
+
+
+def _widest(info: BlockInfo, tile: Tile, vectors: int, lanes: int, target: Target) -> int:
+    """Vectors that a panel may have if the other operand does not stay in the second-level cache between panels and its
+    streaming takes long; 0 if not. Three fifths of that cache must hold the panel."""
+    assert info.a is not None
+    a = info.a.buffer
+    nbytes = a.dtype.nbytes
+    for d in a.shape:
+        nbytes *= as_int(d) or 1
+    cycles = info.flops / (2 * lanes * target.fma_units)
+    if nbytes <= target.l2 // 2 or -(-vectors // tile.vectors) * nbytes / L3_BYTES_PER_CYCLE < STREAMING * cycles:
+        return 0
+    return min(WIDEST, 3 * target.l2 // 5 // (info.extent(info.k) * lanes * a.dtype.nbytes))
 
 
 def _decided(sch: Schedule, axes: Axes, tile: Tile) -> Tile:

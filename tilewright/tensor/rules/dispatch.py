@@ -20,11 +20,27 @@ from tilewright.tensor.rules.epilogue import is_view, merge_chain
 from tilewright.tensor.rules.rows import schedule_rows
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
-from tilewright.tensor.schedule.state import BlockRef
+from tilewright.tensor.schedule.state import BlockRef, ScheduleError
 
 
 def schedule_program(program: Program, target: Target, numerics: str = "default") -> Schedule:
-    """Schedule a program by rules. `numerics="strict"` keeps the order of sums as declared."""
+    """Schedule a program by rules. `numerics="strict"` keeps the order of sums as declared.
+
+    Any program gets a schedule: where a rule meets one that it was not written for, and a primitive refuses, the loops
+    stay as they are written, serial; `fallback` of the schedule then says why.
+    """
+    try:
+        return by_rules(program, target)
+    except ScheduleError as refused:
+        plain = Schedule(program)
+        plain.fallback = f"{refused.primitive}: {refused.message}"
+        return plain
+
+
+def by_rules(program: Program, target: Target) -> Schedule:
+    """The schedule of the rule that fits a program. Raises ScheduleError where the rule does not fit after all."""
+    if any(b.attr("ordered") for b in state.blocks(program)):
+        return Schedule(program)
     views = operand_views(program)
     if views is not None:
         sch = Schedule(program)

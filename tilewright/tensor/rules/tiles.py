@@ -1,8 +1,8 @@
 """Register tiles: how many output elements a contraction keeps in registers, from the target's facts.
 
 In: extents of the axes that can be tiled, lanes and registers. Out: a `Tile`. The model counts, per step of the reduction,
-the fused multiply-adds and the loads (one per weight vector, one per broadcast), both issued two per cycle, and charges
-what the tile wastes on remainders; a tile must fit the vector registers.
+the fused multiply-adds and the loads (one per weight vector and one for its prefetch, one per broadcast), both issued two
+per cycle, and charges what the tile wastes on remainders; a tile must fit the vector registers.
 """
 from __future__ import annotations
 
@@ -28,6 +28,10 @@ LATENCY = 4
 """Cycles of a fused multiply-add: fewer accumulators than LATENCY * fma_units leave the units waiting."""
 
 
+NEARLY = 1.03
+"""Costs whose ratio is below this are about the same."""
+
+
 def tail_pieces(extent: int, lanes: int) -> int:
     """How many more vectors than one the last, incomplete vector of an axis takes: it is done by halves (13 = 8 + 4 + 1)."""
     return max(0, (extent % lanes).bit_count() - 1)
@@ -43,7 +47,7 @@ def cost_per_element(tile: Tile, rows: int, columns: int, vectors: int, target: 
     for r, nr in parts(rows, tile.rows):
         for c, nc in parts(columns, tile.columns):
             for v, nv in [*parts(vectors, tile.vectors), *([(tail, 1)] if tail else [])]:
-                fmas, loads = r * c * v, r * c + v
+                fmas, loads = r * c * v, r * c + 2 * v
                 busy = max(fmas / target.fma_units, loads / 2, LATENCY * min(1.0, fmas))
                 cycles += nr * nc * nv * (busy + 0.15)
     return cycles / (rows * columns * vectors)
@@ -64,13 +68,17 @@ def fits(tile: Tile, vectors: int, target: Target, tail: int = 0) -> bool:
     return tile.rows * tile.columns * v <= registers_left(v, target)
 
 
-def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_rows: int = 2, tail: int = 0) -> Tile:
+def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_rows: int = 2, tail: int = 0,
+                widest: int = 0) -> Tile:
     """The cheapest register tile for `rows` x `columns` positions and `vectors` vectors of outputs.
 
     `max_rows` bounds the tile in the outer position axis (two rows of pixels suffice to fill the registers when a row is
     short); `tail`: see `tail_pieces`. Ties go to the tile with more positions: each weight vector is then used more often.
+    With `widest`, among tiles that cost about the same one of the most vectors up to that number is taken: the other
+    operand, too large for the cache, is then read fewer times.
     """
     best, best_key = Tile(1, 1, 1), (math.inf, 0.0)
+    keys: dict[Tile, tuple[float, float]] = {}
     for v in range(1, min(vectors, 8) + 1):
         for r in range(1, min(rows, max_rows) + 1):
             for c in range(1, min(columns, registers_left(v, target) // (r * v)) + 1):
@@ -78,6 +86,8 @@ def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_ro
                 if not fits(tile, vectors, target, tail):
                     continue
                 key = (round(cost_per_element(tile, rows, columns, vectors, target, tail), 4), -r * c / (r * c + v))
+                keys[tile] = key
                 if key < best_key:
                     best, best_key = tile, key
-    return best
+    near = [t for t, key in keys.items() if key[0] <= NEARLY * best_key[0] and t.vectors <= widest]
+    return min(near, key=lambda t: (-t.vectors, keys[t])) if near else best
