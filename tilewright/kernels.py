@@ -143,7 +143,8 @@ def compile_kernels(programs: Mapping[str, Program], target: Target, numerics: s
             module = lowered_kernel(sch, name, target)
             prepacks, packed = lowered_prepacks(sch, name, host)
             parts.append({"name": name, "workspaces": workspaces_of(module, name), "packed": packed, "record": {
-                "program": print_program(programs[key]), "trace": str(sch.trace), "lowered": print_module(module)}})
+                "program": print_program(programs[key]), "trace": str(sch.trace), "lowered": print_module(module),
+                **({"schedule_fallback": sch.fallback} if sch.fallback else {})}})
             progress(len(done) + len(parts), len(programs))
             yield emit(module, target), target
             if packed:

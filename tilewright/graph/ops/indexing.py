@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import i64
+from tilewright.core.dtype import boolean, i64
 from tilewright.graph.infer import (
     axis_of,
     constant_of,
@@ -21,9 +21,12 @@ from tilewright.graph.infer import (
     show,
 )
 from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ops.recipes import is_narrow, widened
 from tilewright.graph.registry import Array, Attr, OpRecord
-from tilewright.loop.ir import Expr, Select, Var, as_int, const, maximum, minimum
-from tilewright.tensor.compute import Tensor, compute
+from tilewright.loop.ir import Call, Cast, Expr, Not, Select, Var, as_int, const, maximum, minimum
+from tilewright.tensor import compute as tc
+from tilewright.tensor.compute import Tensor, compute, reduce_axis
+from tilewright.tensor.scatter import scatter
 
 
 def _place(index: Expr, extent: Expr) -> Expr:
@@ -172,6 +175,34 @@ def _scatter_nd(attrs: dict[str, Any], x: Array, idx: Array, updates: Array) -> 
     return y
 
 
+_MERGE: dict[str, Callable[[Expr, Expr], Expr]] = {
+    "none": lambda old, u: u, "add": lambda old, u: old + u, "mul": lambda old, u: old * u, "min": minimum, "max": maximum}
+
+
+def _merge(op: Operation) -> Callable[[Expr, Expr], Expr]:
+    """How an update is put to what is there; narrow floats are combined in f32 and rounded each time."""
+    f, t = _MERGE[op.attrs["reduction"]], op.output.dtype
+    if is_narrow(t) and op.attrs["reduction"] != "none":
+        return lambda old, u: Cast(t, f(widened(old), widened(u)))
+    return f
+
+
+def _compute_scatter_elements(op: Operation, x: Tensor, idx: Tensor, updates: Tensor) -> Tensor:
+    axis = op.attrs["axis"]
+
+    def update(*i: Expr) -> tuple[Sequence[Expr], Expr]:
+        return (*i[:axis], _place(idx[i], x.shape[axis]), *i[axis + 1:]), updates[i]
+    return scatter(x, idx.shape, update, _merge(op), [idx, updates], "scatter_elements")
+
+
+def _compute_scatter_nd(op: Operation, x: Tensor, idx: Tensor, updates: Tensor) -> Tensor:
+    r, n = len(idx.shape) - 1, as_int(idx.shape[-1]) or 0
+
+    def update(*i: Expr) -> tuple[Sequence[Expr], Expr]:
+        return (*[_place(idx[(*i[:r], const(k))], x.shape[k]) for k in range(n)], *i[r:]), updates[i]
+    return scatter(x, updates.shape, update, _merge(op), [idx, updates], "scatter_nd")
+
+
 # ---- selection -------------------------------------------------------------------------------------------------------
 def _infer_topk(op: Operation) -> Sequence[TensorType]:
     (x,) = operands(op, 1)
@@ -193,6 +224,31 @@ def _topk(attrs: dict[str, Any], x: Array) -> tuple[Array, Array]:
     return np.take_along_axis(x, at, axis), at.astype(np.int64)
 
 
+def _compute_topk(op: Operation, x: Tensor) -> tuple[Tensor, Tensor]:
+    """By ranks: how many elements of the row come before each one (n² comparisons, all in vectors and in parallel), then
+    the place of each rank."""
+    axis, largest, n = op.attrs["axis"], op.attrs["largest"], x.shape[op.attrs["axis"]]
+
+    def at(i: Sequence[Expr], k: Expr) -> tuple[Expr, ...]:
+        return (*i[:axis], k, *i[axis + 1:])
+
+    def comes_first(a: Expr, b: Expr, earlier: Expr) -> Expr:
+        better, same_ = (b < a if largest else a < b), a.eq(b)
+        if a.dtype.is_float:
+            nan_a, nan_b = Call("isnan", (a,), boolean), Call("isnan", (b,), boolean)
+            better = better | ((nan_a & Not(nan_b)) if largest else (nan_b & Not(nan_a)))
+            same_ = same_ | (nan_a & nan_b)
+        return better | (same_ & earlier)
+
+    r, q = reduce_axis(n, "r"), reduce_axis(n, "q")
+    rank = compute(x.shape, lambda *i: tc.sum(Select(
+        comes_first(widened(x[at(i, r.var)]), widened(x[i]), r.var < i[axis]), const(1), const(0)), [r]), name="rank")
+    shape = op.outputs[1].shape
+    places = compute(shape, lambda *i: tc.sum(
+        Select(rank[at(i, q.var)].eq(i[axis]), q.var, const(0)), [q]), name="topk")
+    return compute(shape, lambda *i: x[at(i, _place(places[i], n))], name="topk_values"), places
+
+
 def _infer_nonzero(op: Operation) -> Sequence[TensorType]:
     (x,) = operands(op, 1)
     return [TensorType(i64, (const(x.rank), Var("nonzero_count")))]
@@ -207,12 +263,13 @@ RECORDS = (
              _normalize_axis, doc="out[i,j,k] = x[i, index[i,j,k], k] for axis 1, and likewise for others."),
     OpRecord("gather_nd", "injective", _infer_gather_nd, _gather_nd, _compute_gather_nd, {"batch_dims": Attr("int", 0)},
              doc="Slices of x by index tuples in the last axis of the indices."),
-    OpRecord("scatter_elements", "opaque", _infer_scatter_elements, _scatter_elements,
+    OpRecord("scatter_elements", "opaque", _infer_scatter_elements, _scatter_elements, _compute_scatter_elements,
              attrs={**_AXIS, "reduction": Attr("str", "none")}, normalize=_normalize_axis,
              doc="x with updates put (or added, multiplied, min, max) at the places that gather_elements would read."),
-    OpRecord("scatter_nd", "opaque", _infer_scatter_nd, _scatter_nd, attrs={"reduction": Attr("str", "none")},
+    OpRecord("scatter_nd", "opaque", _infer_scatter_nd, _scatter_nd, _compute_scatter_nd,
+             attrs={"reduction": Attr("str", "none")},
              doc="x with slices put (or combined) at index tuples."),
-    OpRecord("topk", "opaque", _infer_topk, _topk,
+    OpRecord("topk", "opaque", _infer_topk, _topk, _compute_topk,
              attrs={"k": Attr("dim"), "axis": Attr("int", -1), "largest": Attr("bool", True)},
              normalize=_normalize_axis, doc="The k largest or smallest along an axis, sorted, and their indices (i64)."),
     OpRecord("nonzero", "opaque", _infer_nonzero, lambda a, x: np.array(np.nonzero(x), np.int64),

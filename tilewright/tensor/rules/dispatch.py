@@ -39,7 +39,7 @@ def schedule_program(program: Program, target: Target, numerics: str = "default"
 
 def by_rules(program: Program, target: Target) -> Schedule:
     """The schedule of the rule that fits a program. Raises ScheduleError where the rule does not fit after all."""
-    if any(b.attr("ordered") for b in state.blocks(program)):
+    if any(dict(b.attrs).get("ordered") for b in state.blocks(program)):
         return Schedule(program)
     views = operand_views(program)
     if views is not None:

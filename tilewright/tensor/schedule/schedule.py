@@ -32,13 +32,15 @@ class Layout:
 
 class Schedule:
     """A program being scheduled. `program` is the current one; `trace` replays on an equal program; `prepacks` holds, by
-    parameter, the programs that lay out weights anew (see `transform_layout`)."""
+    parameter, the programs that lay out weights anew (see `transform_layout`). `fallback` says why a rule gave up and left
+    the program as it was ("" where none did)."""
 
     def __init__(self, program: Program, decisions: dict[int, Any] | None = None) -> None:
         self.program = program
         self.trace = Trace(sizes=tuple([p for p in program.params if isinstance(p, Var)]))
         self.prepacks: dict[str, Program] = {}
         self.layouts: dict[str, Layout] = {}
+        self.fallback = ""
         self._refs: dict[Any, Ref] = {}
         self._count = 0
         self._decisions = decisions or {}
