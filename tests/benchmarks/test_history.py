@@ -81,3 +81,16 @@ def test_rates_measure_and_append(load, tmp_path, monkeypatch, capsys):
     (stored,) = map(json.loads, file.read_text().splitlines())
     assert stored["kernel"] == said["kernel"] == "depthwise 3×3 16→16 at 8²" and stored["microseconds"] > 0
     assert stored["gflops"] == pytest.approx((2 * 9 + 2) * 16 * 64 / stored["microseconds"] / 1e3)
+
+
+def test_tables_are_put_between_their_marks(load, tmp_path):
+    tables, page = load("tables"), tmp_path / "page.md"
+    page.write_text("a\n<!-- models -->\nold\n<!-- end -->\nb\n<!-- layers -->\nkept\n<!-- end -->\n")
+    tables.put(page, "models", r"\\1 new")
+    assert page.read_text() == "a\n<!-- models -->\n\\\\1 new\n<!-- end -->\nb\n<!-- layers -->\nkept\n<!-- end -->\n"
+    with pytest.raises(ValueError, match="0 places"):
+        tables.put(page, "others", "")
+    lines = list(tables.layer_table("mlp", small_models.mlp(), [1]))
+    assert any("matmul" in line for line in lines) and "1 thread: µs" in lines[0]
+    marks = (Path(__file__).parents[2] / "docs" / "performance.md").read_text()
+    assert marks.count("<!-- models -->") == marks.count("<!-- layers -->") == 1
