@@ -1,7 +1,7 @@
 """ONNX's backend interface: a model and its inputs in, the outputs out, by compiled code. A layer above the driver.
 
-`run_native` compiles from the model and the types and shapes of its inputs; only integer inputs whose *values* decide
-shapes (axes, sizes, k) are made part of the model, and it raises where that would leave nothing to compile. `run` may
+`run_native` compiles from the model and the types and shapes of its inputs; only inputs whose *values* decide shapes
+(axes, sizes, scales, k) are made part of the model, and it raises where that would leave nothing to compile. `run` may
 also leave a model that cannot be compiled to the graph interpreter, and says so in a warning.
 """
 from __future__ import annotations
@@ -18,11 +18,13 @@ from tilewright import driver
 from tilewright.core.errors import TilewrightError, UserError
 from tilewright.frontend.onnx.importer import import_onnx
 from tilewright.frontend.onnx.read import read_model
+from tilewright.frontend.onnx.table import NeedsValue
 from tilewright.graph import interpret
+from tilewright.graph.ir import used_values
 from tilewright.model import Model
 
 MAX_SPECIALIZED = 64
-"""Integer inputs of at most this many elements can be made part of the model."""
+"""Inputs of at most this many elements can be made part of the model."""
 
 
 class HostFallback(UserWarning):
@@ -36,13 +38,7 @@ def run(model: Any, inputs: Sequence[Any]) -> list[Any]:
         return run_native(model, inputs)
     except TilewrightError as e:
         warnings.warn(f"this model runs in the interpreter: {e}", HostFallback, stacklevel=2)
-    feeds = _feeds(model, inputs)
-    try:
-        return interpret.run(import_onnx(model, shapes=_shapes(feeds)), feeds)
-    except UserError as e:
-        if e.code != "onnx-dynamic-value":
-            raise
-    bound, feeds = _specialized(model, feeds)
+    bound, feeds = _specialized(model, _feeds(model, inputs))
     return interpret.run(import_onnx(bound, shapes=_shapes(feeds)), feeds)
 
 
@@ -70,26 +66,24 @@ class Prepared:
 def prepare(model: Any, inputs: Sequence[Any]) -> Prepared:
     """Compile a model for the types and shapes of the inputs, and for the values of those that decide shapes."""
     feeds = _feeds(model, inputs)
-    names = _input_names(model)
-    try:
-        return Prepared(driver.compile(model, shapes=_shapes(feeds)), names, {})
-    except UserError as e:
-        if e.code != "onnx-dynamic-value":
-            raise
-        needed = e
     bound, rest = _specialized(model, feeds)
-    if not rest or len(rest) == len(feeds):
-        raise needed
     made = driver.compile(bound, shapes=_shapes(rest))
+    fixed = {k: v for k, v in feeds.items() if k not in rest}
+    if fixed:
+        _check_depends(made)
+    return Prepared(made, _input_names(model), fixed)
+
+
+def _check_depends(made: Model) -> None:
+    """UserError "backend-folded" if an output depends on no input that is left."""
     optimized = made.stages.optimized
     depends = set(optimized.inputs)
     for op in optimized.operations:
-        if op.regions or any(v in depends for v in op.inputs):
+        if any(v in depends for v in used_values(op)):
             depends |= set(op.outputs)
     for name, v in zip(optimized.output_names, optimized.outputs, strict=True):
         if v not in depends:
-            raise UserError("backend-folded", f"the output {name!r} depends on values that shapes depend on, alone")
-    return Prepared(made, names, {k: v for k, v in feeds.items() if k not in rest})
+            raise UserError("backend-folded", f"the output {name!r} depends only on inputs that were made constant")
 
 
 def _input_names(model: Any) -> list[str]:
@@ -113,18 +107,33 @@ def _shapes(feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, tuple[int, .
 
 
 def _specialized(model: Any, feeds: Mapping[str, np.ndarray[Any, Any]]) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
-    """The model with its small integer inputs other than the first as weights, and the inputs that are left."""
+    """The model with those inputs as weights whose values must be known, and the inputs that are left. They are found by
+    importing until nothing is missing; where what is missing is computed, all small integer inputs are taken."""
+    rest, proto = dict(feeds), model
+    while True:
+        try:
+            import_onnx(proto, shapes=_shapes(rest))
+            return proto, rest
+        except NeedsValue as e:
+            name = e.value.name
+            integers = [k for k, v in rest.items() if v.dtype.kind in "iu"]
+            take = [k for k in ([name] if name in rest else integers) if rest[k].size <= MAX_SPECIALIZED]
+            if not take:
+                raise
+        proto = _with_weights(proto, {k: rest.pop(k) for k in take})
+
+
+def _with_weights(model: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
+    """A copy of a model in which some inputs are initializers."""
     from onnx import numpy_helper
     old, _ = read_model(model)
     proto = type(old)()
     proto.CopyFrom(old)
-    decides = [k for n, (k, v) in enumerate(feeds.items()) if v.dtype.kind in "iu" and v.size <= MAX_SPECIALIZED
-               and (n > 0 or len(feeds) == 1)]
-    proto.graph.initializer.extend([numpy_helper.from_array(feeds[k], k) for k in decides])
-    for k in reversed(range(len(proto.graph.input))):
-        if proto.graph.input[k].name in decides:
-            del proto.graph.input[k]
-    return proto, {k: v for k, v in feeds.items() if k not in decides}
+    proto.graph.initializer.extend([numpy_helper.from_array(v, k) for k, v in arrays.items()])
+    left = [v for v in old.graph.input if v.name not in arrays]
+    del proto.graph.input[:]
+    proto.graph.input.extend(left)
+    return proto
 
 
 @functools.cache
@@ -132,7 +141,7 @@ def backend() -> Any:
     """The subclass of `onnx.backend.base.Backend`, made when first asked for: importing this file does not need onnx."""
     from onnx.backend.base import Backend, BackendRep
 
-    class Rep(BackendRep):  # type: ignore[misc]
+    class Rep(BackendRep):
         """A model whose code is made at its first run, when the shapes of its inputs are known."""
 
         def __init__(self, model: Any) -> None:
@@ -141,7 +150,7 @@ def backend() -> Any:
         def run(self, inputs: Sequence[Any], **_: Any) -> tuple[Any, ...]:
             return tuple(run(self.model, inputs))
 
-    class TilewrightBackend(Backend):  # type: ignore[misc]
+    class TilewrightBackend(Backend):
         """ONNX's interface to a backend."""
 
         @classmethod

@@ -18,6 +18,7 @@ from tilewright.graph.passes.layouts import blocked_layouts
 from tilewright.graph.passes.padding import fold_padding
 from tilewright.graph.passes.products import combine_products, simplify_products
 from tilewright.graph.passes.scale import fold_scales
+from tilewright.graph.passes.scans import scans_to_loops
 from tilewright.graph.passes.simplify import simplify_operations
 from tilewright.graph.passes.sink import sink_reshapes
 from tilewright.graph.passes.views import simplify_views
@@ -30,6 +31,7 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
     exact = numerics == "strict"
     passes: list[Pass[Graph]] = [
         remove_dead,                                         # frontends leave what nobody asked for
+        scans_to_loops,                                      # from here on, the only regions are those of if_ and loop
         simplify_products,                                   # before folding: a transposed weight needs no copy
         fold_constants,                                      # shape arithmetic ends here: its results are constants
         functools.partial(simplify_operations, exact=exact),

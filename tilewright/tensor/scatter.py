@@ -9,7 +9,7 @@ tensor. Updates are made one after another, in row-major order, since several ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tilewright.core.dtype import i64
 from tilewright.loop.ir import TRUE, ZERO, Block, Expr, For, IntoExpr, IterVar, Load, Seq, Stmt, Store, Var, expr
@@ -25,7 +25,7 @@ class Scatter(Stage):
     """A copy (the stage's own axes and body), then updates of it: `update` stores, over `points` below `extents`."""
     points: tuple[Var, ...] = ()
     extents: tuple[Expr, ...] = ()
-    update: Stmt = Seq(())
+    update: Stmt = field(default_factory=lambda: Seq(()))
 
     def nest(self, name: Callable[[str], str]) -> Stmt:
         """The nest that copies, and that of the updates behind it."""

@@ -56,6 +56,14 @@ def names(domain: str = "") -> list[str]:
     return sorted(name for d, name in _TABLE if d == domain)
 
 
+class NeedsValue(UserError):
+    """An operand decides a shape (or another thing that must be known while compiling) and is not known: `value`."""
+
+    def __init__(self, message: str, value: Value, where: str, hint: str = "") -> None:
+        super().__init__("onnx-dynamic-value", message, where=where, hint=hint)
+        self.value = value
+
+
 @dataclass
 class Context:
     """One node while it is read. `since` is the version of the operator that holds; `opset` that of the model's set."""
@@ -104,8 +112,8 @@ class Context:
             v = self.x(k)
             if v.data is not None and v.dtype.is_int:
                 raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} has too many elements: {v.type}")
-            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{v.name}) must be known while "
-                             "compiling, and it depends on data", "make it a constant, or set the symbolic sizes")
+            raise NeedsValue(f"the input {k} of {self.op} (%{v.name}) must be known while compiling, and it depends on data",
+                             v, self.loc, "make it a constant, or set the symbolic sizes")
         return found
 
     def ints(self, k: int) -> tuple[int, ...]:
@@ -120,7 +128,7 @@ class Context:
         """Input `k`, which must be a constant."""
         found = constant_of(self.x(k))
         if found is None:
-            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{self.x(k).name}) must be a constant")
+            raise NeedsValue(f"the input {k} of {self.op} (%{self.x(k).name}) must be a constant", self.x(k), self.loc)
         return found
 
     def scalar(self, k: int) -> Any:
