@@ -88,25 +88,29 @@ def cold_products(m: int, sizes: Sequence[int], last_cache: int) -> Iterator[Cas
 
 # ---- convolutions ----------------------------------------------------------------------------------------------------
 def conv(c: int, o: int, size: int, kernel: int = 3, stride: int = 1, group: int = 1) -> Case:
-    """A convolution that keeps the size (at stride 1), with bias and ReLU."""
+    """A convolution with bias and ReLU as it is in a network: between two 1×1 convolutions, so that it reads and writes the
+    layout that those prefer (a first layer reads the image)."""
     def model() -> onnx.ModelProto:
         net = Net(1, c, size, size)
-        net.add("Conv", net.weight(o, c // group, kernel, kernel), net.weight(o), kernel_shape=[kernel] * 2,
-                strides=[stride] * 2, pads=[kernel // 2] * 4, group=group)
-        return net.add("Relu").done()
+        if c >= 16:
+            net.add("Conv", net.weight(c, c, 1, 1), name="before", kernel_shape=[1, 1])
+        net.add("Conv", net.weight(o, c // group, kernel, kernel), net.weight(o), name="layer", kernel_shape=[kernel] * 2,
+                strides=[stride] * 2, pads=[kernel // 2] * 4, group=group).add("Relu")
+        return net.add("Conv", net.weight(16, o, 1, 1), name="after", kernel_shape=[1, 1]).done()
     kind = "depthwise" if group > 1 else "conv"
     strided = f" stride {stride}" if stride > 1 else ""
-    return Case(f"{kind} {kernel}×{kernel} {c}→{o} at {size}²{strided}", model, part="conv")
+    return Case(f"{kind} {kernel}×{kernel} {c}→{o} at {size}²{strided}", model, part="layer")
 
 
 def winograd_layers(c: int, size: int, count: int) -> Case:
     """Several 3×3 layers of one size, one after another."""
     def model() -> onnx.ModelProto:
         net = Net(1, c, size, size)
+        net.add("Conv", net.weight(c, c, 1, 1), name="before", kernel_shape=[1, 1])
         for _ in range(count):
-            net.add("Conv", net.weight(c, c, 3, 3), net.weight(c), kernel_shape=[3, 3], pads=[1] * 4).add("Relu")
-        return net.done()
-    return Case(f"{count} × conv 3×3 {c}→{c} at {size}²", model, part="conv")
+            net.add("Conv", net.weight(c, c, 3, 3), net.weight(c), name="layer", kernel_shape=[3, 3], pads=[1] * 4).add("Relu")
+        return net.add("Conv", net.weight(16, c, 1, 1), name="after", kernel_shape=[1, 1]).done()
+    return Case(f"{count} × conv 3×3 {c}→{c} at {size}²", model, part="layer")
 
 
 # ---- rows, movement, elementwise ---------------------------------------------------------------------------------------
