@@ -108,7 +108,8 @@ def winograd_layers(c: int, size: int, count: int) -> Case:
         net = Net(1, c, size, size)
         net.add("Conv", net.weight(c, c, 1, 1), name="before", kernel_shape=[1, 1])
         for _ in range(count):
-            net.add("Conv", net.weight(c, c, 3, 3), net.weight(c), name="layer", kernel_shape=[3, 3], pads=[1] * 4).add("Relu")
+            net.add("Conv", net.weight(c, c, 3, 3), net.weight(c), name="layer", kernel_shape=[3, 3], pads=[1] * 4)
+            net.add("Relu")
         return net.add("Conv", net.weight(16, c, 1, 1), name="after", kernel_shape=[1, 1]).done()
     return Case(f"{count} × conv 3×3 {c}→{c} at {size}²", model, part="layer")
 
