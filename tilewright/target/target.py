@@ -15,8 +15,8 @@ class Target:
     `cpu`, `features` and `abi` are LLVM's names ("znver5", ("avx2", "fma", …), "lp64d"; "" is the triple's own convention);
     `intrinsics` names the instructions beyond plain arithmetic that schedules may count on ("fma", "f16c", "gather", "vnni",
     "bf16_dot", …). `vector_registers` counts those of `vector_bits`; a CPU without vectors says the bits of one f32. `cores`
-    is how many threads may run at once. Cache sizes are per core except `l3` (shared). `memory_operands`: arithmetic may take
-    an operand from memory, so what is used once needs no register.
+    is how many threads may run at once. Cache sizes are per core except `l3` (shared). `memory_operands`: arithmetic may
+    take an operand from memory, so what is used once needs no register.
     """
 
     name: str
