@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.core.errors import UserError
-from tilewright.frontend.onnx import checks, ops_control, ops_math, ops_nn, ops_reduce, ops_shape, table
+from tilewright.frontend.onnx import checks, ops_control, ops_einsum, ops_math, ops_nn, ops_reduce, ops_shape, table
 from tilewright.frontend.onnx import schema as sc
 from tilewright.frontend.onnx.checks import invalid
 from tilewright.frontend.onnx.inputs import input_types
@@ -21,7 +21,7 @@ from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.ir import Graph, Value
 from tilewright.loop.ir import as_int
 
-TABLES = (ops_math, ops_shape, ops_reduce, ops_nn, ops_control)
+TABLES = (ops_math, ops_shape, ops_reduce, ops_nn, ops_einsum, ops_control)
 """Importing these enters the operators."""
 
 
@@ -159,7 +159,7 @@ class _Reader:
         fn = table.find(domain, node.op_type, opset)
         if fn is None:
             node = _resolved(node, scope.attributes)
-            body = _definition(schema, opset, node, inputs)
+            body = _definition(schema, opset, node, inputs, scope.opsets)
             found = self.call(body, node, inputs, loc, scope, b, schema)
             self.bind(node, found, scope, b, len(b.operations))
             return
@@ -235,7 +235,8 @@ def _resolved(node: Any, outer: dict[str, Any] | None) -> Any:
     return out
 
 
-def _definition(schema: sc.Schema, opset: int, node: Any, inputs: Sequence[Value | None]) -> Any:
+def _definition(schema: sc.Schema, opset: int, node: Any, inputs: Sequence[Value | None],
+                outer: checks.Opsets) -> Any:
     """The body that ONNX itself gives an operator, as a FunctionProto."""
     import onnx
     s, f = schema.raw, onnx.FunctionProto()
@@ -248,7 +249,7 @@ def _definition(schema: sc.Schema, opset: int, node: Any, inputs: Sequence[Value
     if not f.node:
         raise UserError("onnx-unsupported-op", f"1 operators are not supported:\n  {node.op_type} (ai.onnx {opset})")
     functions: dict[checks.Key, Any] = {}
-    checks.check_operators(_Holder(f), checks.opsets_of(f.opset_import), functions)
+    checks.check_operators(_Holder(f), {**outer, **checks.opsets_of(f.opset_import)}, functions)
     return f
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-from tilewright.core.dtype import DType, boolean, f32
+from tilewright.core.dtype import DType, boolean, f32, u8
 from tilewright.frontend.onnx.table import Context, Function, Result, entry, onnx_op
 from tilewright.frontend.onnx.tensors import element_type
 from tilewright.graph.infer import constant_of
@@ -150,6 +150,18 @@ def clip(c: Context) -> Result:
 def _clip(c: Context, low: float | None, high: float | None) -> Value:
     bounds = {k: v for k, v in (("min", low), ("max", high)) if v is not None}
     return c.add("clip", c.x(), **bounds) if bounds else c.x()
+
+
+@onnx_op("BitCast")
+def bit_cast(c: Context) -> Result:
+    """A boolean is stored as a byte that is 0 or 1."""
+    x, to = c.x(), element_type(c.a("to"), c.loc)
+    if x.dtype is to:
+        return x
+    if boolean in (x.dtype, to):
+        byte = c.cast(x, u8) if x.dtype is boolean else x if x.dtype is u8 else c.add("bit_cast", x, to=u8)
+        return c.cast(byte, to) if to in (boolean, u8) else c.add("bit_cast", byte, to=to)
+    return c.add("bit_cast", x, to=to)
 
 
 # ---- inference of what matters in training ---------------------------------------------------------------------------

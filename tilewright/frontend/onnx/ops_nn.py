@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import i32
+from tilewright.core.dtype import f32, i32
 from tilewright.frontend.onnx.table import Context, Result, onnx_op
-from tilewright.graph.infer import dim
+from tilewright.graph.infer import dim, is_one
 from tilewright.graph.ir import Value
 from tilewright.loop.ir import Expr, as_int, const
 
@@ -187,6 +187,26 @@ def matmul_integer(c: Context) -> Result:
     else:
         left = _shifted(c, 0, 2, -1)
     return _matmul(c, left, _shifted(c, 1, 3, -1), out=i32)
+
+
+@onnx_op("QLinearMatMul")
+def qlinear_matmul(c: Context) -> Result:
+    """Products of integers without their zero points, exact in i32, then scaled, rounded and saturated."""
+    a, sa, za, b, sb, zb, sy, zy = [c.x(k) for k in range(8)]
+    for v in (sa, za, sb, zb, sy, zy):
+        c.expect(v.rank <= 1, "a scale of more than one axis")
+    left = c.add("sub", c.cast(a, i32), c.cast(_by_rows(c, za), i32))
+    right = c.add("sub", c.cast(b, i32), c.cast(zb, i32))
+    total = c.cast(_matmul(c, left, right, out=i32), f32)
+    scale = c.add("div", c.add("mul", c.cast(_by_rows(c, sa), f32), c.cast(sb, f32)), c.cast(_by_rows(c, sy), f32))
+    y = c.add("add", c.add("round", c.add("mul", total, scale)), c.cast(_by_rows(c, zy), f32))
+    low, high = zy.dtype.range()
+    return c.cast(c.add("clip", y, min=float(low), max=float(high)), zy.dtype)
+
+
+def _by_rows(c: Context, v: Value) -> Value:
+    """A number, or one number per row of a matrix as a column."""
+    return v if v.rank == 0 or is_one(v.shape[0]) else c.reshape(v, [v.shape[0], 1])
 
 
 @onnx_op("Gemm")

@@ -80,9 +80,9 @@ def arg(c: Context) -> Result:
                  select_last=bool(c.a("select_last_index", 0)))
 
 
-@onnx_op("CumSum")
-def cumsum(c: Context) -> Result:
-    return c.add("cumsum", c.x(), axis=c.ints(1)[0], exclusive=bool(c.a("exclusive")), reverse=bool(c.a("reverse")))
+@onnx_op("CumSum", "CumProd")
+def running(c: Context) -> Result:
+    return c.add(c.op.lower(), c.x(), axis=c.ints(1)[0], exclusive=bool(c.a("exclusive")), reverse=bool(c.a("reverse")))
 
 
 @onnx_op("TopK")

@@ -1,7 +1,7 @@
-"""Operators that place elements: concat, pad, tile, cumsum."""
+"""Operators that place elements: concat, pad, tile, cumsum, cumprod."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from tilewright.graph.ops.recipes import accumulator, read_or
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.loop.ir import TRUE, Expr, Guard, Select, as_int, const, maximum, minimum
 from tilewright.tensor.compute import Tensor, compute, reduce_axis
+from tilewright.tensor.compute import prod as prod_over
 from tilewright.tensor.compute import sum as sum_over
 
 
@@ -159,34 +160,41 @@ def _infer_cumsum(op: Operation) -> Sequence[TensorType]:
     return [x.type]
 
 
-def _cumsum(attrs: dict[str, Any], x: Array) -> Array:
-    axis = attrs["axis"]
-    y = np.flip(x, axis) if attrs["reverse"] else x
-    wide = y.astype(np.float32) if y.dtype.itemsize < 4 and y.dtype.kind not in "iu" else y
-    out = np.cumsum(wide, axis, dtype=wide.dtype)
-    if attrs["exclusive"]:
-        out = out - wide
-    return (np.flip(out, axis) if attrs["reverse"] else out).astype(x.dtype)
+def _running(fn: Callable[..., Array], start: int) -> Callable[[dict[str, Any], Array], Array]:
+    """Running sums or products; exclusive ones are shifted by one, `start` first."""
+    def run(attrs: dict[str, Any], x: Array) -> Array:
+        axis = attrs["axis"]
+        y = np.flip(x, axis) if attrs["reverse"] else x
+        wide = y.astype(np.float32) if y.dtype.itemsize < 4 and y.dtype.kind not in "iu" else y
+        if attrs["exclusive"]:
+            shape = [*y.shape[:axis], 1, *y.shape[axis + 1:]]
+            wide = np.concatenate([np.full(shape, start, wide.dtype), wide], axis).take(np.arange(y.shape[axis]), axis)
+        out = fn(wide, axis, dtype=wide.dtype)
+        return (np.flip(out, axis) if attrs["reverse"] else out).astype(x.dtype)
+    return run
 
 
-def _compute_cumsum(op: Operation, x: Tensor) -> Tensor:
-    """Each element by a sum of its own: quadratic in the axis, but every element is independent."""
-    a, axis = op.attrs, op.attrs["axis"]
-    k = reduce_axis(x.shape[axis], name="k")
-    acc = accumulator(x.dtype)
+def _compute_running(combine: Callable[..., Any], start: int) -> Callable[[Operation, Tensor], Tensor]:
+    def recipe(op: Operation, x: Tensor) -> Tensor:
+        """Each element by a reduction of its own: quadratic in the axis, but every element is independent."""
+        a, axis = op.attrs, op.attrs["axis"]
+        k = reduce_axis(x.shape[axis], name="k")
+        acc = accumulator(x.dtype)
 
-    def pick(*i: Expr) -> Any:
-        here = i[axis]
-        if a["reverse"]:
-            counts = k.var > here if a["exclusive"] else k.var >= here
-        else:
-            counts = k.var < here if a["exclusive"] else k.var <= here
-        v = x[(*i[:axis], k.var, *i[axis + 1:])].cast(acc)
-        return sum_over(Select(counts, v, const(0, acc)), axis=[k])
-    total = compute(x.shape, pick, name="cumsum")
-    return total if acc is x.dtype else compute(x.shape, lambda *i: total[i].cast(x.dtype), name="cumsum_cast")
+        def pick(*i: Expr) -> Any:
+            here = i[axis]
+            if a["reverse"]:
+                counts = k.var > here if a["exclusive"] else k.var >= here
+            else:
+                counts = k.var < here if a["exclusive"] else k.var <= here
+            v = x[(*i[:axis], k.var, *i[axis + 1:])].cast(acc)
+            return combine(Select(counts, v, const(start, acc)), axis=[k])
+        total = compute(x.shape, pick, name=op.op)
+        return total if acc is x.dtype else compute(x.shape, lambda *i: total[i].cast(x.dtype), name=f"{op.op}_cast")
+    return recipe
 
 
+_RUNNING = {"axis": Attr("int"), "exclusive": Attr("bool", False), "reverse": Attr("bool", False)}
 RECORDS = (
     OpRecord("concat", "injective", _infer_concat, lambda a, *xs: np.concatenate(xs, a["axis"]), _compute_concat,
              {"axis": Attr("int")}, _normalize_concat, _concat_elements, doc="Tensors one after another along an axis."),
@@ -196,7 +204,8 @@ RECORDS = (
              doc="Elements added in front of and behind each axis; negative amounts crop."),
     OpRecord("tile", "injective", _infer_tile, lambda a, x: np.tile(x, a["repeats"]), _compute_tile,
              {"repeats": Attr("dims")}, doc="The tensor repeated along each axis."),
-    OpRecord("cumsum", "reduction", _infer_cumsum, _cumsum, _compute_cumsum,
-             {"axis": Attr("int"), "exclusive": Attr("bool", False), "reverse": Attr("bool", False)}, _normalize_cumsum,
-             doc="Running sum along an axis."),
+    OpRecord("cumsum", "reduction", _infer_cumsum, _running(np.cumsum, 0), _compute_running(sum_over, 0), _RUNNING,
+             _normalize_cumsum, doc="Running sum along an axis."),
+    OpRecord("cumprod", "reduction", _infer_cumsum, _running(np.cumprod, 1), _compute_running(prod_over, 1), _RUNNING,
+             _normalize_cumsum, doc="Running product along an axis."),
 )

@@ -126,7 +126,8 @@ UNARY: dict[str, Callable[[Attrs, Expr], Expr]] = {
     "gelu": _gelu, "softsign": lambda a, x: x / (1.0 + call("abs", x)), "mish": lambda a, x: mish(x),
     "thresholded_relu": lambda a, x: Select(x > a["alpha"], x, const(0, x)), "shrink": _shrink, "clip": _clip,
     "logical_not": lambda a, x: Not(x), "bitwise_not": lambda a, x: call("bit_not", x),
-    "isnan": lambda a, x: Call("isnan", (x,), boolean), "isinf": _isinf, "cast": _cast}
+    "isnan": lambda a, x: Call("isnan", (x,), boolean), "isinf": _isinf, "cast": _cast,
+    "bit_cast": lambda a, x: x if x.dtype is a["to"] else Call("reinterpret", (x,), a["to"])}
 
 
 def _mod(a: Expr, b: Expr) -> Expr:
@@ -173,7 +174,7 @@ def broadcast_read(t: Tensor, index: Sequence[Expr], out_shape: Sequence[Expr]) 
 def unary_recipe(name: str) -> Callable[[Operation, Tensor], Tensor]:
     def recipe(op: Operation, x: Tensor) -> Tensor:
         f, to = UNARY[name], op.output.dtype
-        if name == "cast":
+        if name in ("cast", "bit_cast"):
             return compute(x.shape, lambda *i: f(op.attrs, x[i]), name=name)
         return compute(x.shape, lambda *i: _back(f(op.attrs, widened(x[i])), to), name=name)
     return recipe

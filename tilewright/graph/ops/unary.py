@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.core.dtype import boolean
-from tilewright.graph.infer import elements_of, expect_dtype, operands
+from tilewright.graph.infer import elements_of, expect, expect_dtype, operands
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import UNARY, unary_recipe
 from tilewright.graph.registry import Array, Attr, OpRecord
@@ -139,6 +139,14 @@ def _cast(attrs: dict[str, Any], x: Array) -> Array:
         return x.astype(attrs["to"].numpy())
 
 
+def _infer_bit_cast(op: Operation) -> Sequence[TensorType]:
+    (x,) = operands(op, 1)
+    to = op.attrs["to"]
+    expect(to.nbytes == x.dtype.nbytes, "dtype-mismatch", lambda: f"bit_cast: {x.dtype} and {to} differ in size")
+    expect(min(to.bits, x.dtype.bits) >= 8, "dtype-mismatch", lambda: f"bit_cast: from {x.dtype} to {to}")
+    return [TensorType(to, x.shape)]
+
+
 def _isnan(x: Array) -> Array:
     return np.isnan(x.astype(np.float32) if x.dtype.itemsize < 4 else x)
 
@@ -181,6 +189,8 @@ def _build() -> tuple[OpRecord, ...]:
         OpRecord("isnan", "elementwise", _infer_test, lambda a, x: _isnan(x), unary_recipe("isnan")),
         OpRecord("isinf", "elementwise", _infer_test, _isinf, unary_recipe("isinf"),
                  attrs={"positive": Attr("bool", True), "negative": Attr("bool", True)}),
+        OpRecord("bit_cast", "elementwise", _infer_bit_cast, lambda a, x: x.view(a["to"].numpy()), unary_recipe("bit_cast"),
+                 attrs={"to": Attr("dtype")}, doc="The same bits as another type of the same width."),
         OpRecord("cast", "elementwise", _infer_cast, _cast, unary_recipe("cast"), attrs={"to": Attr("dtype")},
                  elements=_map_elements(_cast_element),
                  doc="Float to integer truncates (out of range is undefined); to bool is a test against zero.")]
