@@ -1,0 +1,119 @@
+"""ONNX's own node cases through compiled code: a spread sample always, all of them in the long run. What fails is listed."""
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from tests.frontend.onnx.expected_failures import EXPECTED_FAILURES
+from tilewright import onnx_backend
+from tilewright.core.errors import UserError
+
+REASONS = {name: reason for reason, names in EXPECTED_FAILURES.items() for name in names}
+STEP = 8
+"""Every so many cases are in the sample: about 235."""
+
+
+@functools.cache
+def cases() -> list[Any]:
+    """All cases, with the same data every time: ONNX draws them from NumPy's global generator."""
+    np.random.seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from onnx.backend.test.loader import load_model_tests
+        return [c for c in load_model_tests(kind="node") if c.model is not None]
+
+
+def value(x: Any) -> Any:
+    """What a case gives or expects, as arrays, lists and None."""
+    to = {onnx.TensorProto: numpy_helper.to_array, onnx.SequenceProto: numpy_helper.to_list,
+          onnx.OptionalProto: numpy_helper.to_optional}.get(type(x))
+    return x if to is None else to(x)
+
+
+def compare(expected: Any, got: Any, rtol: float, atol: float) -> None:
+    """As ONNX's own runner: type and shape must be the same, numbers within the case's tolerances."""
+    e = np.asarray(expected)
+    assert (got.dtype, got.shape) == (e.dtype, e.shape)
+    if e.dtype.isbuiltin != 2:  # 2: a type of ml_dtypes; 0 is NumPy's own after pickling
+        np.testing.assert_allclose(got, e, rtol=rtol, atol=atol)
+    else:  # bfloat16, float8, …: a step of the type is larger than the tolerance of f32
+        np.testing.assert_allclose(got.astype(np.float64), e.astype(np.float64), rtol=max(rtol, 1e-2), atol=atol)
+
+
+def outcome(case: Any) -> str:
+    """"" if compiled code passes the case, else what went wrong. A fault of the compiler is raised."""
+    for ins, outs in case.data_sets:
+        try:
+            got = onnx_backend.run_native(case.model, [value(x) for x in ins])
+            assert len(got) == len(outs)
+            for e, g in zip(outs, got, strict=True):
+                compare(value(e), g, case.rtol, case.atol)
+        except (UserError, AssertionError) as e:
+            return f"{type(e).__name__}: {e}"
+    return ""
+
+
+def check(chosen: list[Any]) -> None:
+    wrong = []
+    for case in chosen:
+        found, reason = outcome(case), REASONS.get(case.name)
+        if found and reason is None:
+            wrong.append(f"{case.name}: {found[:300]}")
+        elif not found and reason is not None:
+            wrong.append(f"{case.name} passes: take it off the list ({reason})")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_sample_of_the_node_cases() -> None:
+    chosen = cases()[::STEP]
+    assert 220 <= len(chosen) <= 260
+    check(chosen)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")
+def test_all_node_cases() -> None:
+    check(cases())
+    assert set(REASONS) <= {c.name for c in cases()}, "the list has cases that do not exist"
+
+
+def one(op: str, inputs: dict[str, Any], output: Any, opset: int = 17) -> onnx.ModelProto:
+    node = onnx.helper.make_node(op, list(inputs), ["y"])
+    kind = onnx.helper.np_dtype_to_tensor_dtype
+    infos = [onnx.helper.make_tensor_value_info(k, kind(v.dtype), v.shape) for k, v in inputs.items()]
+    out = onnx.helper.make_tensor_value_info("y", kind(output.dtype), output.shape)
+    graph = onnx.helper.make_graph([node], "main", infos, [out])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
+
+
+def test_code_made_for_a_value_refuses_another() -> None:
+    x, shape = np.arange(6, dtype=np.float32), np.array([2, 3])
+    made = onnx_backend.prepare(one("Reshape", {"x": x, "shape": shape}, x.reshape(2, 3)), [x, shape])
+    assert list(made.specialized) == ["shape"]
+    np.testing.assert_array_equal(made.run([x + 1, shape])[0], (x + 1).reshape(2, 3))
+    with pytest.raises(UserError, match="backend-specialized"):
+        made.run([x, np.array([3, 2])])
+
+
+def test_a_model_that_is_folded_away_is_not_native() -> None:
+    shape = np.array([2, 3])
+    m = one("ConstantOfShape", {"shape": shape}, np.zeros((2, 3), np.float32))
+    with pytest.raises(UserError, match="backend-folded"):
+        onnx_backend.run_native(m, [shape])
+    with pytest.warns(onnx_backend.HostFallback):
+        np.testing.assert_array_equal(onnx_backend.run(m, [shape])[0], np.zeros((2, 3)))
+
+
+def test_the_backend_of_onnx() -> None:
+    backend, x = onnx_backend.backend(), np.array([-1.0, 2.0], np.float32)
+    m = one("Relu", {"x": x}, x)
+    assert backend.supports_device("CPU") and not backend.supports_device("CUDA:0")
+    for got in (backend.run_model(m, [x]), backend.prepare(m).run([x])):
+        np.testing.assert_array_equal(got[0], [0.0, 2.0])
