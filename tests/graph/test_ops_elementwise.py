@@ -15,7 +15,7 @@ from tilewright.loop.ir import Const, Var, as_int
 
 POSITIVE = {"log", "sqrt", "rsqrt", "reciprocal"}
 UNIT = {"asin", "acos", "atanh"}
-FLOAT_UNARY = sorted(r.name for r in unary.RECORDS if r.name not in ("logical_not", "bitwise_not", "cast"))
+FLOAT_UNARY = sorted(r.name for r in unary.RECORDS if r.name not in ("logical_not", "bitwise_not", "cast", "bit_cast"))
 
 
 def _input(name: str) -> np.ndarray:
@@ -77,6 +77,8 @@ def test_logic_and_casts() -> None:
     for to in ("i32", "i64", "f64", "bool", "f16", "u8"):
         check("cast", [floats(7, low=0, high=200)], {"to": to}, rtol=1e-3)
     check("cast", [np.array([True, False])], {"to": "f32"})
+    check("bit_cast", [floats(7)], {"to": "i32"})
+    check("bit_cast", [ints(5)], {"to": "u32" if ints(1).dtype.itemsize == 4 else "u64"})
     check("cast", [ints(5)], {"to": "bf16"}, rtol=1e-2)
 
 

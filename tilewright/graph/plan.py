@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tilewright.core.dtype import boolean, i32, i64, u8
-from tilewright.core.errors import InternalError, UserError
+from tilewright.core.errors import InternalError
 from tilewright.graph.ir import Graph, Operation, Value, used_values
 from tilewright.graph.memory import Storage, assign_offsets
 from tilewright.graph.passes.fuse import Group, fuse
@@ -195,7 +195,7 @@ class _Part:
                 op = g.operations[0]
                 lower = {"if_": self._if, "loop": self._loop}.get(op.op)
                 if lower is None:
-                    raise UserError("op-not-compiled", f"there is no native code for {op.op} yet", where=op.loc)
+                    raise InternalError(f"no host lowering for {op.op}")
                 out += lower(op, step)
         return out
 
