@@ -5,7 +5,7 @@ enough to do for a parallel region to pay; borders written by loops of their own
 
 A block whose expression differs by the value of an index (a constant matrix times a vector, as in Winograd's transforms)
 has that index unrolled, so that each copy keeps its own case only; a block that it reads in several places is computed
-next to it, in registers.
+next to it, in registers. Where a load runs along another axis than the store, both axes are tiled (transpose.py).
 """
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tilewright.tensor.classify import vars_of
 from tilewright.tensor.regions import consumers, producers
 from tilewright.tensor.rules.epilogue import is_padding
 from tilewright.tensor.rules.threads import parallelize_outer
+from tilewright.tensor.rules.transpose import find_crossing, tile_crossing
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef
@@ -46,6 +47,11 @@ def schedule_elementwise(sch: Schedule, ref: BlockRef, target: Target) -> None:
     total = 1
     for v in sch.loops(ref):
         total *= as_int(sch.loop(v).extent) or 1
+    crossing = None if inner or near else find_crossing(block)
+    if crossing is not None and last is loops[crossing.last] and loops[crossing.along] in outer:
+        outer = tile_crossing(sch, ref, crossing, [*outer, last], loops[crossing.along], lanes, target)
+        _share(sch, outer, total, target)
+        return
     vector = _vector_loop(sch, last, lanes, outer)
     if inner:
         sch.reorder(*outer, *inner, *([vector] if vector is not None else []))
@@ -55,6 +61,11 @@ def schedule_elementwise(sch: Schedule, ref: BlockRef, target: Target) -> None:
         sch.unroll(v)
     if vector is not None:
         sch.vectorize(vector)
+    _share(sch, outer, total, target)
+
+
+def _share(sch: Schedule, outer: list[Var], total: int, target: Target) -> None:
+    """Run the outer loops in parallel if that pays."""
     if total >= PARALLEL_ELEMENTS and outer and target.cores > 1:
         parallelize_outer(sch, outer, target)
 
