@@ -151,8 +151,16 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
         executable = Executable(descriptor, library.address("tw_main"), blob, threads=threads, keep=library)
     uses = [jobs.use(group, kernels) for group in plan.groups]
     return Model(descriptor, executable, stages.imported, uses, objects=objects, constants=blob,
-                 weight_bytes=weights.original_bytes, packed_bytes=weights.size, arena_bytes=plan.arena_bytes,
+                 weight_bytes=bytes_as_read(stages.imported), packed_bytes=weights.size, arena_bytes=plan.arena_bytes,
                  stages=stages, target=target)
+
+
+def bytes_as_read(imported: Graph | None) -> int:
+    """Bytes of the model's constants as the frontend read them, each once."""
+    if imported is None:
+        return 0
+    found = {v: v.data.nbytes for g in all_graphs(imported) for v in g.constants() if v.data is not None}
+    return sum(found.values())
 
 
 def all_graphs(graph: Graph) -> Iterator[Graph]:
@@ -215,16 +223,10 @@ class _Weights:
         self.packs: list[tuple[Value, Value, str]] = []
         self._made: dict[tuple[Value, str], Value] = {}
         self._raw: list[Value] = []
-        self._sources: set[Value] = set()
-
-    @property
-    def original_bytes(self) -> int:
-        return sum(v.data.nbytes for v in self._sources if v.data is not None)
 
     def use(self, v: Value, kernel: CompiledKernel, parameter: str) -> Value:
         """The value that stands for weight `v` in the layout that a kernel's parameter wants."""
         pack = kernel.packed.get(parameter)
-        self._sources.add(v)
         if pack is None:
             self.offset(v)
             return v
