@@ -286,6 +286,16 @@ def test_interrupt_while_compiling(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_an_interrupt_in_a_callback_is_not_lost():
+    """Python swallows what is raised while it collects an object: the command line raises the interrupt again."""
+    code = ("import os, signal, sys, time; from tilewright.tools.cli import keep_interrupts; keep_interrupts()\n"
+            "class Last:\n    def __del__(self):\n        signal.raise_signal(signal.SIGINT)\n"
+            "try:\n    last = Last(); del last; time.sleep(5)\n"
+            "except KeyboardInterrupt:\n    print('again')\n")
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (0, "again\n", "")
+
+
 def test_library_for_another_processor(mlp, tmp_path):
     library = tmp_path / "net.so"
     tilewright("compile", mlp, "-o", library)
