@@ -210,7 +210,7 @@ def test_non_finite_weights_are_allowed():
 
 @pytest.mark.parametrize("bad, code", [
     ({"target": "x86-64-v9"}, "target-unknown"), ({"numerics": "loose"}, "numerics-unknown"),
-    ({"threads": 0}, "threads-invalid"), ({"shapes": {"z": 1}}, "shape-unknown-name")])
+    ({"threads": -1}, "threads-invalid"), ({"shapes": {"z": 1}}, "shape-unknown-name")])
 def test_bad_options(bad, code):
     with pytest.raises(UserError) as caught:
         tilewright.compile(small_models.mlp(), **bad)

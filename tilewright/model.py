@@ -20,7 +20,7 @@ from tilewright.core.errors import UserError
 from tilewright.graph.interpret import run as interpret
 from tilewright.graph.ir import Graph
 from tilewright.graph.passes.fuse import Group
-from tilewright.runtime import artifact
+from tilewright.runtime import artifact, native
 from tilewright.runtime.descriptor import Descriptor, TensorSpec, missing_features
 from tilewright.runtime.memory import Array
 from tilewright.runtime.module import Executable
@@ -97,6 +97,12 @@ class Model:
         self.graph, self.kernels, self.stages, self.target = graph, list(uses), stages, target
         self.memory = Memory(arena_bytes, weight_bytes, packed_bytes)
 
+    def __repr__(self) -> str:
+        threads = "not for this machine" if self._executable is None else \
+            f"{self.threads} thread{'s' * (self.threads != 1)} (this process may use {native.default_threads()} CPUs)"
+        return f"<Model {self.descriptor.name!r} for {self.descriptor.metadata.get('target', '?')}: {threads}, " \
+               f"{len(self.descriptor.kernels)} launches>"
+
     # ---- calling -------------------------------------------------------------------------------------------------------
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -106,6 +112,11 @@ class Model:
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         return self.descriptor.outputs
+
+    @property
+    def runs_here(self) -> bool:
+        """Whether this machine is the model's target."""
+        return self._executable is not None
 
     @property
     def executable(self) -> Executable:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import tilewright
 from tests import small_models
 from tilewright.core.errors import UserError
+from tilewright.runtime import native
 from tilewright.target import host
 from tilewright.tools import doctor
 from tilewright.tools.commands import app
@@ -38,7 +39,7 @@ def right(made: tilewright.Model, name: str) -> None:
 
 
 # ---- threads -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("threads", (0, -1, 1025))
+@pytest.mark.parametrize("threads", (-1, 1025))
 def test_numbers_of_threads_that_cannot_be(net, threads):
     with pytest.raises(UserError) as refused:
         tilewright.compile(net, threads=threads)
@@ -50,6 +51,20 @@ def test_numbers_of_threads_that_cannot_be(net, threads):
     with tilewright.compile(net, threads=1) as made, pytest.raises(UserError) as refused:
         made.threads = threads
     assert refused.value.code == "threads-invalid"
+
+
+def test_no_threads_means_all_that_there_are(net):
+    with tilewright.compile(net, threads=0) as made:
+        assert made.threads == native.default_threads() and f"{made.threads} thread" in repr(made)
+        right(made, "convnet")
+        made.threads = 1
+        assert "1 thread (" in repr(made)
+        made.threads = 0
+        assert made.threads == native.default_threads()
+    said = json.loads(CliRunner().invoke(app, ["compile", str(net), "--threads", "0", "--json"]).stdout)
+    assert said["threads"] == native.default_threads()
+    result = CliRunner().invoke(app, ["run", str(net), "--threads", "0"])
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize("name", ("convnet", "attention", "nested_loops"))

@@ -58,12 +58,13 @@ class Descriptor:
 
 
 def check_threads(threads: int | None) -> int:
-    """`threads` as the runtime takes it: 0 for None. Raises UserError "threads-invalid" unless 1 ≤ threads ≤ 1024."""
+    """`threads` as the runtime takes it: 0, as None, for its own choice. Raises UserError "threads-invalid" unless it is a
+    number from 0 to 1024."""
     if threads is None:
         return 0
-    if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= 1024:
+    if isinstance(threads, bool) or not isinstance(threads, int) or not 0 <= threads <= 1024:
         raise UserError("threads-invalid", f"threads={threads!r} is not a number from 1 to 1024",
-                        hint="leave it out to use every CPU that this process may use")
+                        hint="leave it out (or give 0) to use every CPU that this process may use")
     return threads
 
 

@@ -37,7 +37,7 @@ class Executable:
 
     `entry` is the address of its tw_main. `consts`: all weights as one array, used in place if aligned to 64 bytes
     (`memory.aligned` makes such), else copied. `keep` is held until the model is closed: whatever owns the code.
-    `threads`: participants of a parallel region, at most 1024, also more than there are CPUs; None for the
+    `threads`: participants of a parallel region, at most 1024, also more than there are CPUs; None or 0 for the
     descriptor's choice, TILEWRIGHT_THREADS, or all CPUs that the process may use.
     Raises UserError "threads-invalid", "artifact-cpu".
     """
@@ -180,12 +180,13 @@ class Executable:
     # ---- settings ----
     @property
     def threads(self) -> int:
-        """Participants of a parallel region. Raises UserError "threads-invalid" when set to less than 1."""
+        """Participants of a parallel region; set to 0, as many as this process has CPUs. Raises UserError
+        "threads-invalid"."""
         return int(self._runtime.get_threads(self._opened()))
 
     @threads.setter
     def threads(self, threads: int) -> None:
-        self._runtime.set_threads(self._opened(), check_threads(threads))
+        self._runtime.set_threads(self._opened(), check_threads(threads) or native.default_threads())
 
     def _opened(self) -> int:
         if self._handle is None:

@@ -70,6 +70,7 @@ def compile_model(model: ModelFile,
     header = made.save(library)
     kernels = len({use.kernel for use in made.kernels})
     data = {"library": str(library), "header": str(header), "bytes": library.stat().st_size, "target": target,
+            "threads": made.threads if made.runs_here else None,
             "kernels": kernels, "launches": len(made.kernels), "memory": made.memory._asdict(),
             "inputs": {i.name: str(i) for i in made.inputs}, "outputs": {o.name: str(o) for o in made.outputs}}
 
@@ -77,6 +78,7 @@ def compile_model(model: ModelFile,
         console.print(report.facts({"library": f"{library} ({report.size(library.stat().st_size)})", "header": str(header),
                                     **{f"input {k}": v for k, v in data["inputs"].items()},  # type: ignore[attr-defined]
                                     **{f"output {k}": v for k, v in data["outputs"].items()},  # type: ignore[attr-defined]
+                                    "threads": made.threads if made.runs_here else "all CPUs, where it runs",
                                     "kernels": f"{kernels} in {len(made.kernels)} launches", **memory_facts(made)}))
     report.emit(as_json, data, show)
 
