@@ -11,8 +11,8 @@ import pytest
 from onnx import numpy_helper
 
 from tests.frontend.onnx.expected_failures import EXPECTED_FAILURES
-from tilewright import onnx_backend
 from tilewright.core.errors import UserError
+from tilewright.frontend.onnx import backend
 
 REASONS = {name: reason for reason, names in EXPECTED_FAILURES.items() for name in names}
 STEP = 8
@@ -50,7 +50,7 @@ def outcome(case: Any) -> str:
     """"" if compiled code passes the case, else what went wrong. A fault of the compiler is raised."""
     for ins, outs in case.data_sets:
         try:
-            got = onnx_backend.run_native(case.model, [value(x) for x in ins])
+            got = backend.run_native(case.model, [value(x) for x in ins])
             assert len(got) == len(outs)
             for e, g in zip(outs, got, strict=True):
                 compare(value(e), g, case.rtol, case.atol)
@@ -95,7 +95,7 @@ def one(op: str, inputs: dict[str, Any], output: Any, opset: int = 17) -> onnx.M
 
 def test_code_made_for_a_value_refuses_another() -> None:
     x, shape = np.arange(6, dtype=np.float32), np.array([2, 3])
-    made = onnx_backend.prepare(one("Reshape", {"x": x, "shape": shape}, x.reshape(2, 3)), [x, shape])
+    made = backend.compile_for(one("Reshape", {"x": x, "shape": shape}, x.reshape(2, 3)), [x, shape])
     assert list(made.specialized) == ["shape"]
     np.testing.assert_array_equal(made.run([x + 1, shape])[0], (x + 1).reshape(2, 3))
     with pytest.raises(UserError, match="backend-specialized"):
@@ -106,14 +106,25 @@ def test_a_model_that_is_folded_away_is_not_native() -> None:
     shape = np.array([2, 3])
     m = one("ConstantOfShape", {"shape": shape}, np.zeros((2, 3), np.float32))
     with pytest.raises(UserError, match="backend-folded"):
-        onnx_backend.run_native(m, [shape])
-    with pytest.warns(onnx_backend.HostFallback):
-        np.testing.assert_array_equal(onnx_backend.run(m, [shape])[0], np.zeros((2, 3)))
+        backend.run_native(m, [shape])
+    with pytest.warns(backend.HostFallback):
+        np.testing.assert_array_equal(backend.run(m, [shape])[0], np.zeros((2, 3)))
 
 
 def test_the_backend_of_onnx() -> None:
-    backend, x = onnx_backend.backend(), np.array([-1.0, 2.0], np.float32)
+    x = np.array([-1.0, 2.0], np.float32)
     m = one("Relu", {"x": x}, x)
     assert backend.supports_device("CPU") and not backend.supports_device("CUDA:0")
-    for got in (backend.run_model(m, [x]), backend.prepare(m).run([x])):
+    assert backend.is_compatible(m) and not backend.is_compatible(b"no model")
+    for got in (backend.run_model(m, [x]), backend.prepare(m).run([x]), backend.run_node(m.graph.node[0], [x])):
         np.testing.assert_array_equal(got[0], [0.0, 2.0])
+    with pytest.raises(UserError, match="backend-device"):
+        backend.prepare(m, "CUDA:0")
+
+
+def test_a_prepared_model_is_compiled_once_per_shape_and_value() -> None:
+    x, shape = np.arange(6, dtype=np.float32), np.array([2, 3])
+    rep = backend.prepare(one("Reshape", {"x": x, "shape": shape}, x.reshape(2, 3)))
+    for sizes, count in ((shape, 1), (shape, 1), (np.array([3, 2]), 2)):
+        assert rep.run([x, sizes])[0].shape == tuple(sizes)
+        assert sum(map(len, rep._made.values())) == count

@@ -41,6 +41,12 @@ def import_onnx(model: Any, *, shapes: Mapping[str, Any] | None = None) -> Graph
     return _Reader(functions, folder).main(proto.graph, opsets, shapes or {})
 
 
+def check_readable(model: Any) -> None:
+    """UserError unless the file is sound and its operators are known, all that are not at once."""
+    proto, _ = read_model(model)
+    checks.check_operators(proto, checks.opsets_of(proto.opset_import), checks.functions_of(proto))
+
+
 class _Scope:
     """Names that are visible at one place: those of a graph, then those of the graphs around it. None stands for an
     optional input that was left out. `attributes` are those of the function around (None outside functions)."""

@@ -1,4 +1,6 @@
-"""ONNX's backend interface: a model and its inputs in, the outputs out, by compiled code. A layer above the driver.
+"""ONNX's backend interface: a model and its inputs in, the outputs out, by compiled code. This module is a backend in the
+sense of `onnx.backend.base` (`prepare`, `run_model`, `run_node`, `supports_device`, `is_compatible`). It stands beside the
+importer, where ONNX's users look for it, but in a layer above the driver, which it calls.
 
 `run_native` compiles from the model and the types and shapes of its inputs; only inputs whose *values* decide shapes
 (axes, sizes, scales, k) are made part of the model, and it raises where that would leave nothing to compile. `run` may
@@ -6,17 +8,18 @@ also leave a model that cannot be compiled to the graph interpreter, and says so
 """
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx.backend.base import Backend, BackendRep
 
 from tilewright import driver
 from tilewright.core.errors import TilewrightError, UserError
-from tilewright.frontend.onnx.importer import import_onnx
+from tilewright.frontend.onnx.importer import check_readable, import_onnx
 from tilewright.frontend.onnx.read import read_model
 from tilewright.frontend.onnx.table import NeedsValue
 from tilewright.graph import interpret
@@ -37,14 +40,19 @@ def run(model: Any, inputs: Sequence[Any]) -> list[Any]:
     try:
         return run_native(model, inputs)
     except TilewrightError as e:
-        warnings.warn(f"this model runs in the interpreter: {e}", HostFallback, stacklevel=2)
+        return _interpreted(model, inputs, e)
+
+
+def _interpreted(model: Any, inputs: Sequence[Any], why: TilewrightError) -> list[Any]:
+    """The outputs as the graph interpreter computes them, with a warning that says why."""
+    warnings.warn(f"this model runs in the interpreter: {why}", HostFallback, stacklevel=3)
     bound, feeds = _specialized(model, _feeds(model, inputs))
     return interpret.run(import_onnx(bound, shapes=_shapes(feeds)), feeds)
 
 
 def run_native(model: Any, inputs: Sequence[Any]) -> list[Any]:
     """As `run`, by compiled code alone. Raises UserError "backend-folded" where the values of inputs would decide all."""
-    return prepare(model, inputs).run(inputs)
+    return compile_for(model, inputs).run(inputs)
 
 
 @dataclass
@@ -54,7 +62,12 @@ class Prepared:
     names: list[str]
     specialized: dict[str, np.ndarray[Any, Any]]
 
-    def run(self, inputs: Sequence[Any], **_: Any) -> list[Any]:
+    def fits(self, inputs: Sequence[Any]) -> bool:
+        """Whether the inputs that the code was made for have the values that it contains."""
+        feeds = dict(zip(self.names, inputs, strict=False))
+        return all(np.array_equal(feeds[name], value) for name, value in self.specialized.items())
+
+    def run(self, inputs: Sequence[Any]) -> list[Any]:
         """One run. Raises UserError "backend-specialized" for another value of an input that the code was made for."""
         feeds = {k: np.asarray(v) for k, v in zip(self.names, inputs, strict=False) if v is not None}
         for name, value in self.specialized.items():
@@ -63,7 +76,7 @@ class Prepared:
         return list(self.model.run(feeds))
 
 
-def prepare(model: Any, inputs: Sequence[Any]) -> Prepared:
+def compile_for(model: Any, inputs: Sequence[Any]) -> Prepared:
     """Compile a model for the types and shapes of the inputs, and for the values of those that decide shapes."""
     feeds = _feeds(model, inputs)
     bound, rest = _specialized(model, feeds)
@@ -125,43 +138,84 @@ def _specialized(model: Any, feeds: Mapping[str, np.ndarray[Any, Any]]) -> tuple
 
 def _with_weights(model: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
     """A copy of a model in which some inputs are initializers."""
-    from onnx import numpy_helper
     old, _ = read_model(model)
     proto = type(old)()
     proto.CopyFrom(old)
-    proto.graph.initializer.extend([numpy_helper.from_array(v, k) for k, v in arrays.items()])
+    proto.graph.initializer.extend([onnx.numpy_helper.from_array(v, k) for k, v in arrays.items()])
     left = [v for v in old.graph.input if v.name not in arrays]
     del proto.graph.input[:]
     proto.graph.input.extend(left)
     return proto
 
 
-@functools.cache
-def backend() -> Any:
-    """The subclass of `onnx.backend.base.Backend`, made when first asked for: importing this file does not need onnx."""
-    from onnx.backend.base import Backend, BackendRep
+class TilewrightRep(BackendRep):
+    """A prepared model. Its code is made when the inputs' types and shapes are known, once for each set of them."""
 
-    class Rep(BackendRep):
-        """A model whose code is made at its first run, when the shapes of its inputs are known."""
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self._made: dict[Any, list[Prepared]] = {}
 
-        def __init__(self, model: Any) -> None:
-            self.model = model
+    def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
+        """The outputs for inputs in the graph's order (None: left out). Raises UserError, as `run`."""
+        key = tuple([None if v is None else (np.asarray(v).dtype.str, np.shape(v)) for v in inputs])
+        made = self._made.setdefault(key, [])
+        fitting = next((p for p in made if p.fits(inputs)), None)
+        if fitting is None:
+            try:
+                fitting = compile_for(self.model, inputs)
+            except TilewrightError as e:
+                return tuple(_interpreted(self.model, inputs, e))
+            made.append(fitting)
+        return tuple(fitting.run(inputs))
 
-        def run(self, inputs: Sequence[Any], **_: Any) -> tuple[Any, ...]:
-            return tuple(run(self.model, inputs))
 
-    class TilewrightBackend(Backend):
-        """ONNX's interface to a backend."""
+class TilewrightBackend(Backend):
+    """ONNX's interface to a backend. `device` is "CPU", with or without a number."""
 
-        @classmethod
-        def prepare(cls, model: Any, device: str = "CPU", **_: Any) -> Any:
-            return Rep(model)
+    @classmethod
+    def is_compatible(cls, model: Any, device: str = "CPU", **_: Any) -> bool:
+        """Whether the model can be read: its file is sound and its operators are known."""
+        try:
+            check_readable(model)
+        except UserError:
+            return False
+        return cls.supports_device(device)
 
-        @classmethod
-        def run_model(cls, model: Any, inputs: Sequence[Any], device: str = "CPU", **_: Any) -> tuple[Any, ...]:
-            return tuple(run(model, inputs))
+    @classmethod
+    def prepare(cls, model: Any, device: str = "CPU", **_: Any) -> TilewrightRep:
+        """Raises UserError for a device that is not there and for a model that cannot be read."""
+        if not cls.supports_device(device):
+            raise UserError("backend-device", f"there is no device {device!r}", hint='the device is "CPU"')
+        check_readable(model)
+        return TilewrightRep(model)
 
-        @classmethod
-        def supports_device(cls, device: str) -> bool:
-            return device.split(":")[0] == "CPU"
-    return TilewrightBackend
+    @classmethod
+    def run_model(cls, model: Any, inputs: Any, device: str = "CPU", **_: Any) -> tuple[Any, ...]:
+        return cls.prepare(model, device).run(inputs)
+
+    @classmethod
+    def run_node(cls, node: Any, inputs: Any, device: str = "CPU", outputs_info: Any = None,
+                 **options: Any) -> tuple[Any, ...]:
+        """One node; `opset_version` says of which operator set, else it is the newest."""
+        newest = onnx.defs.onnx_opset_version() if node.domain in ("", "ai.onnx") else 1
+        opset = onnx.helper.make_opsetid(node.domain, options.get("opset_version", newest))
+        given = dict(zip([n for n in node.input if n], [v for v in inputs if v is not None], strict=True))
+        infos = [_info(name, np.asarray(v)) for name, v in given.items()]
+        outs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+        graph = onnx.helper.make_graph([node], "node", infos, outs)
+        return cls.run_model(onnx.helper.make_model(graph, opset_imports=[opset]), list(given.values()), device)
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        return device.split(":")[0] == "CPU"
+
+
+def _info(name: str, array: np.ndarray[Any, Any]) -> Any:
+    return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
+
+
+is_compatible = TilewrightBackend.is_compatible
+prepare = TilewrightBackend.prepare
+run_model = TilewrightBackend.run_model
+run_node = TilewrightBackend.run_node
+supports_device = TilewrightBackend.supports_device
