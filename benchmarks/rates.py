@@ -101,7 +101,7 @@ def beside(proto: onnx.ModelProto, threads: int, seconds: float) -> list[dict[st
     """A model beside every other engine that is installed."""
     with tilewright.compile(proto, threads=threads) as model:
         runs = {"tilewright": runner(model)}
-        runs |= {name: load(proto, threads) for name, load in PEERS.items() if importlib.util.find_spec(name)}
+        runs |= {name: load(proto, threads, 1) for name, load in PEERS.items() if importlib.util.find_spec(name)}
         found = race(runs, [model.random_inputs(k) for k in range(3)], rounds=5, seconds=seconds)
     return [{"engine": s.engine, "threads": threads, "median_ms": s.timing.median, "ratio": s.ratio, "error": s.error}
             for s in found]

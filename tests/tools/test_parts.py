@@ -24,15 +24,15 @@ def test_peers_run_or_say_what_is_wrong(name, monkeypatch):
     proto = small_models.mlp()
     if name == "onnxruntime" or pytest.importorskip(name):
         feeds = small_models.inputs(proto)
-        (got,), (want,) = bench.peer(name)(proto, 1)(feeds), small_models.reference(proto, feeds)
+        (got,), (want,) = bench.peer(name)(proto, 1, 1)(feeds), small_models.reference(proto, feeds)
         np.testing.assert_allclose(got, want, atol=1e-6)
     proto.graph.node[0].op_type = "Wobble"
     with pytest.raises(UserError) as failed:
-        bench.peer(name)(proto, 1)
+        bench.peer(name)(proto, 1, 1)
     assert failed.value.code == "engine-failed"
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError) as missing:
-        bench.peer(name)(proto, 1)
+        bench.peer(name)(proto, 1, 1)
     assert missing.value.code == "engine-missing" and "pip install" in missing.value.hint
 
 

@@ -4,7 +4,8 @@ Each gathers its options, calls what does the work, and hands the result to `rep
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +19,7 @@ from tilewright.graph.interpret import run as interpret
 from tilewright.model import Model
 from tilewright.tools import bench as racing
 from tilewright.tools import compare as comparing
-from tilewright.tools import inspect_commands, report, roofline_report
+from tilewright.tools import inspect_commands, report, roofline_report, throughput
 from tilewright.tools.inputs import gather
 from tilewright.tools.options import (
     AsJson,
@@ -140,11 +141,16 @@ def bench(models: Annotated[list[Path], typer.Argument(help="ONNX models, or one
           seconds: Annotated[float, typer.Option(min=0, help="Least measuring time per model.")] = 3.0,
           roofs: Annotated[bool, typer.Option("--roofline", help="Instead: every kernel beside the peaks of this machine, "
                                               "measured in the same run.")] = False,
+          callers: Annotated[int, typer.Option(min=1, help="Instead, if above 1: inferences per second of so many callers "
+                                                           "at once, each of one thread unless --threads says more.")] = 1,
           target: TargetName = "native", shape: Shapes = [], threads: Threads = None,  # noqa: B006
           numerics: Numerics = None, seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
     """Latency of models; with --against, interleaved with other engines in this process, each after a rest."""
     if roofs:
         _rooflines(models, inputs, (target, shape, threads, numerics), seed, as_json)
+        return
+    if callers > 1:
+        _throughput(models, against, inputs, callers, seconds, (target, shape, threads or 1, numerics), seed, as_json)
         return
     data: dict[str, Any] = {}
     rows = []
@@ -173,18 +179,39 @@ def _rooflines(models: list[Path], inputs: list[str], options: tuple[Any, ...], 
     report.emit(as_json, {name: r.facts() for name, r in found.items()}, show)
 
 
+def _throughput(models: list[Path], against: list[str], inputs: list[str], callers: int, seconds: float,
+                options: tuple[Any, ...], seed: int, as_json: bool) -> None:
+    """Inferences per second of several callers at once."""
+    data, rows = {}, []
+    for path in models:
+        with _engines(path, against, inputs, options, seed, callers) as (runs, feeds):
+            found = throughput.rates(runs, feeds, callers, seconds=seconds / 3)
+        data[str(path)] = [r.facts() for r in found]
+        rows += [[path.stem, r.engine, callers, r.per_second, "–" if r.ratio is None else r.ratio] for r in found]
+    heads = ["model", "engine", "callers", "per second", "× best other"]
+    report.emit(as_json, data, lambda console: console.print(report.table(heads, rows)))
+
+
 def _race(path: Path, against: list[str], inputs: list[str], warmup: int, rounds: int, seconds: float,
           options: tuple[Any, ...], seed: int) -> list[racing.Standing]:
+    with _engines(path, against, inputs, options, seed) as (runs, feeds):
+        return racing.race(runs, feeds, warmup=warmup, rounds=rounds, seconds=seconds)
+
+
+@contextmanager
+def _engines(path: Path, against: list[str], inputs: list[str], options: tuple[Any, ...], seed: int,
+             callers: int = 1) -> Iterator[tuple[dict[str, racing.Run], list[racing.Feeds]]]:
+    """Tilewright and its peers on one model, ready to run, and three sets of inputs."""
     peers = {name: racing.peer(name) for name in against}
     with opened(path, *options) as made:
-        feeds = [gather(made, inputs, None, False, seed + k) for k in range(3)]
+        feeds: list[racing.Feeds] = [gather(made, inputs, None, False, seed + k) for k in range(3)]
         runs = {"tilewright": racing.runner(made)}
         if peers:
             if made.graph is None:
                 raise UserError("no-stages", "other engines cannot run a saved library", hint="give the ONNX file")
             proto, threads = _fixed(path, made), made.threads
-            runs |= {name: loader(proto, threads) for name, loader in peers.items()}
-        return racing.race(runs, feeds, warmup=warmup, rounds=rounds, seconds=seconds)
+            runs |= {name: loader(proto, threads, callers) for name, loader in peers.items()}
+        yield runs, feeds
 
 
 def _fixed(path: Path, made: Model) -> Any:
@@ -231,7 +258,7 @@ def _reference(name: str, path: Path, made: Model, feeds: Any) -> tuple[str, lis
     if name in ("auto", "interpreter"):
         assert made.graph is not None
         return "interpreter", interpret(made.graph, feeds)
-    return name, racing.peer(name)(_fixed(path, made), made.threads)(feeds)
+    return name, racing.peer(name)(_fixed(path, made), made.threads, 1)(feeds)
 
 
 @command("profile")
