@@ -17,6 +17,7 @@ Semantics, for every stage and every code generator (`loop/interpret.py` is the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from tilewright.core.dtype import DType, boolean, dtype, f32, handle, i64
@@ -77,12 +78,30 @@ class Const(Expr):
     def dtype(self) -> DType: return self.type
 
 
+@dataclass(frozen=True)
+class Span:
+    """What is known of a size: its least and greatest value (None: any), what it is a multiple of, and a usual value."""
+    least: int = 0
+    most: int | None = None
+    multiple: int = 1
+    hint: int | None = None
+
+    def __contains__(self, n: int) -> bool:
+        return self.least <= n and (self.most is None or n <= self.most) and n % self.multiple == 0
+
+    def __str__(self) -> str:
+        multiple = f"%{self.multiple}" if self.multiple != 1 else ""
+        return f"{self.least}..{'' if self.most is None else self.most}{multiple}"
+
+
 @node
 class Var(Expr):
-    """A variable, equal only to itself; its name is a hint for printing."""
+    """A variable, equal only to itself; its name is a hint for printing. `span`: of a size of a graph, what is known of it
+    wherever it is used (programs say it in their attributes)."""
     by_identity = True
     name: str
     type: DType = i64
+    span: Span | None = None
 
     @property
     def dtype(self) -> DType: return self.type
