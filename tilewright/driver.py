@@ -31,7 +31,7 @@ from tilewright.graph.pipeline import graph_pipeline
 from tilewright.graph.plan import HostPlan, Kernel, Planner
 from tilewright.graph.printer import print_graph
 from tilewright.graph.verify import verify as verify_graph
-from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key
+from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key, workspace_bytes
 from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, as_int, const, seq
 from tilewright.loop.lower.pipeline import lower
 from tilewright.model import KernelUse, Model, not_here, why_not_here
@@ -129,7 +129,7 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
         gp, key = jobs.by_group[_identity(group)], jobs.keys[_identity(group)]
         k = kernels[key]
         args = [*gp.inputs, *[weights.use(v, k, f"w{i}") for i, v in enumerate(gp.weights)], *gp.outputs]
-        return Kernel(k.name, args, k.workspaces)
+        return Kernel(k.name, args, [as_int(n) or 0 for n in workspace_bytes(k, gp.sizes)])
 
     planner = Planner(kernel_of, weights.offset)
     stages.plan = plan = planner.plan(graph)

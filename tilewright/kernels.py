@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -20,9 +20,12 @@ from tilewright.core.config import config
 from tilewright.core.dtype import dtype
 from tilewright.core.errors import InternalError, TilewrightError
 from tilewright.core.passes import Dump
-from tilewright.loop.ir import Buffer, Module, Program, as_int
+from tilewright.loop.ir import Buffer, Expr, Module, Program, Var, as_int, const
 from tilewright.loop.lower.pipeline import lower
-from tilewright.loop.printer import print_module, print_program
+from tilewright.loop.parser import parse_expr
+from tilewright.loop.printer import print_expr, print_module, print_program
+from tilewright.loop.simplify import simplify
+from tilewright.loop.substitute import free_vars, substitute
 from tilewright.target.presets import get_target
 from tilewright.target.target import Target
 from tilewright.tensor.rules.dispatch import schedule_program
@@ -46,12 +49,14 @@ class PackedWeight:
 
 @dataclass
 class CompiledKernel:
-    """A kernel's object and record. `workspaces`: bytes of the scratch buffers that follow its parameters; `prepack`:
-    the object of the programs that `packed` names, for the machine that compiles (empty if there are none)."""
+    """A kernel's object and record. Its parameters are the program's (buffers, then sizes), then scratch buffers:
+    `workspaces` has their bytes, a number or the text of an expression over the program's sizes s0, s1, … by their place
+    among its sizes (see `workspace_bytes`). `prepack`: the object of the programs that `packed` names, for the machine
+    that compiles (empty if there are none)."""
     name: str
     object: bytes
     prepack: bytes
-    workspaces: list[int]
+    workspaces: list[int | str]
     packed: dict[str, PackedWeight]
     record: dict[str, str] = field(default_factory=dict)
 
@@ -106,17 +111,30 @@ def lowered_prepacks(sch: Schedule, name: str, host: Target) -> tuple[Module, di
     return Module(tuple(programs)), packed
 
 
-def workspaces_of(module: Module, name: str) -> list[int]:
+def workspaces_of(module: Module, name: str) -> list[int | str]:
     """Bytes of the scratch parameters that lowering appended to the kernel."""
     (kernel,) = (p for p in module.programs if p.name == name)
-    sizes = []
+    places: dict[Var, Expr] = {}
+    for p in kernel.params:
+        if isinstance(p, Var):
+            places[p] = Var(f"s{len(places)}")
+    out: list[int | str] = []
     for p in kernel.params[len(kernel.params) - kernel.attr("workspaces", 0):]:
         assert isinstance(p, Buffer)
-        n = p.dtype.nbytes
+        n = const(p.dtype.nbytes)
         for d in p.shape:
-            n *= as_int(d) or 0
-        sizes.append(n)
-    return sizes
+            n = n * d
+        size = simplify(n)
+        out.append(as_int(size) or 0 if not free_vars(size) else print_expr(substitute(size, places)))
+    return out
+
+
+def workspace_bytes(kernel: CompiledKernel, sizes: Sequence[Expr]) -> list[Expr]:
+    """Bytes of a kernel's workspaces, for the sizes that it is passed."""
+    named = {f"s{k}": Var(f"s{k}") for k in range(len(sizes))}
+    values = dict(zip(named.values(), sizes, strict=True))
+    return [const(n) if isinstance(n, int) else simplify(substitute(parse_expr(n, named), values))
+            for n in kernel.workspaces]
 
 
 def compile_kernels(programs: Mapping[str, Program], target: Target, numerics: str, workers: int,

@@ -11,7 +11,24 @@ from tests.loop.evaluate import UndefinedError, evaluate
 from tests.loop.test_simplify import RANGES, integers_of
 from tilewright.core.dtype import DType, i8, i32, i64, u8
 from tilewright.loop.bounds import Knowledge, bounds, prove
-from tilewright.loop.ir import Broadcast, Buffer, Eq, Expr, Le, Load, Lt, Ne, Ramp, Var, const, expr, maximum, minimum
+from tilewright.loop.ir import (
+    Broadcast,
+    Buffer,
+    Eq,
+    Expr,
+    Le,
+    Load,
+    Lt,
+    Ne,
+    Ramp,
+    Span,
+    Var,
+    const,
+    estimate,
+    expr,
+    maximum,
+    minimum,
+)
 
 n, m, i, j, k = (Var(s) for s in "nmijk")
 
@@ -137,3 +154,17 @@ def test_vectors_are_decided_lane_by_lane() -> None:
     assert Knowledge({i: (4, 5)}).decide(Lt(lanes, const(64, four))) is False
     assert Knowledge({i: (0, 3)}).decide(Eq(Ramp(expr(0), expr(1), 3), Ramp(expr(0), expr(1), 3))) is True
     assert Knowledge().decide(Eq(Ramp(expr(0), expr(2), 3), Broadcast(expr(2), 3))) is None
+
+
+def test_a_size_brings_its_own_range() -> None:
+    n, m = Var("n", span=Span(1, 512)), Var("m", span=Span(2))
+    assert bounds(n * 3) == (3, 1536)
+    assert bounds(m) == (2, None)
+    assert prove(n <= n * m)
+    assert bounds(n, {n: (4, 5)}) == (4, 5)
+
+
+def test_the_typical_value_of_an_expression() -> None:
+    n = Var("n", span=Span(hint=100))
+    assert estimate((n + 15) // 16 * 2) == 14
+    assert estimate(n * Var("i"), 3) == 300

@@ -400,3 +400,11 @@ def test_random_programs_round_trip_and_mean_the_same(p: Program) -> None:
         a[np.isnan(a)] = np.nan  # the sign of a NaN is not kept
         results.append(a.tobytes() + b.tobytes())
     assert results[0] == results[1]
+
+
+def test_symbolic_sizes_keep_their_spans() -> None:
+    text = TEXT.replace("n: i64)", "n: i64 size 1..512 like 7, m: i64 size 0.. times 8)")
+    p = round_trip(parse_program(text))
+    spans = [v.span for v in p.params if isinstance(v, Var)]
+    assert spans == [ir.Span(1, 512, 1, 7), ir.Span(0, None, 8)]
+    assert print_program(p, canonical=True) != print_program(parse_program(TEXT), canonical=True)

@@ -1,18 +1,23 @@
 """From a fused group to a compute program: the recipes of its operations, one after another.
 
-In: a `Group`. Out: a `Program` of unscheduled blocks whose parameters are named by position (in0, w0, out0, …), so that
-groups that compute the same thing give equal programs and share one kernel, and the values behind the parameters.
+In: a `Group`. Out: a `Program` of unscheduled blocks whose parameters are named by position (in0, w0, out0, …, s0, …), so
+that groups that compute the same thing give equal programs and share one kernel, and the values behind the parameters.
+
+Symbolic sizes: the program has symbols of its own, s0, s1, …, parameters after the buffers, in order of first use in the
+buffers' shapes (and then in the recipes). Each stands for an expression over the graph's symbols, which the host computes
+and passes; its range and typical value are the symbol's own (`loop.ir.Span`).
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tilewright.core.errors import InternalError
-from tilewright.graph.ir import Operation, Value
+from tilewright.graph.ir import Operation, TensorType, Value
 from tilewright.graph.passes.fuse import Group
 from tilewright.graph.registry import record_of
-from tilewright.loop.ir import Program
+from tilewright.loop.ir import Expr, Program, Span, Var
+from tilewright.loop.substitute import free_vars, substitute
 from tilewright.tensor.compute import Tensor, const_table, create_program, placeholder
 
 LITERAL_ELEMENTS = 1
@@ -21,11 +26,13 @@ LITERAL_ELEMENTS = 1
 
 @dataclass
 class GroupProgram:
-    """A program and what its parameters stand for: `inputs` (activations), `weights` (constants), `outputs`."""
+    """A program and what its parameters stand for, in order: `inputs` (activations), `weights` (constants), `outputs`, and
+    `sizes`, expressions over the graph's symbols."""
     program: Program
     inputs: list[Value]
     weights: list[Value]
     outputs: list[Value]
+    sizes: list[Expr] = field(default_factory=list)
 
 
 Recipe = Any
@@ -34,6 +41,7 @@ Recipe = Any
 
 def group_program(group: Group, name: str, choose: Any = None) -> GroupProgram:
     """Compose the recipes of a group. `choose(op) -> recipe name or None` may pick an alternative recipe."""
+    sizes = _Sizes(group)
     tensors: dict[Value, Tensor] = {}
     inputs: list[Value] = []
     weights: list[Value] = []
@@ -44,23 +52,66 @@ def group_program(group: Group, name: str, choose: Any = None) -> GroupProgram:
             tensors[v] = placeholder(v.shape, v.dtype, f"w{len(weights)}")
             weights.append(v)
         else:
-            tensors[v] = placeholder(v.shape, v.dtype, f"in{len(inputs)}")
+            tensors[v] = placeholder(sizes.shape(v), v.dtype, f"in{len(inputs)}")
             inputs.append(v)
     for op in group.operations:
-        results = _run_recipe(op, tensors, choose)
+        results = _run_recipe(sizes.operation(op), [None if v is None else tensors[v] for v in op.inputs], choose)
         for v, t in zip(op.outputs, results, strict=True):
             tensors[v] = t
     params = [tensors[v] for v in inputs + weights]
     outs = [tensors[v] for v in group.outputs]
-    program = create_program(name, params, outs, weights={f"w{k}" for k in range(len(weights))})
-    return GroupProgram(program, inputs, weights, list(group.outputs))
+    program = create_program(name, params, outs, weights={f"w{k}" for k in range(len(weights))}, sizes=sizes.symbols)
+    passed = [sizes.symbols[p] for p in program.params if isinstance(p, Var)]
+    return GroupProgram(program, inputs, weights, list(group.outputs), passed)
 
 
-def _run_recipe(op: Operation, tensors: dict[Value, Tensor], choose: Any) -> tuple[Tensor, ...]:
+class _Sizes:
+    """The program's symbols for the graph's: `symbols` maps each to the expression that it stands for."""
+
+    def __init__(self, group: Group) -> None:
+        self.symbols: dict[Var, Expr] = {}
+        self.of: dict[Var, Var] = {}
+        self.values: dict[Value, Value] = {}
+        for v in [*group.inputs, *group.outputs]:
+            self.shape(v)
+
+    def shape(self, v: Value) -> tuple[Expr, ...]:
+        return tuple([self.expr(d) for d in v.shape])
+
+    def expr(self, e: Expr) -> Expr:
+        """An expression over the graph's symbols as one over the program's."""
+        for v in free_vars(e):
+            if v not in self.of:
+                self.of[v] = new = Var(f"s{len(self.of)}", v.type, v.span or Span())
+                self.symbols[new] = v
+        return substitute(e, self.of)
+
+    def operation(self, op: Operation) -> Operation:
+        """The operation as its recipe sees it: over the program's symbols."""
+        kinds = {key: spec.type for key, spec in record_of(op).attrs.items()}
+        attrs = {key: tuple([self.expr(d) for d in value]) if kinds[key] == "dims" and value is not None
+                 else self.expr(value) if kinds[key] == "dim" and value is not None else value
+                 for key, value in op.attrs.items()}
+        values = [None if v is None else self.value(v) for v in op.inputs]
+        new = Operation(op.op, values, attrs, [self.value(v) for v in op.outputs], op.regions, op.loc)
+        static = new.attrs == op.attrs and all(a is b for a, b in zip([*new.inputs, *new.outputs],
+                                                                      [*op.inputs, *op.outputs], strict=True))
+        return op if static else new
+
+    def value(self, v: Value) -> Value:
+        if v not in self.values:
+            known = v.elements and tuple([self.expr(e) for e in v.elements])
+            shape = self.shape(v)
+            same = shape == v.shape and known == v.elements
+            self.values[v] = v if same else Value(v.name, TensorType(v.dtype, shape), v.data, known, v.loc)
+        return self.values[v]
+
+
+def _run_recipe(op: Operation, operands: list[Tensor | None], choose: Any) -> tuple[Tensor, ...]:
     rec = record_of(op)
     picked = choose(op) if choose is not None else None
     recipe = rec.alternatives[picked] if picked else rec.compute
     if recipe is None:
         raise InternalError(f"operator {op.op} has no compute recipe")
-    result = recipe(op, *[None if v is None else tensors[v] for v in op.inputs])
+    result = recipe(op, *operands)
     return result if isinstance(result, tuple) else (result,)

@@ -1,8 +1,8 @@
 """What is known of integer expressions: intervals, and proofs of comparisons under the ranges of the variables.
 
 In: an integer or boolean expression, and for each variable an inclusive range whose ends are integers, expressions (in
-terms of variables with ranges of their own, outer ones first) or None. Out: an interval, or whether a condition surely
-holds.
+terms of variables with ranges of their own, outer ones first) or None; the range of a symbolic size is its own. Out: an
+interval, or whether a condition surely holds.
 
 Wrapping: a variable of type i64 without a range is an index or a size, and sums and products of such are taken not to
 overflow, since they address memory. Everything else (loads, casts, narrower types) counts with its type's full range,
@@ -91,9 +91,29 @@ class Knowledge:
             return self
         ranges, kept = dict(self.ranges), list(self.facts)
         for f in facts:
-            if not _tighten(f, ranges):
+            if not self._tighten(f, ranges):
                 kept.append(f)
         return Knowledge(ranges, tuple(kept), self.forms)
+
+    def _tighten(self, f: Affine, ranges: dict[Var, tuple[Any, Any]]) -> bool:
+        """Narrow a variable's integer range by the fact `f >= 0` if that says all of it."""
+        if len(f.terms) != 1 + (ONE in f.terms):
+            return False
+        m, c = next((m, c) for m, c in f.terms.items() if m)
+        if len(m) != 1 or not isinstance(m[0], Var):
+            return False
+        lo, hi = ranges[m[0]] if m[0] in ranges else self.range_of(m[0])
+        if c > 0:
+            if isinstance(lo, Expr):
+                return False
+            low = -(f.const // c)
+            ranges[m[0]] = (low if lo is None else max(lo, low), hi)
+        else:
+            if isinstance(hi, Expr):
+                return False
+            high = f.const // -c
+            ranges[m[0]] = (lo, high if hi is None else min(hi, high))
+        return True
 
     def _collect(self, cond: Expr, holds: bool, facts: list[Affine]) -> None:
         match cond:
@@ -182,13 +202,18 @@ class Knowledge:
         return whole
 
     def _of_var(self, v: Var) -> Interval:
-        lo, hi = self.ranges.get(v, (None, None))
+        lo, hi = self.range_of(v)
         low = self.interval(lo)[0] if isinstance(lo, Expr) else lo
         high = self.interval(hi)[1] if isinstance(hi, Expr) else hi
         if v.type.element is i64:
             return low, high
         least, most = v.type.range()
         return least if low is None else max(low, least), most if high is None else min(high, most)
+
+    def range_of(self, v: Var) -> tuple[int | Expr | None, int | Expr | None]:
+        """The range that was given for a variable, or else its own."""
+        found = self.ranges.get(v)
+        return found if found is not None else (None, None) if v.span is None else (v.span.least, v.span.most)
 
     def of_form(self, a: Affine) -> Interval:
         """The interval of a form's value in the integers (before any wrapping)."""
@@ -370,7 +395,7 @@ class Knowledge:
 
     def _eliminate(self, a: Affine, v: Var) -> Affine | None:
         """A lower bound of `a` without the linear occurrences of `v`, or None."""
-        lo, hi = self.ranges.get(v, (None, None))
+        lo, hi = self.range_of(v)
         factor: dict[Monomial, int] = {}
         rest: dict[Monomial, int] = {}
         for m, c in a.terms.items():
@@ -399,27 +424,6 @@ def _wide(a: Affine) -> Affine:
 def _minus(a: Affine, b: Affine, less: int = 0) -> Affine:
     """a - b - less, in the integers."""
     return _wide(a).plus(b, -1).plus_const(-less)
-
-
-def _tighten(f: Affine, ranges: dict[Var, tuple[Any, Any]]) -> bool:
-    """Narrow a variable's integer range by the fact `f >= 0` if that says all of it."""
-    if len(f.terms) != 1 + (ONE in f.terms):
-        return False
-    m, c = next((m, c) for m, c in f.terms.items() if m)
-    if len(m) != 1 or not isinstance(m[0], Var):
-        return False
-    lo, hi = ranges.get(m[0], (None, None))
-    if c > 0:
-        if isinstance(lo, Expr):
-            return False
-        low = -(f.const // c)
-        ranges[m[0]] = (low if lo is None else max(lo, low), hi)
-    else:
-        if isinstance(hi, Expr):
-            return False
-        high = f.const // -c
-        ranges[m[0]] = (lo, high if hi is None else min(hi, high))
-    return True
 
 
 # ---- interval arithmetic -------------------------------------------------------------------------------------------------

@@ -78,6 +78,10 @@ class Const(Expr):
     def dtype(self) -> DType: return self.type
 
 
+TYPICAL = 128
+"""What a size without a hint is taken for."""
+
+
 @dataclass(frozen=True)
 class Span:
     """What is known of a size: its least and greatest value (None: any), what it is a multiple of, and a usual value."""
@@ -85,6 +89,12 @@ class Span:
     most: int | None = None
     multiple: int = 1
     hint: int | None = None
+
+    @property
+    def usual(self) -> int:
+        """The value that decisions about cost assume: the hint, or else TYPICAL, moved into the span."""
+        n = TYPICAL if self.hint is None else self.hint
+        return max(self.least, n if self.most is None else min(n, self.most))
 
     def __contains__(self, n: int) -> bool:
         return self.least <= n and (self.most is None or n <= self.most) and n % self.multiple == 0
@@ -96,8 +106,8 @@ class Span:
 
 @node
 class Var(Expr):
-    """A variable, equal only to itself; its name is a hint for printing. `span`: of a size of a graph, what is known of it
-    wherever it is used (programs say it in their attributes)."""
+    """A variable, equal only to itself; its name is a hint for printing. `span`: of a symbolic size, what is known of it
+    wherever it is used: proofs use its ends, schedule rules its usual value."""
     by_identity = True
     name: str
     type: DType = i64
@@ -453,6 +463,24 @@ def as_int(e: Any) -> int | None:
     if isinstance(e, int):
         return e
     return e.value if isinstance(e, Const) and isinstance(e.value, int) else None
+
+
+def estimate(e: IntoExpr, otherwise: int = 1) -> int:
+    """The typical value of an integer expression: its sizes at their usual values, other variables and loads at `otherwise`.
+    For decisions about cost, never about correctness."""
+    match e:
+        case int():
+            return e
+        case Const(value):
+            return int(value)
+        case Var():
+            return otherwise if e.span is None else e.span.usual
+        case Min(a, b) | Max(a, b) | Add(a, b) | Sub(a, b) | Mul(a, b) | FloorDiv(a, b) | FloorMod(a, b):
+            x, y = estimate(a, otherwise), estimate(b, otherwise)
+            return otherwise if y == 0 and isinstance(e, FloorDiv | FloorMod) else _FOLD_I64[type(e)](x, y)
+        case Cast(_, a):
+            return estimate(a, otherwise)
+    return otherwise
 
 
 def _binary(cls: Any, a: IntoExpr, b: IntoExpr) -> Expr:

@@ -6,7 +6,7 @@ each other; it may break lines inside brackets. The two sides of an operator mus
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -39,6 +39,15 @@ def parse_program(text: str) -> ir.Program:
 def parse_module(text: str) -> ir.Module:
     """The module of a text. Raises UserError with line and column."""
     return ir.Module(tuple(_Parser(text).programs()))
+
+
+def parse_expr(text: str, names: Mapping[str, ir.Var]) -> ir.Expr:
+    """The expression of a text over named variables. Raises UserError with line and column."""
+    parser = _Parser(text)
+    parser.scope.update(names)
+    e: ir.Expr = parser.expr()
+    parser.end_of_line()
+    return e
 
 
 @dataclass(frozen=True)
@@ -359,25 +368,37 @@ class _Parser:
 
     def parameters(self) -> tuple[Any, ...]:
         """Scalars are defined first: the shape of an earlier buffer may name them."""
-        start, scalars = self.pos, {}
+        start, scalars = self.pos, dict[str, tuple[ir.Var, int]]()
         depth = 1
         while depth and self.here.kind not in ("newline", "end"):
             if depth == 1 and self.here.kind == "name" and self.tokens[self.pos + 1].text == ":" \
-                    and self.tokens[self.pos + 3].text in (",", ")"):
+                    and self.tokens[self.pos + 3].text in (",", ")", "size"):
                 name, at = self.new_name()
                 self.expect(":")
-                scalars[name] = self.define(ir.Var(name, self.dtype()), at)
+                t = self.dtype()
+                v = self.define(ir.Var(name, t, self.span()), at)
+                scalars[name] = v, self.pos
                 continue
             depth += (self.here.text in ("(", "[")) - (self.here.text in (")", "]"))
             self.pos += 1
         self.pos = start
 
         def parameter() -> Any:
-            if self.here.text in scalars and self.tokens[self.pos + 3].text in (",", ")"):
-                self.pos += 3
-                return scalars[self.tokens[self.pos - 3].text]
+            if self.here.text in scalars and self.tokens[self.pos + 3].text in (",", ")", "size"):
+                v, self.pos = scalars[self.here.text]
+                return v
             return self.define(*self.buffer())
         return self.listed(")", parameter)
+
+    def span(self) -> ir.Span | None:
+        """`size least..most times multiple like hint`, or nothing."""
+        if not self.accept("size"):
+            return None
+        least = self.integer()
+        self.expect("..")
+        most = self.integer() if self.here.kind == "number" else None
+        multiple = self.integer() if self.accept("times") else 1
+        return ir.Span(least, most, multiple, self.integer() if self.accept("like") else None)
 
     # -- statements
     def end_of_line(self) -> None:

@@ -96,7 +96,7 @@ class _Substitution:
         elif self.rename is None:
             return d
         else:
-            new = Var(self.rename(d.name), d.type)
+            new = Var(self.rename(d.name), d.type, d.span)
         if d in self.mapping:  # defined a second time (a main and a remainder loop): what was built before is another's
             self.done.clear()
         self.mapping[d] = new

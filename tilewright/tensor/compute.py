@@ -288,11 +288,12 @@ def sigmoid(x: Expr) -> Expr:
 
 # ---- programs ----------------------------------------------------------------------------------------------------------
 def create_program(name: str, inputs: Sequence[Tensor | Var], outputs: Sequence[Tensor],
-                   weights: Iterable[str] = ()) -> Program:
+                   weights: Iterable[str] = (), sizes: Iterable[Var] = ()) -> Program:
     """The unscheduled program of `outputs` in terms of `inputs`; `weights` names inputs that may be laid out anew.
 
     Parameters: the inputs, the outputs, then the symbolic sizes in their shapes (those that are no inputs) in order of first
-    use. Tensors between are allocated around the body; each stage is a serial nest around one block, in dependence order.
+    use, then those of `sizes` that are used elsewhere. Tensors between are allocated around the body; each stage is a
+    serial nest around one block, in dependence order.
     Raises UserError: an output that is an input or given twice, a tensor that is neither given nor computed, a variable
     that nothing defines, a weight that is no input.
     """
@@ -321,6 +322,8 @@ def create_program(name: str, inputs: Sequence[Tensor | Var], outputs: Sequence[
         for t in s.outputs:
             if t.buffer not in params:
                 body = Allocate(t.buffer, body)
+    used = free_vars(body)
+    params += [v for v in sizes if v in used and v not in params]
     _check_defined(name, params, order, body)
     return Program(name, tuple(params), body, (("noalias", True), ("weights", tuple(sorted(weights)))))
 
