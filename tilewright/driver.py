@@ -129,7 +129,7 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
         gp, key = jobs.by_group[_identity(group)], jobs.keys[_identity(group)]
         k = kernels[key]
         args = [*gp.inputs, *[weights.use(v, k, f"w{i}") for i, v in enumerate(gp.weights)], *gp.outputs]
-        return Kernel(k.name, args, [as_int(n) or 0 for n in workspace_bytes(k, gp.sizes)])
+        return Kernel(k.name, args, [as_int(n) or 0 for n in workspace_bytes(k.workspaces, gp.sizes)])
 
     planner = Planner(kernel_of, weights.offset)
     stages.plan = plan = planner.plan(graph)

@@ -129,12 +129,11 @@ def workspaces_of(module: Module, name: str) -> list[int | str]:
     return out
 
 
-def workspace_bytes(kernel: CompiledKernel, sizes: Sequence[Expr]) -> list[Expr]:
+def workspace_bytes(workspaces: Sequence[int | str], sizes: Sequence[Expr]) -> list[Expr]:
     """Bytes of a kernel's workspaces, for the sizes that it is passed."""
     named = {f"s{k}": Var(f"s{k}") for k in range(len(sizes))}
     values = dict(zip(named.values(), sizes, strict=True))
-    return [const(n) if isinstance(n, int) else simplify(substitute(parse_expr(n, named), values))
-            for n in kernel.workspaces]
+    return [const(n) if isinstance(n, int) else simplify(substitute(parse_expr(n, named), values)) for n in workspaces]
 
 
 def compile_kernels(programs: Mapping[str, Program], target: Target, numerics: str, workers: int,

@@ -93,7 +93,8 @@ class Knowledge:
         for f in facts:
             if not self._tighten(f, ranges):
                 kept.append(f)
-        return Knowledge(ranges, tuple(kept), self.forms)
+        free = {v: r for v, r in ranges.items() if v not in self.ranges}  # defined outside of all others
+        return Knowledge({**free, **ranges} if free else ranges, tuple(kept), self.forms)
 
     def _tighten(self, f: Affine, ranges: dict[Var, tuple[Any, Any]]) -> bool:
         """Narrow a variable's integer range by the fact `f >= 0` if that says all of it."""

@@ -14,10 +14,11 @@ the same in every process and serves as a cache key. Names of programs and block
                     acc[0] = acc[0] + A[y, k]
             B[i] = acc[0]
 
-Constants: `1` is i64, `1.5` is f32, `true` is bool; any other dtype is a suffix (`1:i32`, `-inf:f64`). A call whose result
-is not of its first argument's dtype says which: `isnan:bool(x)`. A loop that does not start at 0 is `for i in s..+extent`.
-A parameter that is a symbolic size says its span: `n: i64 size 8..512 times 8 like 128`, without an upper end, a divisor
-or a usual value where there is none. `let` and `alloc` reach to the end of their suite, or over an indented suite when they end in a colon.
+Constants: `1` is i64, `1.5` is f32, `true` is bool; any other dtype is a suffix (`1:i32`, `-inf:f64`). A call whose
+result is not of its first argument's dtype says which: `isnan:bool(x)`. A loop that does not start at 0 is `for i in
+s..+extent`. A parameter that is a symbolic size says its span: `n: i64 size 8..512 times 8 like 128`, without an
+upper end, a divisor or a usual value where there is none. `let` and `alloc` reach to the end of their suite, or over
+an indented suite when they end in a colon.
 """
 from __future__ import annotations
 
@@ -330,7 +331,8 @@ class _Text:
         s = v.span
         known = ""
         if s is not None:
-            multiple, hint = ("" if s.multiple == 1 else f" times {s.multiple}"), ("" if s.hint is None else f" like {s.hint}")
+            multiple = "" if s.multiple == 1 else f" times {s.multiple}"
+            hint = "" if s.hint is None else f" like {s.hint}"
             known = f" size {s.least}..{'' if s.most is None else s.most}{multiple}{hint}"
         return f"{self.name(v)}: {v.dtype}{known}"
 

@@ -33,6 +33,7 @@ from tilewright.loop.ir import (
     Sub,
     Var,
     as_int,
+    estimate,
 )
 
 Kind = Literal["contraction", "window", "reduction", "elementwise", "injective", "opaque"]
@@ -89,15 +90,15 @@ class BlockInfo:
                 and all(it.var in windows or self.extents[it.var] == 1 for it in self.k))
 
     def extent(self, axes: tuple[IterVar, ...]) -> int:
-        """Product of the extents of some axes (symbolic ones count 1)."""
+        """Product of the extents of some axes (symbolic ones count as their usual values)."""
         out = 1
         for it in axes:
-            out *= self.extents[it.var] or 1
+            out *= estimate(it.extent)
         return out
 
     @property
     def flops(self) -> int:
-        """Floating-point operations of the block: two per multiply-add (symbolic extents count 1)."""
+        """Floating-point operations of the block: two per multiply-add (symbolic extents as usual)."""
         return 2 * self.extent(self.block.iters) if self.kind == "contraction" else self.extent(self.block.iters)
 
 

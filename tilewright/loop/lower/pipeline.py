@@ -14,6 +14,7 @@ from tilewright.loop.lower.flatten_blocks import flatten_blocks
 from tilewright.loop.lower.legalize_math import legalize_math
 from tilewright.loop.lower.parallel_regions import parallel_regions
 from tilewright.loop.lower.partition_loops import partition_loops
+from tilewright.loop.lower.symbolic_remainders import symbolic_remainders
 from tilewright.loop.lower.unroll import unroll
 from tilewright.loop.lower.vectorize import vectorize
 from tilewright.loop.lower.workspaces import workspaces
@@ -30,6 +31,7 @@ LOWERING: Pipeline[Program] = Pipeline("lower", [
     # Local buffers have the size of what is live and sit next to their uses; the marks are gone.
     workspaces,
     # What remains allocated fits the stack; parameters do not change any more.
+    symbolic_remainders,
     partition_loops,
     # Affine conditions are out of the hot loops.
     simplify,  # again: loops of one iteration have become constants in indices

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.loop.ir import Expr, IterVar, Var, as_int
+from tilewright.loop.ir import Expr, IterVar, Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
 from tilewright.tensor.rules.epilogue import attach_epilogue, attach_rolled, finish_store, is_heavy
@@ -46,7 +46,7 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     info = classify(state.find_block(sch.program, ref))
     loop_of = _loops_by_axis(sch, ref, info)
     axes = _axes(info, loop_of)
-    extent = {v: as_int(sch.loop(v).extent) or 1 for v in loop_of.values()}
+    extent = {v: estimate(sch.loop(v).extent) for v in loop_of.values()}
     lanes = _lanes(info, extent[axes.vector], target)
     tile = _decided(sch, axes, _tile(info, axes, extent, lanes, target))
     packed = _pack(sch, ref, info, tile, lanes)
@@ -169,7 +169,7 @@ def _widest(info: BlockInfo, tile: Tile, vectors: int, lanes: int, target: Targe
     a = info.a.buffer
     nbytes = a.dtype.nbytes
     for d in a.shape:
-        nbytes *= as_int(d) or 1
+        nbytes *= estimate(d)
     cycles = info.flops / (2 * lanes * target.fma_units)
     if nbytes <= target.l2 // 2 or -(-vectors // tile.vectors) * nbytes / L3_BYTES_PER_CYCLE < STREAMING * cycles:
         return 0
@@ -237,7 +237,7 @@ def _prefetch_weights(sch: Schedule, ref: BlockRef, packed: str, nest: TileNest,
     panel = b.buffer.dtype.nbytes
     loops = nest.reduce + nest.unrolled
     for d in b.buffer.shape[b.buffer.rank - len(loops) - 1:]:
-        panel *= as_int(d) or 1
+        panel *= estimate(d)
     if panel <= target.l2 // 4:
         sch.prefetch(ref, packed, loops[-1], nest.panels)
     elif nest.reduce:

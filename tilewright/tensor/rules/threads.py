@@ -5,7 +5,7 @@ contiguous range of its iterations, so the outermost axis (weight panels) should
 """
 from __future__ import annotations
 
-from tilewright.loop.ir import Var, as_int
+from tilewright.loop.ir import Var, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.schedule.schedule import Schedule
 
@@ -21,7 +21,7 @@ def parallelize_outer(sch: Schedule, loops: list[Var], target: Target) -> None:
     work, keep = 1, 0
     for v in loops:
         keep += 1
-        work *= as_int(sch.loop(v).extent) or 1
+        work *= estimate(sch.loop(v).extent)
         busiest = -(-work // target.cores) * target.cores / work
         if work >= TASKS_PER_CORE * target.cores and busiest <= IMBALANCE:
             break
