@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,20 @@ from tilewright.frontend.onnx.importer import import_onnx
 from tilewright.graph.ir import Graph, TensorType, Value
 from tilewright.graph.lower import GroupProgram, group_program
 from tilewright.graph.memory import round_up
-from tilewright.graph.passes.fuse import Group, fuse
+from tilewright.graph.passes.fuse import CONTROL, Group, fuse
 from tilewright.graph.pipeline import graph_pipeline
 from tilewright.graph.plan import HostPlan, Kernel, Planner
 from tilewright.graph.printer import print_graph
+from tilewright.graph.symbols import defined_symbols, symbols_of
 from tilewright.graph.verify import verify as verify_graph
 from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key, workspace_bytes
-from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, as_int, const, seq
+from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, Span, Var, as_int, const, estimate, seq
 from tilewright.loop.lower.pipeline import lower
+from tilewright.loop.substitute import substitute
 from tilewright.model import KernelUse, Model, not_here, why_not_here
 from tilewright.runtime import artifact, native
 from tilewright.runtime.cache import Cache
-from tilewright.runtime.descriptor import Descriptor, TensorSpec, check_threads
+from tilewright.runtime.descriptor import Descriptor, SymbolSpec, TensorSpec, check_threads
 from tilewright.runtime.memory import Array, aligned
 from tilewright.runtime.module import Executable
 from tilewright.target.presets import get_target
@@ -109,7 +111,7 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     """From an optimized graph to a loaded model."""
     graph = stages.optimized
     assert graph is not None
-    require_static(graph)
+    require_sizes(graph)
 
     # groups, and one program for each; equal programs are compiled once
     jobs = _Jobs(target, numerics)
@@ -129,7 +131,7 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
         gp, key = jobs.by_group[_identity(group)], jobs.keys[_identity(group)]
         k = kernels[key]
         args = [*gp.inputs, *[weights.use(v, k, f"w{i}") for i, v in enumerate(gp.weights)], *gp.outputs]
-        return Kernel(k.name, args, [as_int(n) or 0 for n in workspace_bytes(k.workspaces, gp.sizes)])
+        return Kernel(k.name, args, gp.sizes, workspace_bytes(k.workspaces, gp.sizes))
 
     planner = Planner(kernel_of, weights.offset)
     stages.plan = plan = planner.plan(graph)
@@ -138,13 +140,14 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     blob = weights.fill([k.prepack for k in kernels.values() if k.prepack])
 
     # machine code: kernels' objects and the host program
-    main = compile_object(emit(_entry_module(plan.main, "tw_main", len(graph.inputs), target), target), target)
+    main = compile_object(emit(_entry_module(plan.main, "tw_main", plan.sources, target), target), target)
     objects = [*[k.object for k in kernels.values()], main]
 
     metadata = {"target": target.name, "numerics": numerics, "version": compiler_version()}
-    descriptor = Descriptor(graph.name, _specs(graph.inputs), _specs(graph.outputs, graph.output_names),
-                            plan.arena_bytes, tuple(plan.kernels), tuple(target.features), threads=threads or 0,
-                            metadata=metadata)
+    symbols = symbols_of(d for v in graph.inputs for d in v.shape)
+    descriptor = Descriptor(graph.name, _specs(graph.inputs, symbols=symbols), _specs(graph.outputs, graph.output_names),
+                            plan.arena_bytes, tuple(plan.kernels), tuple(target.features), plan.grown,
+                            threads=threads or 0, metadata=metadata, symbols=tuple([_symbol(s) for s in symbols]))
     executable = None
     if not why_not_here(target):
         library = jit.load(objects, native.symbol_addresses())
@@ -171,20 +174,17 @@ def all_graphs(graph: Graph) -> Iterator[Graph]:
             yield from all_graphs(region)
 
 
-def require_static(graph: Graph) -> None:
-    """Every input must have a size: say which does not, and the option that sets it."""
-    from_user = [v for v in graph.inputs if not v.type.is_static]
-    if from_user:
-        names = ", ".join(f"{v.name}: {v.type}" for v in from_user)
-        dims = sorted({repr(d) for v in from_user for d in v.shape if as_int(d) is None})
-        raise UserError("shape-open", f"dimensions without a size: {names}",
-                        hint="set them: shapes={" + ", ".join(f'"{d}": 1' for d in dims) + "} (or --shape NAME=N)")
-    for g in all_graphs(graph):
-        for op in g.operations:
-            for v in op.outputs:
-                if not v.type.is_static:
-                    raise UserError("shape-dynamic", f"the size of {v.name} depends on the data: {v.type}",
-                                    where=op.loc or op.op, hint="sizes must follow from the inputs' shapes")
+def require_sizes(graph: Graph, known: Iterable[Var] = ()) -> None:
+    """Every symbol must get a value: from an input's shape, or where the program computes it."""
+    have = {*known, *symbols_of(d for v in graph.inputs for d in v.shape)}
+    for op in graph.operations:
+        new = defined_symbols(op, have)
+        if new and op.op not in ("sizes", *CONTROL):
+            raise UserError("shape-dynamic", f"the size of {op.outputs[0].name} depends on the data: {op.outputs[0].type}",
+                            where=op.loc or op.op, hint="sizes must follow from the inputs' shapes")
+        have |= set(new)
+        for region in op.regions:
+            require_sizes(region, have)
 
 
 class _Jobs:
@@ -274,7 +274,8 @@ class _Weights:
             sources = [np.ascontiguousarray(v.data) for v, _, _ in self.packs]
             d = Descriptor("pack", _specs([v for v, _, _ in self.packs]), _specs([p for _, p, _ in self.packs]))
             host = get_target()
-            main = compile_object(emit(_entry_module(self._program(), "tw_pack", len(self.packs), host), host), host)
+            places = tuple([(kind, k) for kind in ("in", "out") for k in range(len(self.packs))])
+            main = compile_object(emit(_entry_module(self._program(), "tw_pack", places, host), host), host)
             with jit.load([*objects, main], native.symbol_addresses()) as library:
                 pack = Executable(d, library.address("tw_pack"))
                 pack.run(sources, views)
@@ -293,20 +294,32 @@ def _nbytes(v: Value) -> int:
     return n
 
 
-def _entry_module(program: Program, entry: str, inputs: int, target: Target) -> Module:
-    """A host program with its entry point: parameters come from the arrays of inputs and outputs, in order."""
-    args = tuple(("in", k) if k < inputs else ("out", k - inputs) for k in range(len(program.params)))
-    return lower(program.replace(attrs=(("entry", entry), ("args", args), ("noalias", False))), target)
+def _entry_module(program: Program, entry: str, sources: Sequence[tuple[str | int, ...]], target: Target) -> Module:
+    """A host program with its entry point; `sources`: for each parameter the place among inputs, outputs or shapes."""
+    return lower(program.replace(attrs=(("entry", entry), ("args", tuple(sources)), ("noalias", False))), target)
 
 
-def _specs(values: Sequence[Value], names: Sequence[str] | None = None) -> tuple[TensorSpec, ...]:
-    return tuple(TensorSpec(name, v.dtype, v.type.sizes())
-                 for name, v in zip(names or [v.name for v in values], values, strict=True))
+def _specs(values: Sequence[Value], names: Sequence[str] | None = None,
+           symbols: Sequence[Var] = ()) -> tuple[TensorSpec, ...]:
+    """`symbols`: those whose numbers are noted."""
+    out = []
+    for name, v in zip(names or [v.name for v in values], values, strict=True):
+        sizes = [as_int(d) for d in v.shape]
+        numbers = tuple([symbols.index(d) if isinstance(d, Var) else -1 for d in v.shape]) if symbols else ()
+        out.append(TensorSpec(name, v.dtype, tuple([-1 if n is None else n for n in sizes]),
+                              numbers if max(numbers, default=-1) >= 0 else ()))
+    return tuple(out)
+
+
+def _symbol(v: Var) -> SymbolSpec:
+    span = v.span or Span()
+    return SymbolSpec(v.name, span.least, span.most, span.multiple)
 
 
 def _work(gp: GroupProgram) -> tuple[int, int, int]:
     """Floating-point operations of a group, the bytes that it touches, and those of them that are weights'."""
-    work = work_of(gp.program)
+    usual = {s: const(estimate(s)) for s in gp.program.params if isinstance(s, Var)}
+    work = work_of(substitute(gp.program, usual) if usual else gp.program)
     weights = sum(work.touched.get(name, 0) for name in gp.program.attr("weights", ()))
     return work.flops, sum(work.touched.values()), weights
 

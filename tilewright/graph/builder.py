@@ -153,7 +153,7 @@ def _rewrite(graph: Graph, rule: Rule, finish: Finish | None, regions: bool, new
         x is y for x, y in zip(b.operations, graph.operations, strict=True))
     if not changed and same and all(x is y for x, y in zip(outputs, graph.outputs, strict=True)):
         return graph
-    return Graph(graph.name, b.inputs, outputs, b.operations, graph.output_names)
+    return Graph(graph.name, b.inputs, outputs, b.operations, graph.output_names, graph.checks)
 
 
 def _final(v: Value, new: dict[Value, Value]) -> Value:

@@ -28,12 +28,7 @@ MAX_ELEMENTS = 256
 def dim(value: IntoExpr) -> Expr:
     """A dimension in its simplest form; symbols stand for sizes, which are not negative and lie in their spans."""
     e = expr(value)
-    return e if isinstance(e, Const | Var) else simplify(e, {v: range_of(v) for v in free_vars(e)})
-
-
-def range_of(symbol: Var) -> tuple[int, int | None]:
-    """The least and greatest value of a size (None: any)."""
-    return (0, None) if symbol.span is None else (symbol.span.least, symbol.span.most)
+    return e if isinstance(e, Const | Var) else simplify(e, {v: (0, None) for v in free_vars(e) if v.span is None})
 
 
 def dims(values: Iterable[IntoExpr]) -> Shape:

@@ -134,6 +134,11 @@ class _Frame:
             attrs["regions"] = [Body(r, self) for r in op.regions]
         result = rec.numpy(attrs, *[self.get(v) for v in op.inputs])
         arrays = tuple([np.asarray(r) for r in (result if isinstance(result, tuple) else (result,))])
+        if op.op == "sizes":
+            for s, n in zip(op.attrs["symbols"], arrays[0].ravel().tolist(), strict=True):
+                if s.span is not None and n not in s.span:
+                    raise UserError("run-shape", f"the size {s.name} is not in {s.span}: {n}", where=op.loc)
+                self.sizes[s] = n
         for v, array in zip(op.outputs, arrays, strict=True):
             if not self.fits(v.type, array):
                 raise InternalError(f"{op}: %{v.name} should be {v.type}, NumPy gives {array.dtype}{list(array.shape)}")

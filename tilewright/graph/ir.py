@@ -9,6 +9,7 @@ An operation may own regions (the bodies of If, Loop, Scan): graphs that may use
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -107,14 +108,24 @@ class Operation:
         return f"{outs} = {self.op}({ins})"
 
 
+@dataclass(frozen=True)
+class Check:
+    """What must hold of sizes at run time, and what to say if it does not."""
+    cond: Expr
+    message: str
+
+
 class Graph:
     """Operations in topological order. Constants are values with `data` used by operations; they need no definition.
-    `output_names` are the names by which the user knows the outputs: they outlive rewrites of the values."""
+    `output_names` are the names by which the user knows the outputs: they outlive rewrites of the values. `checks`: what
+    was taken for granted of symbolic sizes; each is made once its symbols have values."""
 
-    __slots__ = ("name", "inputs", "outputs", "operations", "output_names")
+    __slots__ = ("name", "inputs", "outputs", "operations", "output_names", "checks")
 
     def __init__(self, name: str, inputs: Sequence[Value], outputs: Sequence[Value],
-                 operations: Sequence[Operation], output_names: Sequence[str] | None = None) -> None:
+                 operations: Sequence[Operation], output_names: Sequence[str] | None = None,
+                 checks: Sequence[Check] = ()) -> None:
+        self.checks = tuple(checks)
         self.name, self.inputs = name, tuple(inputs)
         self.outputs, self.operations = tuple(outputs), tuple(operations)
         self.output_names = tuple([v.name for v in self.outputs] if output_names is None else output_names)
@@ -127,7 +138,8 @@ class Graph:
         keep = outputs is None or len(outputs) == len(self.outputs)
         return Graph(self.name, self.inputs if inputs is None else inputs,
                      self.outputs if outputs is None else outputs,
-                     self.operations if operations is None else operations, self.output_names if keep else None)
+                     self.operations if operations is None else operations, self.output_names if keep else None,
+                     self.checks)
 
     def producers(self) -> dict[Value, Operation]:
         """Which operation defines each value."""

@@ -168,9 +168,10 @@ class _Parser:
     def attr(self, spec: Attr) -> Any:
         if self.accept("none"):
             return None
-        if spec.type in ("ints", "floats", "dims"):
+        if spec.type in ("ints", "floats", "dims", "symbols"):
             self.expect("[")
-            return tuple(self.listed("]", self.dim if spec.type == "dims" else lambda: self.scalar(spec.type == "floats")))
+            sizes = spec.type in ("dims", "symbols")
+            return tuple(self.listed("]", self.dim if sizes else lambda: self.scalar(spec.type == "floats")))
         match spec.type:
             case "dim":
                 return self.dim()

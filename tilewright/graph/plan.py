@@ -2,154 +2,231 @@
 
 In: a Graph, its groups (nested ones for regions) and the compiled kernel of each group. Out: the `Program` main, whose
 buffers are parameters (inputs, outputs), arena buffers at planned offsets, and constants at offsets of the weights' blob;
-If and Loop become the loop IR's If and While. No graph remains after this step.
+If and Loop become the loop IR's If and While (`plan_control.py`). No graph remains after this step.
+
+Symbols. Those of the inputs' shapes are parameters of main; others get their values while it runs: from a `sizes` operation
+or from an operation with regions. Values whose bytes depend on symbols live in a growable allocation, one for each place
+where symbols get values: there the bytes of its slots are computed and their sum is asked for.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
-from tilewright.core.dtype import boolean, i32, i64, u8
+from tilewright.core.dtype import i32, i64, u8
 from tilewright.core.errors import InternalError
-from tilewright.graph.ir import Graph, Operation, Value, used_values
-from tilewright.graph.memory import Storage, assign_offsets
+from tilewright.graph import host, plan_control
+from tilewright.graph.host import Item, Output
+from tilewright.graph.infer import dim
+from tilewright.graph.ir import Check, Graph, Operation, Value, used_values
+from tilewright.graph.memory import Flexible, Slot, Storage, assign_offsets, assign_slots
 from tilewright.graph.passes.fuse import Group, fuse
+from tilewright.graph.symbols import defined_symbols, new_symbols, symbols_of
 from tilewright.loop.ir import (
-    ONE,
-    TRUE,
     ZERO,
     Address,
-    Allocate,
     Buffer,
     Call,
     Evaluate,
     Expr,
-    If,
     Launch,
     Program,
-    Stmt,
-    Store,
-    While,
+    Var,
+    as_int,
     const,
-    seq,
 )
+from tilewright.loop.substitute import free_vars
+
+ENTRY = -1
+"""The step at which a graph's or region's own symbols have values: before the first group."""
 
 
 @dataclass
 class Kernel:
-    """What the plan needs to know of a group's kernel: its name, the values behind its parameters in order, and the sizes
-    in bytes of the workspaces that follow them."""
+    """What the plan needs to know of a group's kernel: its name, the values behind its parameters in order, then the sizes
+    that it takes, and the sizes in bytes of the workspaces that follow them."""
     name: str
     arguments: list[Value]
-    workspaces: list[int]
+    sizes: list[Expr]
+    workspaces: list[Expr]
 
 
 @dataclass
 class HostPlan:
-    """The host program, the bytes of the arena, per launch (in the order of the profile's numbers) its kernel's name
-    and the group that it computes, and the stored values by their numbers for taps."""
+    """A host program, for each of its parameters where the entry finds it, the bytes of the arena and the number of
+    growable allocations, per launch (in the order of the profile's numbers) its kernel's name and the group that it
+    computes, and the stored values by their numbers for taps."""
     main: Program
+    sources: tuple[tuple[str | int, ...], ...]
     arena_bytes: int
+    grown: int
     kernels: list[str]
     groups: list[Group]
     taps: list[Value]
 
 
 class Planner:
-    """Plans one graph; `kernel_of(group)` gives a group's kernel, `constant_at(value)` a constant's offset in the
-    blob of weights, None for what is no constant."""
+    """Plans graphs that share kernels, weights and the numbers of launches and taps; `kernel_of(group)` gives a group's
+    kernel, `constant_at(value)` a constant's offset in the blob of weights, None for what is no constant."""
 
     def __init__(self, kernel_of: Callable[[Group], Kernel], constant_at: Callable[[Value], int | None]) -> None:
         self.kernel_of, self.constant_at = kernel_of, constant_at
         self.launches: list[tuple[str, Group]] = []
         self.taps: list[Value] = []
         self.constants: dict[Value, Buffer] = {}
-        self.needs: dict[int, _LoopNeeds] = {}
+        self.checks: list[Check] = []
+        self.grown = 0
 
-    def plan(self, graph: Graph) -> HostPlan:
-        """The host program of a whole model."""
-        inputs = {v: _buffer(v, f"in_{v.name}", "global") for v in graph.inputs}
-        outputs = [(v, _buffer(v, f"out_{v.name}", "global")) for v in graph.outputs]
-        part = _Part(self, graph, inputs, outputs, base=0)
-        body = part.statements() + part.copies_to(outputs)
-        stmt = seq(*body)
+    def plan(self, graph: Graph, name: str = "main", made_outputs: Iterable[int] = ()) -> HostPlan:
+        """The host program of a whole model. `made_outputs`: outputs whose memory the program asks the runtime for, beside
+        those whose sizes are not known before."""
+        self.constants, self.checks, self.grown = {}, list(graph.checks), 0
+        inputs = {v: host.buffer_of(v, f"in_{v.name}", "global") for v in graph.inputs}
+        sources = {d: ("dim", len(graph.inputs) + i, axis) for i, v in reversed([*enumerate(graph.inputs)])
+                   for axis, d in reversed([*enumerate(v.shape)]) if isinstance(d, Var)}
+        made = {*made_outputs, *[k for k, v in enumerate(graph.outputs) if not v.type.is_static]}
+        outputs = [Output(k, v, host.buffer_of(v, f"out_{v.name}", "arena" if k in made else "global"), k in made)
+                   for k, v in enumerate(graph.outputs)]
+        part = Part(self, graph, inputs, outputs, base=0, visible=set(sources))
+        stmt = host.nested(part.items() + part.copies_to(outputs))
         for b, offset in reversed(part.allocations):
-            stmt = Allocate(b, stmt, const(offset))
+            stmt = host.allocate(b, const(offset))(stmt)
         for v, b in self.constants.items():
-            stmt = Allocate(b, stmt, const(self.constant_at(v) or 0))
-        main = Program("main", (*inputs.values(), *[b for _, b in outputs]), stmt, (("entry", True),))
-        return HostPlan(main, part.size, [name for name, _ in self.launches], [g for _, g in self.launches],
+            stmt = host.allocate(b, const(self.constant_at(v) or 0))(stmt)
+        given = [o for o in outputs if not o.made]
+        main = Program(name, (*inputs.values(), *[o.buffer for o in given], *sources), stmt, (("entry", True),))
+        places = (*[("in", i) for i in range(len(inputs))], *[("out", o.number) for o in given], *sources.values())
+        return HostPlan(main, places, part.size, self.grown, [n for n, _ in self.launches], [g for _, g in self.launches],
                         self.taps)
 
-
-Results = Sequence[tuple[Value, Buffer]]
+    def new_grown(self) -> int:
+        """The number of a growable allocation of its own."""
+        self.grown += 1
+        return self.grown - 1
 
 
 @dataclass
-class _LoopNeeds:
-    """What an operation with regions needs of the arena: `body` bytes for the regions (branches never live together, so the
-    largest), and the carried values that another carried value takes over, each of which may have to be saved first."""
-    body: int
-    swapped: list[Value]
+class _Opening:
+    """What happens where symbols get their values: storages that depend on them, outputs that are asked for."""
+    storages: list[Flexible] = field(default_factory=list)
+    slots: list[Slot] = field(default_factory=list)
+    buffers: list[tuple[Buffer, Flexible]] = field(default_factory=list)
+    outputs: list[tuple[Output, Buffer]] = field(default_factory=list)
 
 
-class _Part:
-    """A graph or a region: its values' buffers, its statements and its share of the arena, starting at `base`.
+class Part:
+    """A graph or a region: its values' buffers, its items and its share of the arena, starting at `base`.
 
     `fixed`: values that have a buffer already. `results`: values wanted in given buffers; where nothing forbids it they are
-    computed there, `copies_to` moves the rest.
+    computed there, `copies_to` moves the rest. `visible`: the symbols that have values when it starts.
     """
 
-    def __init__(self, planner: Planner, graph: Graph, fixed: dict[Value, Buffer], results: Results, base: int,
-                 outer: _Part | None = None) -> None:
+    def __init__(self, planner: Planner, graph: Graph, fixed: dict[Value, Buffer], results: Sequence[Output], base: int,
+                 visible: set[Var], outer: Part | None = None) -> None:
         self.planner, self.graph, self.outer, self.base = planner, graph, outer, base
         self.buffers: dict[Value, Buffer] = dict(fixed)
         self.allocations: list[tuple[Buffer, int]] = []
         self.groups = fuse(graph)
         self.size = 0
-        self.scratch: dict[int, list[Storage]] = {}
+        self.scratch: dict[int, list[Buffer]] = {}
         self.nested: dict[int, Storage] = {}
-        self.saved: dict[int, list[Storage]] = {}
+        self.cells: dict[int, dict[str | Var, Buffer]] = {}
+        self.bound: dict[Var, int] = dict.fromkeys(visible, ENTRY)
+        self.openings: dict[int, _Opening] = {}
         self.root = self._alias_roots()
+        self._find_symbols()
         self._place(results)
 
+    # ---- symbols -----------------------------------------------------------------------------------------------------
+    def _find_symbols(self) -> None:
+        """The step at which each symbol gets its value."""
+        for step, g in enumerate(self.groups):
+            if g.kind != "kernel":
+                for v in defined_symbols(g.operations[0], self.bound):
+                    self.bound.setdefault(v, step)
+
+    def opened_at(self, sizes: Iterable[Expr]) -> int:
+        """The step from which on expressions of sizes can be computed."""
+        symbols = symbols_of(sizes)
+        unknown = [v.name for v in symbols if v not in self.bound]
+        if unknown:
+            raise InternalError(f"nothing gives {', '.join(unknown)} a value")
+        return max([self.bound[v] for v in symbols], default=ENTRY)
+
+    def symbols_at(self, step: int) -> set[Var]:
+        return {v for v, s in self.bound.items() if s < step}
+
     # ---- memory ------------------------------------------------------------------------------------------------------
-    def _place(self, results: Results) -> None:
-        computed = {v for g in self.groups if g.kind != "alias" for v in _made(g)}
-        for v, b in results:
-            r = self.root.get(v, v)
-            if r in computed and r not in self.buffers:
-                self.buffers[r] = b
+    def _place(self, results: Sequence[Output]) -> None:
+        made_at = {v: step for step, g in enumerate(self.groups) if g.kind in ("kernel", "control") for v in _made(g)}
+        for o in results:
+            r = self.root.get(o.value, o.value)
+            if r in made_at and r not in self.buffers and self.opened_at(o.value.shape) < made_at[r]:
+                self.buffers[r] = o.buffer
         last = self._last_uses()
         storages: list[Storage] = []
         of_root: dict[Value, Storage] = {}
+        kept: list[tuple[Buffer, Storage]] = []
+
+        def keep(b: Buffer, size: Expr, first: int, last: int) -> Buffer:
+            """Memory for a buffer that is no value's."""
+            n = as_int(size)
+            if n is None:
+                self._flexible(b, size, first, last)
+            else:
+                s = Storage(b.name, n, first, last)
+                storages.append(s)
+                kept.append((b, s))
+            return b
+
         for step, g in enumerate(self.groups):
-            if g.kind == "alias":
+            if g.kind in ("alias", "sizes"):
                 continue
             for v in _made(g):
-                if v not in self.buffers:
-                    of_root[v] = Storage(v.name, _nbytes(v), step, last.get(v, step))
+                if v in self.buffers:
+                    continue
+                n = as_int(host.nbytes(v))
+                if n is not None and v.type.is_static:
+                    of_root[v] = Storage(v.name, n, step, last.get(v, step))
                     storages.append(of_root[v])
+                elif self.opened_at(v.shape) < step:
+                    self.buffers[v] = host.buffer_of(v, v.name, "arena")
+                    self._flexible(self.buffers[v], host.nbytes(v), step, last.get(v, step))
+                # else the operation itself finds memory for it
             if g.kind == "kernel":
-                sizes = self.planner.kernel_of(g).workspaces
-                self.scratch[step] = [Storage(f"workspace{step}", n, step, step) for n in sizes]
-                storages += self.scratch[step]
+                self.scratch[step] = [keep(Buffer(f"workspace{step}", u8, (n,), "arena"), n, step, step)
+                                      for n in self.planner.kernel_of(g).workspaces]
             else:
-                needs = _needs(self.planner, g.operations[0], self)
+                needs = plan_control.needs_of(g.operations[0], self, step)
                 self.nested[step] = Storage(f"region{step}", needs.body, step, step)
-                self.saved[step] = [Storage(name, 8, step, step) for name in ("iteration", "going")]
-                self.saved[step] += [Storage(f"{v.name}_saved", _nbytes(v), step, step) for v in needs.swapped]
-                storages += [self.nested[step], *self.saved[step]]
+                storages.append(self.nested[step])
+                self.cells[step] = {key: keep(b, b_size(b), step, step) for key, b in needs.cells.items()}
+        for o in results:
+            if o.made:
+                at = self.opened_at(o.value.shape)
+                cell = keep(Buffer(f"shape_{o.value.name}", i64, (const(max(o.value.rank, 1)),), "arena"),
+                            const(8 * max(o.value.rank, 1)), at, at)
+                self.openings.setdefault(at, _Opening()).outputs.append((o, cell))
         self.size = assign_offsets(storages)
         for v, r in self.root.items():
-            if v not in self.buffers and r in of_root:
-                self.buffers[v] = self._arena(_buffer(v, v.name, "arena"), of_root[r])
+            if v not in self.buffers and r in of_root and v.type.is_static:
+                self.buffers[v] = self._arena(host.buffer_of(v, v.name, "arena"), of_root[r])
+        for b, s in kept:
+            self._arena(b, s)
+        for opening in self.openings.values():
+            opening.slots = assign_slots(opening.storages)
+
+    def _flexible(self, b: Buffer, size: Expr, first: int, last: int) -> None:
+        opening = self.openings.setdefault(self.opened_at([size, *b.shape]), _Opening())
+        s = Flexible(b.name, size, first, last)
+        opening.storages.append(s)
+        opening.buffers.append((b, s))
 
     def _alias_roots(self) -> dict[Value, Value]:
         """Each value of this part, with the value whose memory it shares (itself, unless it is a reshape of another)."""
         root: dict[Value, Value] = {v: v for v in self.buffers}
         for g in self.groups:
-            if g.kind == "alias":
+            if g.kind in ("alias", "sizes"):
                 src = g.operations[0].inputs[0]
                 assert src is not None
                 root[g.operations[0].output] = root.get(src, src)
@@ -173,174 +250,121 @@ class _Part:
         return b
 
     def where(self, v: Value) -> Buffer:
-        """The buffer of a value: of this part, of a part around it, or a constant."""
+        """The buffer of a value: of this part, of a part around it, or a constant. An alias may have its root's."""
         if v in self.buffers:
             return self.buffers[v]
         r = self.root.get(v, v)
         if r is not v:
             return self.where(r)
         if self.planner.constant_at(v) is not None:
-            return self.planner.constants.setdefault(v, _buffer(v, v.name, "const"))
+            return self.planner.constants.setdefault(v, host.buffer_of(v, v.name, "const"))
         if self.outer is not None:
             return self.outer.where(v)
         raise InternalError(f"value {v} has no memory")
 
-    # ---- statements --------------------------------------------------------------------------------------------------
-    def statements(self) -> list[Stmt]:
-        out: list[Stmt] = []
+    # ---- regions -----------------------------------------------------------------------------------------------------
+    def measured(self, region: Graph, step: int) -> tuple[int, dict[Value, Value]]:
+        """The bytes of the arena that a region takes, and its values' roots."""
+        fixed = {v: host.buffer_of(v, v.name, "arena") for v in region.inputs}
+        part = Part(self.planner, region, fixed, (), 0, self._inside(region, step), outer=self)
+        return part.size, part.root
+
+    def region(self, region: Graph, fixed: dict[Value, Buffer], results: Sequence[Output],
+               step: int) -> tuple[list[Item], Part]:
+        """The items of a region, and its part."""
+        part = Part(self.planner, region, fixed, results, self.base + self.nested[step].offset,
+                    self._inside(region, step), outer=self)
+        items = part.items()
+        self.allocations += part.allocations
+        return items, part
+
+    def _inside(self, region: Graph, step: int) -> set[Var]:
+        known = self.symbols_at(step)
+        return known | set(new_symbols(region.inputs, known))
+
+    def new_grown(self) -> int:
+        return self.planner.new_grown()
+
+    # ---- items -------------------------------------------------------------------------------------------------------
+    def items(self) -> list[Item]:
+        out: list[Item] = self._opened(ENTRY)
         for step, g in enumerate(self.groups):
             if g.kind == "kernel":
                 out += self._launch(step, g)
+            elif g.kind == "sizes":
+                out += self._sizes(g.operations[0]) + self._opened(step)
             elif g.kind == "control":
-                op = g.operations[0]
-                lower = {"if_": self._if, "loop": self._loop}.get(op.op)
-                if lower is None:
-                    raise InternalError(f"no host lowering for {op.op}")
-                out += lower(op, step)
+                out += plan_control.lower(g.operations[0], self, step) + self._opened(step)
         return out
 
-    def copies_to(self, results: Results) -> list[Stmt]:
+    def copies_to(self, results: Sequence[Output]) -> list[Item]:
         """Moves to their buffers the results that were not computed there."""
-        return [_copy(b, self.where(v)) for v, b in results if self.where(v) is not b]
+        return [host.copy(o.buffer, self.where(o.value)) for o in results if self.where(o.value) is not o.buffer]
 
-    def _launch(self, step: int, g: Group) -> list[Stmt]:
+    def _opened(self, step: int) -> list[Item]:
+        """What follows when the symbols of a step have their values: checks, then memory."""
+        out: list[Item] = []
+        known = {v for v, s in self.bound.items() if s <= step}
+        ready = [c for c in self.planner.checks if set(free_vars(c.cond)) <= known]
+        self.planner.checks = [c for c in self.planner.checks if c not in ready]
+        out += [host.must_hold(c.cond, c.message) for c in ready]
+        opening = self.openings.get(step)
+        if opening is None:
+            return out
+        at: dict[int, Expr] = {}
+        total: Expr = ZERO
+        for slot in opening.slots:
+            offset = Var("offset")
+            out.append(host.let(offset, total))
+            total = offset + slot.size()
+            at |= {id(s): offset for s in slot.members}
+        if opening.slots:
+            memory = Buffer("memory", u8, (total,), "arena")
+            out.append(host.allocate(memory, host.grow(self.planner.new_grown(), total)))
+            out += [host.allocate(b, Address(memory, (at[id(s)],))) for b, s in opening.buffers]
+        for o, cell in opening.outputs:
+            stores, found = host.output_memory(o.number, o.value.shape, cell, host.nbytes(o.value))
+            out += [*stores, host.allocate(o.buffer, found)]
+        return out
+
+    def _sizes(self, op: Operation) -> list[Item]:
+        """Elements of a small tensor become the values of symbols, each checked against its span."""
+        (x,) = op.inputs
+        assert x is not None
+        b, out = self.where(x), list[Item]()
+        for k, symbol in enumerate(op.attrs["symbols"]):
+            value = b[host.element(b, const(k)).indices].cast(i64)
+            out.append(host.let(symbol, value))
+            span, what = symbol.span, op.loc or x.name
+            if span is not None:
+                inside = symbol >= span.least if span.most is None else (symbol >= span.least) & (symbol <= span.most)
+                out.append(host.must_hold(inside, f"{what}: the size {symbol.name} is not in {span}"))
+        return out
+
+    def _launch(self, step: int, g: Group) -> list[Item]:
         k = self.planner.kernel_of(g)
-        args = [_address(self.where(v)) for v in k.arguments]
-        for s in self.scratch[step]:
-            args.append(_address(self._arena(Buffer(s.name, u8, (const(s.size),), "arena"), s)))
+        args = [*[host.address(self.where(v)) for v in k.arguments], *[dim(e) for e in k.sizes],
+                *[host.address(b) for b in self.scratch[step]]]
         index = len(self.planner.launches)
         self.planner.launches.append((k.name, g))
         begin, end = (Evaluate(Call(f"tw_profile_{when}", (const(index, i32),), i64)) for when in ("begin", "end"))
         return [begin, Launch(k.name, tuple(args)), end, *[self._tap(v) for v in g.outputs]]
 
-    def _tap(self, v: Value) -> Stmt:
+    def _tap(self, v: Value) -> Item:
         """Report a value that has just been stored; the runtime passes it on if somebody listens."""
         number = const(len(self.planner.taps), i32)
         self.planner.taps.append(v)
-        return Evaluate(Call("tw_tap", (number, _address(self.where(v)), _size_of(v)), i64))
+        return Evaluate(Call("tw_tap", (number, host.address(self.where(v)), host.nbytes(v)), i64))
 
-    def _region(self, region: Graph, fixed: dict[Value, Buffer], results: Results, step: int) -> tuple[list[Stmt], _Part]:
-        part = _Part(self.planner, region, fixed, results, self.base + self.nested[step].offset, outer=self)
-        stmts = part.statements()
-        self.allocations += part.allocations
-        return stmts, part
 
-    def _if(self, op: Operation, step: int) -> list[Stmt]:
-        branches = []
-        for region in op.regions:
-            results = [(r, self.where(v)) for v, r in zip(op.outputs, region.outputs, strict=True)]
-            stmts, part = self._region(region, {}, results, step)
-            branches.append(seq(*stmts, *part.copies_to(results)))
-        (cond,) = (v for v in op.inputs[:1] if v is not None)
-        return [If(_scalar_of(self.where(cond)), branches[0], branches[1])]
-
-    def _loop(self, op: Operation, step: int) -> list[Stmt]:
-        """loop(bound?, cond?, carried…), body(turn, cond, carried…) -> (cond, carried…, rows…): the carried values live in
-        the memory of the loop's results; a row goes to its place in the stacked result."""
-        bound, start, *carried = op.inputs
-        (body,) = op.regions
-        of_counter, of_going, *saved = self.saved[step]
-        homes = dict(zip(_needs(self.planner, op, self).swapped, saved, strict=True))
-        counter = self._arena(Buffer("iteration", i64, (ONE,), "arena"), of_counter)
-        going = self._arena(Buffer("going", boolean, (ONE,), "arena"), of_going)
-        state = [self.where(v) for v in op.outputs[:len(carried)]]
-        setup: list[Stmt] = [Store(counter, (ZERO,), ZERO),
-                             Store(going, (ZERO,), TRUE if start is None else _scalar_of(self.where(start)))]
-        setup += [_copy(s, self.where(v)) for s, v in zip(state, carried, strict=True) if v is not None]
-        fixed = dict(zip(body.inputs, [counter, going, *state], strict=True))
-        inner, part = self._region(body, fixed, (), step)
-        for v, row in zip(op.outputs[len(carried):], body.outputs[1 + len(carried):], strict=True):
-            place = _element(self.where(v), counter[0] * _elements(row))
-            source = part.where(row)
-            inner.append(Evaluate(Call("copy_bytes", (place, _address(source), _size_of(row)), i64)))
-        moves = [(to, part.where(v)) for to, v in zip([going, *state], body.outputs[:1 + len(carried)], strict=True)]
-        room = {fixed[v]: s for v, s in homes.items()}
-        inner += _simultaneous(moves, lambda b: self._arena(Buffer(f"{b.name}_saved", b.dtype, b.shape, "arena"), room[b]))
-        inner.append(Store(counter, (ZERO,), counter[0] + 1))
-        cond: Expr = going[0]
-        if bound is not None:
-            cond = cond & (counter[0] < _scalar_of(self.where(bound)))
-        return [*setup, While(cond, seq(*inner))]
+def b_size(b: Buffer) -> Expr:
+    """The bytes of a buffer."""
+    n: Expr = const(b.dtype.nbytes)
+    for d in b.shape:
+        n = n * d
+    return dim(n)
 
 
 def _made(g: Group) -> Sequence[Value]:
     """The values that a group stores: of an operation with regions all, also those that nobody reads."""
     return g.operations[0].outputs if g.kind == "control" else g.outputs
-
-
-def _simultaneous(moves: list[tuple[Buffer, Buffer]], save: Callable[[Buffer], Buffer]) -> list[Stmt]:
-    """Copies (to, from) as if all at once: a buffer is overwritten when nobody needs it any more; a cycle, as in
-    (a, b) = (b, a), is broken by saving one of its buffers elsewhere."""
-    out: list[Stmt] = []
-    left = [(to, source) for to, source in moves if to is not source]
-    while left:
-        free = next((m for m in left if all(source is not m[0] for _, source in left)), None)
-        if free is None:
-            held = left[0][0]
-            kept = save(held)
-            out.append(_copy(kept, held))
-            left = [(to, kept if source is held else source) for to, source in left]
-        else:
-            out.append(_copy(*free))
-            left.remove(free)
-    return out
-
-
-def _needs(planner: Planner, op: Operation, outer: _Part) -> _LoopNeeds:
-    """The arena that an operation's regions need, found once per operation."""
-    if id(op) not in planner.needs:
-        parts = [_Part(planner, region, {v: _buffer(v, v.name, "arena") for v in region.inputs}, (), 0, outer=outer)
-                 for region in op.regions]
-        swapped: dict[Value, None] = {}
-        if op.op == "loop":
-            (part,) = parts
-            body = part.graph
-            for place, v in zip(body.inputs[1:], body.outputs, strict=False):
-                r = part.root.get(v, v)
-                if r in body.inputs and r is not place:
-                    swapped.setdefault(r)
-        planner.needs[id(op)] = _LoopNeeds(max((p.size for p in parts), default=0), list(swapped))
-    return planner.needs[id(op)]
-
-
-def _nbytes(v: Value) -> int:
-    return _elements(v) * v.dtype.nbytes
-
-
-def _buffer(v: Value, name: str, scope: str) -> Buffer:
-    return Buffer(name, v.dtype, v.shape, scope)
-
-
-def _address(b: Buffer) -> Address:
-    return Address(b, (ZERO,) * b.rank)
-
-
-def _scalar_of(b: Buffer) -> Expr:
-    return b[(ZERO,) * b.rank] if b.rank else b[()]
-
-
-def _elements(v: Value) -> int:
-    n = 1
-    for d in v.type.sizes():
-        n *= d
-    return n
-
-
-def _element(b: Buffer, number: Expr) -> Address:
-    """The address of an element by its number in row-major order (the buffer may have another shape than the value)."""
-    indices: list[Expr] = []
-    for d in reversed(b.shape):
-        indices.insert(0, number % d)
-        number = number // d
-    return Address(b, tuple(indices))
-
-
-def _size_of(v: Value) -> Expr:
-    return const(_nbytes(v))
-
-
-def _copy(to: Buffer, source: Buffer) -> Stmt:
-    n: Expr = const(to.dtype.nbytes)
-    for d in to.shape:
-        n = n * d
-    return Evaluate(Call("copy_bytes", (_address(to), _address(source), n), i64))

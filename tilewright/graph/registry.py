@@ -25,8 +25,9 @@ loads), "injective" (each output element from a bounded number of input elements
 gather), "reduction" (rows: softmax, mean, norms), "anchor" (matmul, convolution, pooling: heavy, takes an epilogue),
 "opaque" (a kernel or host operation of its own)."""
 
-AttrType = Literal["int", "float", "str", "bool", "number", "dtype", "ints", "floats", "dims", "dim"]
-"""Types of attributes. "dims" and "dim" are expressions (numbers or symbols); "number" is an int, float or bool."""
+AttrType = Literal["int", "float", "str", "bool", "number", "dtype", "ints", "floats", "dims", "dim", "symbols"]
+"""Types of attributes. "dims" and "dim" are expressions (numbers or symbols); "symbols" are those that the operation gives
+values; "number" is an int, float or bool."""
 
 Array = np.ndarray[Any, Any]
 
@@ -185,4 +186,4 @@ def _number(value: Any) -> int | float | bool:
 _CONVERT: dict[str, Callable[[Any], Any]] = {
     "int": int, "float": float, "str": str, "bool": bool, "number": _number, "dtype": dtype,
     "ints": lambda v: tuple([int(x) for x in v]), "floats": lambda v: tuple([float(x) for x in v]),
-    "dims": lambda v: tuple([dim(x) for x in v]), "dim": dim}
+    "dims": lambda v: tuple([dim(x) for x in v]), "dim": dim, "symbols": tuple}

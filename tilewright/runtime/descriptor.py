@@ -15,11 +15,22 @@ from tilewright.runtime import native
 
 
 @dataclass(frozen=True)
+class SymbolSpec:
+    """A size that the inputs of a run choose: from `least` to `most` (None: any), a multiple of `multiple`."""
+    name: str
+    least: int = 1
+    most: int | None = None
+    multiple: int = 1
+
+
+@dataclass(frozen=True)
 class TensorSpec:
-    """An input or output: its elements' type and its shape, -1 where a dimension is symbolic."""
+    """An input or output: its elements' type and its shape, -1 where a dimension is symbolic. Of an input, `symbols` has for
+    each axis the number of its symbol or -1, or is empty."""
     name: str
     dtype: DType
     shape: tuple[int, ...]
+    symbols: tuple[int, ...] = ()
 
     @property
     def is_static(self) -> bool:
@@ -36,7 +47,7 @@ class Descriptor:
     `arena_bytes`: planned temporaries of one run. `kernels`: names in the order of the numbers given to tw_profile_begin.
     `cpu_features`: LLVM's names; those that the runtime can detect (`native.cpu_feature_bits`) are checked before the
     code runs. `grown_count`, `host_count`: slots of tw_grow and tw_host_call. `threads`: 0 = what the machine gives.
-    `metadata`: plain data for JSON.
+    `symbols`: the sizes that inputs choose. `metadata`: plain data for JSON.
     """
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -48,6 +59,7 @@ class Descriptor:
     host_count: int = 0
     threads: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    symbols: tuple[SymbolSpec, ...] = ()
 
     def feature_mask(self) -> int:
         bits = native.cpu_feature_bits()
@@ -83,6 +95,8 @@ def _tensor_infos(specs: tuple[TensorSpec, ...]) -> Any:
         info.name, info.rank = spec.name.encode(), len(spec.shape)
         info.dtype = native.DTYPE_CODES[spec.dtype.name]
         info.shape = (ctypes.c_int64 * max(1, len(spec.shape)))(*spec.shape)
+        if spec.symbols:
+            info.symbols = (ctypes.c_int32 * len(spec.symbols))(*spec.symbols)
     return infos
 
 
@@ -96,18 +110,29 @@ def to_struct(descriptor: Descriptor, entry: int, consts: int, consts_bytes: int
         kernels=(ctypes.c_char_p * max(1, len(kernels)))(*(k.encode() for k in kernels)),
         arena_bytes=descriptor.arena_bytes, consts=consts, consts_bytes=consts_bytes,
         cpu_features=descriptor.feature_mask(), entry=entry, metadata=json.dumps(dict(descriptor.metadata)).encode(),
-        grown_count=descriptor.grown_count, host_count=descriptor.host_count, threads=descriptor.threads)
+        grown_count=descriptor.grown_count, host_count=descriptor.host_count, threads=descriptor.threads,
+        symbol_count=len(descriptor.symbols), symbols=_symbols(descriptor.symbols))
+
+
+def _symbols(specs: tuple[SymbolSpec, ...]) -> Any:
+    rows = (native.Symbol * max(1, len(specs)))()
+    for row, s in zip(rows, specs, strict=False):
+        row.name, row.least, row.multiple = s.name.encode(), s.least, s.multiple
+        row.most = -1 if s.most is None else s.most
+    return rows
 
 
 def from_struct(model: native.Model, runtime: native.Runtime) -> Descriptor:
     """What a saved library says of itself."""
     def specs(infos: Any, count: int) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(i.name.decode(), native.dtype_of_code(i.dtype), tuple(i.shape[:i.rank]))
-                     for i in infos[:count])
+        return tuple(TensorSpec(i.name.decode(), native.dtype_of_code(i.dtype), tuple(i.shape[:i.rank]),
+                                tuple(i.symbols[:i.rank]) if i.symbols else ()) for i in infos[:count])
 
     return Descriptor(
         name=model.name.decode(), inputs=specs(model.inputs, model.input_count),
         outputs=specs(model.outputs, model.output_count), arena_bytes=model.arena_bytes,
         kernels=tuple(k.decode() for k in model.kernels[:model.kernel_count]),
         cpu_features=tuple(runtime.feature_names(model.cpu_features)), grown_count=model.grown_count,
-        host_count=model.host_count, threads=model.threads, metadata=json.loads(model.metadata))
+        host_count=model.host_count, threads=model.threads, metadata=json.loads(model.metadata),
+        symbols=tuple(SymbolSpec(s.name.decode(), s.least, None if s.most < 0 else s.most, s.multiple)
+                      for s in model.symbols[:model.symbol_count]))

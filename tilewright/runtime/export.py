@@ -90,7 +90,7 @@ def c_source(descriptor: Descriptor, prefix: str, consts_bytes: int) -> str:
         "#include <stddef.h>", '#include "runtime.h"', "",
         "extern const uint8_t tw_weights[] __attribute__((visibility(\"hidden\")));",
         "extern int32_t tw_main(tw_ctx *ctx, void *const *in, void *const *out);",
-        *_infos("inputs", descriptor.inputs), *_infos("outputs", descriptor.outputs),
+        *_symbols(descriptor), *_infos("inputs", descriptor.inputs), *_infos("outputs", descriptor.outputs),
         f"static const char *const kernels[] = {{{kernels}}};",
         "const tw_model tw_saved_model = {",
         f"  .abi_version = {native.ABI_VERSION},",
@@ -101,6 +101,7 @@ def c_source(descriptor: Descriptor, prefix: str, consts_bytes: int) -> str:
         f"  .cpu_features = {descriptor.feature_mask()}ULL, .entry = tw_main,",
         f"  .metadata = {_text(json.dumps(dict(descriptor.metadata)))},",
         f"  .grown_count = {descriptor.grown_count}, .host_count = 0, .threads = {descriptor.threads},",
+        f"  .symbol_count = {len(descriptor.symbols)}, .symbols = symbols,",
         "};", "", _DEFINITIONS.format(p=prefix)])
 
 
@@ -118,11 +119,19 @@ def c_header(descriptor: Descriptor, prefix: str) -> str:
                       "#endif", ""])
 
 
+def _symbols(descriptor: Descriptor) -> list[str]:
+    rows = [f"{{{_text(s.name)}, {s.least}LL, {-1 if s.most is None else s.most}LL, {s.multiple}LL}}"
+            for s in descriptor.symbols]
+    return [f"static const tw_symbol symbols[] = {{{', '.join(rows) or '{0}'}}};"]
+
+
 def _infos(which: str, specs: tuple[TensorSpec, ...]) -> list[str]:
     lines = [f"static const int64_t {which}_{i}[] = {{{', '.join(map(str, spec.shape)) or '0'}}};"
              for i, spec in enumerate(specs)]
-    rows = [f"{{{_text(spec.name)}, {which}_{i}, {native.DTYPE_CODES[spec.dtype.name]}, {len(spec.shape)}}}"
-            for i, spec in enumerate(specs)]
+    lines += [f"static const int32_t {which}_{i}_symbols[] = {{{', '.join(map(str, spec.symbols))}}};"
+              for i, spec in enumerate(specs) if spec.symbols]
+    rows = [f"{{{_text(spec.name)}, {which}_{i}, {native.DTYPE_CODES[spec.dtype.name]}, {len(spec.shape)}, "
+            f"{f'{which}_{i}_symbols' if spec.symbols else 'NULL'}}}" for i, spec in enumerate(specs)]
     return [*lines, f"static const tw_tensor_info {which}[] = {{{', '.join(rows) or '{0}'}}};"]
 
 

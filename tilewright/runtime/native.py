@@ -15,7 +15,7 @@ from typing import Any
 from tilewright.core.dtype import DType, dtype
 from tilewright.core.errors import InternalError, UserError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_RANK = 16
 ALIGNMENT = 64
 PROFILE, TAP, POISON = 1, 2, 4
@@ -23,7 +23,7 @@ PROFILE, TAP, POISON = 1, 2, 4
 NATIVE_FOLDER = Path(__file__).with_name("native")
 
 # The functions that generated code may call: tilewright_abi.h says what they do.
-GENERATED_CODE_CALLS = ("tw_parallel", "tw_worker", "tw_fail", "tw_grow", "tw_output", "tw_host_call",
+GENERATED_CODE_CALLS = ("tw_parallel", "tw_worker", "tw_fail", "tw_grow", "tw_grow_kept", "tw_output", "tw_host_call",
                         "tw_profile_begin", "tw_profile_end", "tw_tap")
 
 DTYPE_CODES: dict[str, int] = {
@@ -40,7 +40,13 @@ def dtype_of_code(code: int) -> DType:
 
 class TensorInfo(Structure):
     """tw_tensor_info"""
-    _fields_ = [("name", c_char_p), ("shape", POINTER(c_int64)), ("dtype", c_int32), ("rank", c_int32)]
+    _fields_ = [("name", c_char_p), ("shape", POINTER(c_int64)), ("dtype", c_int32), ("rank", c_int32),
+                ("symbols", POINTER(c_int32))]
+
+
+class Symbol(Structure):
+    """tw_symbol"""
+    _fields_ = [("name", c_char_p), ("least", c_int64), ("most", c_int64), ("multiple", c_int64)]
 
 
 class Result(Structure):
@@ -55,7 +61,7 @@ class Model(Structure):
                 ("outputs", POINTER(TensorInfo)), ("kernels", POINTER(c_char_p)), ("arena_bytes", c_int64),
                 ("consts", c_void_p), ("consts_bytes", c_int64), ("cpu_features", c_uint64), ("entry", c_void_p),
                 ("metadata", c_char_p), ("grown_count", c_int32), ("host_count", c_int32), ("threads", c_int32),
-                ("reserved", c_int32)]
+                ("symbol_count", c_int32), ("symbols", POINTER(Symbol))]
 
 
 HOST_FUNCTION = ctypes.CFUNCTYPE(c_int32, c_void_p, POINTER(c_void_p), c_int32)

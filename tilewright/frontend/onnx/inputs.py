@@ -145,7 +145,8 @@ def _span(text: str, where: str) -> Span:
         m = 1 if multiple is None else multiple
         if m > 0:
             span = Span(-(-least // m) * m, None if most is None else most // m * m, m)
-            if (span.most is None or span.least <= span.most < 2**31) and span.least < 2**31 and (hint is None or hint in span):
+            fits = span.least < 2**31 and (span.most is None or span.least <= span.most < 2**31)
+            if fits and (hint is None or hint in span):
                 return replace(span, hint=hint)
     raise UserError("shape-invalid", f"{text!r} is no range of sizes", where=where,
                     hint='"1..512", "1..", "8..512%8" for multiples of 8, "1..512~128" where 128 is usual')

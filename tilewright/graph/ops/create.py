@@ -11,8 +11,10 @@ from tilewright.graph.infer import (
     axis_of,
     constant_of,
     dim,
+    element_count,
     elements_of,
     expect,
+    expect_dtype,
     expect_rank,
     expect_same_dtype,
     is_small_int,
@@ -95,6 +97,14 @@ def _compute_shape_of(op: Operation, x: Tensor) -> Tensor:
     return compute(op.output.shape, pick, name="shape_of")
 
 
+def _infer_sizes(op: Operation) -> Sequence[TensorType]:
+    (x,) = operands(op, 1)
+    expect_dtype(op, x, x.dtype.is_int, "integers")
+    expect(element_count(x.type) == len(op.attrs["symbols"]), "attribute-invalid",
+           lambda: f"sizes: {len(op.attrs['symbols'])} symbols for {x.type}")
+    return [x.type]
+
+
 def _normalize_one_hot(op: Operation) -> dict[str, Any]:
     return {"axis": axis_of(op, op.attrs["axis"], operands(op, 2)[0].rank + 1)}
 
@@ -151,6 +161,10 @@ RECORDS = (
              doc="start, start + step, … up to but without limit (three scalars)."),
     OpRecord("shape_of", "injective", _infer_shape_of, lambda a, x: np.array(x.shape, np.int64), _compute_shape_of, {},
              None, lambda op: [operands(op, 1)[0].shape], doc="The sizes of a tensor as an i64 vector."),
+    OpRecord("sizes", "opaque", _infer_sizes, lambda a, x: x, None, {"symbols": Attr("symbols", (), "one per element")},
+             None, lambda op: [op.attrs["symbols"]],
+             doc="The same small tensor of integers, whose elements are from here on the values of symbols: sizes that are "
+                 "computed from data. A run fails where one leaves its span."),
     OpRecord("one_hot", "injective", _infer_one_hot, _one_hot, _compute_one_hot,
              {"depth": Attr("dim"), "axis": Attr("int", -1, "of the result")}, _normalize_one_hot,
              doc="values[1] where the place along the new axis is the index (negative ones count from the back), else "

@@ -40,13 +40,15 @@ def fold_constants(graph: Graph, evaluate: Evaluator = interpret.apply) -> Graph
 
 def _known(op: Operation) -> list[Array] | None:
     """The results where inference already knows every element."""
+    if op.op == "sizes":
+        return None  # its symbols are in use
     found = [constant_of(v) for v in op.outputs]
     return None if not found or any(a is None for a in found) else [a for a in found if a is not None]
 
 
 def _evaluated(op: Operation, evaluate: Evaluator) -> Sequence[Array] | None:
     rec = record_of(op)
-    if op.regions or not op.outputs or rec.numpy is None or not _small_enough(op):
+    if op.regions or not op.outputs or op.op == "sizes" or rec.numpy is None or not _small_enough(op):
         return None
     arrays = [constant_of(v) for v in op.inputs]
     if any(a is None and v is not None for a, v in zip(arrays, op.inputs, strict=True)):

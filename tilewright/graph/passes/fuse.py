@@ -43,9 +43,13 @@ class Group:
 
     @property
     def kind(self) -> str:
-        """"alias" (no kernel), "control" (regions), or "kernel"."""
+        """"alias" (no kernel), "sizes" (elements become symbols' values), "control" (regions), or "kernel"."""
         first = self.operations[0].op
-        return "control" if first in CONTROL else "alias" if first in ALIASES and len(self.operations) == 1 else "kernel"
+        if first in CONTROL:
+            return "control"
+        if first in ("sizes", *ALIASES) and len(self.operations) == 1:
+            return "sizes" if first == "sizes" else "alias"
+        return "kernel"
 
     @property
     def anchor(self) -> Operation:

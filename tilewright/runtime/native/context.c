@@ -59,22 +59,31 @@ static void *fail_memory(tw_ctx *ctx, int64_t bytes) {
   return NULL;
 }
 
-TW_EXPORT void *tw_grow(tw_ctx *ctx, int32_t slot, int64_t bytes) {
+TW_EXPORT void *tw_grow(tw_ctx *ctx, int32_t slot, int64_t bytes) { return tw_grow_kept(ctx, slot, bytes, 0); }
+
+TW_EXPORT void *tw_grow_kept(tw_ctx *ctx, int32_t slot, int64_t bytes, int64_t used) {
   if (slot < 0 || slot >= ctx->grown_count) {
     tw_fail(ctx, TW_ERROR_ARGUMENT, "the model has no such growable allocation");
     return NULL;
   }
   if (ctx->grown[slot] != NULL && ctx->grown_bytes[slot] >= bytes) return ctx->grown[slot];
   tw_device *cpu = ctx->devices[0];
-  cpu->free(cpu, ctx->grown[slot], ctx->grown_bytes[slot]);
+  void *old = ctx->grown[slot];
+  int64_t old_bytes = ctx->grown_bytes[slot];
+  if (old == NULL) used = 0;
+  if (used == 0) cpu->free(cpu, old, old_bytes);
   ctx->grown[slot] = NULL;
   /* Half as much again, so that a slowly growing size is not copied each time; exactly the size if that is too much. */
   int64_t roomy = bytes + bytes / 2;
   if (cpu->alloc(cpu, roomy, &ctx->grown[slot]) != TW_OK && cpu->alloc(cpu, roomy = bytes, &ctx->grown[slot]) != TW_OK)
-    return fail_memory(ctx, bytes);
+    roomy = 0;
+  if (ctx->grown[slot] != NULL && ctx->flags & TW_POISON) memset(ctx->grown[slot], 0xff, (size_t)roomy);
+  if (used > 0) {
+    if (ctx->grown[slot] != NULL) memcpy(ctx->grown[slot], old, (size_t)(used < old_bytes ? used : old_bytes));
+    cpu->free(cpu, old, old_bytes);
+  }
   ctx->grown_bytes[slot] = roomy;
-  if (ctx->flags & TW_POISON) memset(ctx->grown[slot], 0xff, (size_t)roomy);
-  return ctx->grown[slot];
+  return ctx->grown[slot] != NULL ? ctx->grown[slot] : fail_memory(ctx, bytes);
 }
 
 TW_EXPORT void *tw_output(tw_ctx *ctx, int32_t output, int32_t rank, const int64_t *shape, int64_t bytes) {

@@ -13,6 +13,8 @@ typedef struct slot {
   tw_ctx *ctx;
   void **in;  /* data, then shapes */
   void **out;
+  int64_t *sizes; /* of the symbols */
+  int32_t *first; /* the input that says each symbol's size first, or -1 */
 } slot;
 
 struct tw_instance {
@@ -119,6 +121,8 @@ static void free_slot(slot *s) {
   if (s->ctx != NULL) tw_context_free(s->ctx);
   free(s->in);
   free(s->out);
+  free(s->sizes);
+  free(s->first);
   free(s);
 }
 
@@ -154,8 +158,10 @@ static slot *new_slot(const tw_model *model) {
   if (s == NULL) return NULL;
   s->in = calloc(2 * (size_t)model->input_count + 1, sizeof *s->in);
   s->out = calloc((size_t)model->output_count + 1, sizeof *s->out);
+  s->sizes = calloc((size_t)model->symbol_count + 1, sizeof *s->sizes);
+  s->first = calloc((size_t)model->symbol_count + 1, sizeof *s->first);
   s->ctx = tw_context_new(model);
-  if (s->in != NULL && s->out != NULL && s->ctx != NULL) return s;
+  if (s->in != NULL && s->out != NULL && s->sizes != NULL && s->first != NULL && s->ctx != NULL) return s;
   free_slot(s);
   return NULL;
 }
@@ -217,12 +223,57 @@ static void poison(const tw_ctx *ctx) {
     if (ctx->grown[i] != NULL) memset(ctx->grown[i], 0xff, (size_t)ctx->grown_bytes[i]);
 }
 
+/* The shapes of a run's inputs against what the model takes: fixed dimensions, ranges, equal symbols. */
+static int32_t check_shapes(const tw_model *model, slot *s, const int64_t *const *shapes) {
+  char text[TW_MESSAGE_BYTES];
+  if (shapes == NULL) {
+    if (model->symbol_count == 0) return TW_OK;
+    return report(TW_ERROR_ARGUMENT, "the model has symbolic sizes: a run needs the shapes of its inputs");
+  }
+  for (int32_t k = 0; k < model->symbol_count; ++k) s->first[k] = -1;
+  for (int32_t i = 0; i < model->input_count; ++i) {
+    const tw_tensor_info *info = &model->inputs[i];
+    for (int32_t axis = 0; axis < info->rank; ++axis) {
+      long long n = (long long)shapes[i][axis], want = (long long)info->shape[axis];
+      int32_t k = info->symbols != NULL ? info->symbols[axis] : -1;
+      if (k < 0 && want >= 0 && n != want) {
+        snprintf(text, sizeof text, "input '%s': dimension %d is %lld, the model takes %lld", info->name, axis, n, want);
+        return report(TW_ERROR_INPUT, text);
+      }
+      if (k < 0) continue;
+      const tw_symbol *symbol = &model->symbols[k];
+      if (s->first[k] >= 0 && s->sizes[k] != n) {
+        snprintf(text, sizeof text, "input '%s': dimension %d is %lld, but '%s' is %lld in input '%s'", info->name, axis,
+                 n, symbol->name, (long long)s->sizes[k], model->inputs[s->first[k]].name);
+        return report(TW_ERROR_INPUT, text);
+      }
+      if (n < symbol->least || (symbol->most >= 0 && n > symbol->most) || n % symbol->multiple != 0) {
+        int length = snprintf(text, sizeof text, "input '%s': dimension %d is %lld, '%s' is from %lld", info->name, axis, n,
+                              symbol->name, (long long)symbol->least);
+        if (symbol->most >= 0 && length < (int)sizeof text)
+          length += snprintf(text + length, sizeof text - (size_t)length, " to %lld", (long long)symbol->most);
+        if (symbol->multiple != 1 && length < (int)sizeof text)
+          snprintf(text + length, sizeof text - (size_t)length, ", a multiple of %lld", (long long)symbol->multiple);
+        return report(TW_ERROR_INPUT, text);
+      }
+      if (s->first[k] < 0) s->first[k] = i;
+      s->sizes[k] = n;
+    }
+  }
+  return TW_OK;
+}
+
 TW_EXPORT int32_t tw_run(tw_instance *self, const void *const *in, const int64_t *const *in_shapes, void *const *out,
                          tw_result *results) {
   const tw_model *model = self->model;
   slot *s = acquire(self);
   if (s == NULL) return last_code;
   tw_ctx *ctx = s->ctx;
+  int32_t refused = check_shapes(model, s, in_shapes);
+  if (refused != TW_OK) {
+    give_back(self, s);
+    return refused;
+  }
   for (int32_t i = 0; i < model->input_count; ++i) {
     s->in[i] = (void *)(uintptr_t)in[i];
     s->in[model->input_count + i] = (void *)(uintptr_t)(in_shapes != NULL ? in_shapes[i] : model->inputs[i].shape);

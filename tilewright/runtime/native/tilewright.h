@@ -22,7 +22,8 @@ enum {
   TW_ERROR_ARGUMENT = 7,    /* the caller's mistake */
   TW_ERROR_CPU = 8,         /* this CPU lacks a feature that the model's code needs */
   TW_ERROR_ABI = 9,         /* made for another version of the runtime */
-  TW_ERROR_CLOSED = 10      /* the model was closed */
+  TW_ERROR_CLOSED = 10,     /* the model was closed */
+  TW_ERROR_INPUT = 11       /* an input's shape is not one that the model takes */
 };
 
 /* Element types of inputs and outputs. */
@@ -34,12 +35,22 @@ enum {
   TW_BOOL = 48
 };
 
-/* An input or output. A dimension of -1 is symbolic. */
+/* A size that each run chooses: from least to most (-1: any), a multiple of `multiple`. */
+typedef struct tw_symbol {
+  const char *name;
+  int64_t least;
+  int64_t most;
+  int64_t multiple;
+} tw_symbol;
+
+/* An input or output. A dimension of -1 is symbolic; of an input, symbols[axis] is then the number of its symbol: equal
+ * symbols are equal sizes. NULL where no dimension is a symbol by itself. */
 typedef struct tw_tensor_info {
   const char *name;
   const int64_t *shape;
   int32_t dtype;
   int32_t rank;
+  const int32_t *symbols;
 } tw_tensor_info;
 
 /* Memory for an output of symbolic shape; the receiver frees `data` with tw_release. */

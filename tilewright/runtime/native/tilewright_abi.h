@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define TW_ABI_VERSION 1
+#define TW_ABI_VERSION 2
 #define TW_MESSAGE_BYTES 512
 #define TW_ALIGNMENT 64
 
@@ -90,7 +90,8 @@ struct tw_model {
   int32_t grown_count;  /* slots of tw_grow */
   int32_t host_count;   /* slots of tw_host_call */
   int32_t threads;      /* participants by default; 0: all that the process may use */
-  int32_t reserved;
+  int32_t symbol_count;
+  const tw_symbol *symbols; /* sizes that the inputs' shapes choose */
 };
 
 /* A device: what GPU drivers and the CPU have in common. Functions return a status; `error` gives the last one's text. */
@@ -125,6 +126,9 @@ int32_t tw_fail(tw_ctx *ctx, int32_t code, const char *message);
 /* Memory of at least `bytes` for the slot, aligned to 64, undefined contents (growing loses the old ones). It stays with
  * the context between runs. NULL (and a filled error record) when there is none. Not within a parallel region. */
 void *tw_grow(tw_ctx *ctx, int32_t slot, int64_t bytes);
+
+/* As tw_grow, and the first `used` bytes keep their contents. */
+void *tw_grow_kept(tw_ctx *ctx, int32_t slot, int64_t bytes, int64_t used);
 
 /* Memory for an output of symbolic shape, once per run. NULL (and a filled error record) when there is none. */
 void *tw_output(tw_ctx *ctx, int32_t output, int32_t rank, const int64_t *shape, int64_t bytes);
