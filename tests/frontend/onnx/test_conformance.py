@@ -1,8 +1,11 @@
-"""ONNX's own node cases through compiled code: a spread sample always, all of them in the long run. What fails is listed."""
+"""ONNX's own backend tests through compiled code: a spread sample always, all of them in the long run. What fails is
+listed."""
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +19,35 @@ from tilewright.frontend.onnx import backend
 
 REASONS = {name: reason for reason, names in EXPECTED_FAILURES.items() for name in names}
 STEP = 8
-"""Every so many cases are in the sample: about 235."""
+"""Every so many cases are in the sample: about 250."""
+KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
 
 
 @functools.cache
 def cases() -> list[Any]:
-    """All cases, with the same data every time: ONNX draws them from NumPy's global generator."""
+    """All cases of all kinds, with the same data every time: ONNX draws them from NumPy's global generator."""
     np.random.seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from onnx.backend.test.loader import load_model_tests
-        return [c for c in load_model_tests(kind="node") if c.model is not None]
+        found = [c if c.model is not None else loaded(c) for kind in KINDS for c in load_model_tests(kind=kind)]
+        return [c for c in found if c.model.graph.node or c.data_sets]
+
+
+def loaded(case: Any) -> Any:
+    """A case that lies in files."""
+    folder = Path(case.model_dir)
+    model = onnx.load(folder / "model.onnx")
+
+    def read(file: Path, info: Any) -> Any:
+        kind = {"tensor_type": onnx.TensorProto, "sequence_type": onnx.SequenceProto,
+                "optional_type": onnx.OptionalProto}[info.type.WhichOneof("value")]()
+        kind.ParseFromString(file.read_bytes())
+        return kind
+    sets = [tuple([read(d / f"{stem}_{k}.pb", v) for k, v in enumerate(infos) if (d / f"{stem}_{k}.pb").exists()]
+                  for stem, infos in (("input", model.graph.input), ("output", model.graph.output)))
+            for d in sorted(folder.glob("test_data_set_*"))]
+    return dataclasses.replace(case, model=model, data_sets=sets)
 
 
 def value(x: Any) -> Any:
@@ -71,15 +92,15 @@ def check(chosen: list[Any]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_sample_of_the_node_cases() -> None:
+def test_a_sample_of_the_cases() -> None:
     chosen = cases()[::STEP]
-    assert 220 <= len(chosen) <= 260
+    assert 230 <= len(chosen) <= 270
     check(chosen)
 
 
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-def test_all_node_cases() -> None:
+def test_all_cases() -> None:
     check(cases())
     assert set(REASONS) <= {c.name for c in cases()}, "the list has cases that do not exist"
 

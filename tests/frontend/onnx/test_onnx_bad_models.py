@@ -63,15 +63,15 @@ def test_all_unknown_operators_are_named_at_once() -> None:
 
 def test_variants_that_are_not_supported() -> None:
     weights = {k: np.ones(3, np.float32) for k in "abcd"}
-    m = model([N("BatchNormalization", ["x", *"abcd"], ["y"], training_mode=1, name="bn")], IN, ["y"], weights=weights)
+    m = model([N("BatchNormalization", ["x", *"abcd"], ["y"], spatial=0, name="bn")], IN, ["y"], weights=weights, opset=7)
     e = refused(m)
     assert e.code == "onnx-unsupported-variant" and e.where == "bn"
 
 
-@pytest.mark.parametrize("opset", [1, 6, 10_000])
+@pytest.mark.parametrize("opset", [-1, 10_000])
 def test_operator_sets_that_are_not_known(opset: int) -> None:
     e = refused(model([N("Relu", ["x"], ["y"])], IN, ["y"], opset=opset))
-    assert e.code == "onnx-unsupported-opset" and "7 to" in e.message
+    assert e.code == "onnx-unsupported-opset" and "1 to" in e.message
 
 
 def test_inputs_that_are_no_tensors() -> None:

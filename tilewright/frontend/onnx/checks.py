@@ -14,7 +14,7 @@ from tilewright.frontend.onnx import schema as sc
 from tilewright.frontend.onnx import table
 from tilewright.frontend.onnx.schema import Schema
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 1
 MAX_DEPTH = 100
 """Subgraphs within subgraphs, and functions within functions."""
 MAX_NODES = 500_000

@@ -11,7 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.core.errors import UserError
-from tilewright.frontend.onnx import checks, ops_control, ops_einsum, ops_math, ops_nn, ops_reduce, ops_shape, table
+from tilewright.frontend.onnx import (
+    checks,
+    ops_control,
+    ops_einsum,
+    ops_math,
+    ops_nn,
+    ops_old,
+    ops_quant,
+    ops_reduce,
+    ops_resize,
+    ops_sample,
+    ops_shape,
+    ops_signal,
+    ops_train,
+    table,
+)
 from tilewright.frontend.onnx import schema as sc
 from tilewright.frontend.onnx.checks import invalid
 from tilewright.frontend.onnx.inputs import input_types
@@ -21,7 +36,8 @@ from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.ir import Graph, Value
 from tilewright.loop.ir import as_int
 
-TABLES = (ops_math, ops_shape, ops_reduce, ops_nn, ops_einsum, ops_control)
+TABLES = (ops_math, ops_shape, ops_reduce, ops_nn, ops_resize, ops_sample, ops_quant, ops_signal, ops_train, ops_einsum,
+          ops_control, ops_old)
 """Importing these enters the operators."""
 
 

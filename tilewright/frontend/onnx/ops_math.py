@@ -4,7 +4,7 @@ from __future__ import annotations
 from functools import reduce
 from typing import Any
 
-from tilewright.core.dtype import DType, boolean, f32, u8
+from tilewright.core.dtype import DType, boolean, f8e8m0fnu, f32, i32, u8
 from tilewright.frontend.onnx.table import Context, Function, Result, entry, onnx_op
 from tilewright.frontend.onnx.tensors import element_type
 from tilewright.graph.infer import constant_of
@@ -53,7 +53,7 @@ for _name, _op in UNARY.items():
 for _name, (_op, *_attrs) in WITH_ATTRIBUTES.items():
     entry(_name, _with_attributes(_op, *_attrs))
 for _name, _op in BINARY.items():
-    entry(_name, _binary(_op))
+    entry(_name, _binary(_op), since=7)  # ops_old.py has what was before
 for _name, _op in VARIADIC.items():
     entry(_name, _variadic(_op))
 
@@ -64,7 +64,7 @@ def mean(c: Context) -> Result:
     return c.add("div", total, c.const(len(c.inputs), total.dtype))
 
 
-@onnx_op("Pow")
+@onnx_op("Pow", since=7)
 def power(c: Context) -> Result:
     """The result has the base's type; a floating-point exponent of an integer base is not cut off first."""
     x, y = c.x(0), c.x(1)
@@ -106,26 +106,51 @@ def identity(c: Context) -> Result:
     return c.x()
 
 
-@onnx_op("Cast")
+@onnx_op("Cast", since=6)
 def cast(c: Context) -> Result:
-    return _cast(c, c.x(), element_type(c.a("to"), c.loc))
+    return cast_to(c, c.x(), element_type(c.a("to"), c.loc))
 
 
 @onnx_op("CastLike")
 def cast_like(c: Context) -> Result:
-    return _cast(c, c.x(0), c.x(1).dtype)
+    return cast_to(c, c.x(0), c.x(1).dtype)
 
 
-def _cast(c: Context, x: Value, to: DType) -> Value:
-    """float8 saturates: what lies beyond its largest number, infinities too, becomes that number."""
-    if to.is_float and to.bits == 8 and x.dtype.is_float and x.dtype is not to:
-        c.expect(to.name != "f8e8m0fnu", "rounding to f8e8m0")
-        if c.a("saturate", 1):
-            import ml_dtypes
-            limits: Any = ml_dtypes.finfo
-            top = float(limits(to.numpy()).max)
-            x = c.add("clip", x, min=-top, max=top)
+def cast_to(c: Context, x: Value, to: DType) -> Value:
+    """float8 saturates: what lies beyond its largest number, infinities too, becomes that number. Powers of two (f8e8m0)
+    are rounded as the node says. float4 has no NaN: zero stands for it."""
+    if x.dtype is to or not to.is_float or not x.dtype.is_float or to.bits > 8:
+        return c.cast(x, to)
+    if to is f8e8m0fnu:
+        return _power_of_two(c, x)
+    if to.bits == 4:
+        return c.cast(c.add("where", c.add("isnan", x), c.const(0, x.dtype), x), to)
+    if c.a("saturate", 1):
+        import ml_dtypes
+        limits: Any = ml_dtypes.finfo
+        top = float(limits(to.numpy()).max)
+        x = c.add("clip", x, min=-top, max=top)
     return c.cast(x, to)
+
+
+def _power_of_two(c: Context, x: Value) -> Value:
+    """The exponent of |x|, by its bits in f32: f8e8m0 counts from 2**-127 to 2**127 as 0 to 254; 255 stands for NaN and
+    infinities. `up` rounds any mantissa up, `nearest` one of at least a half (of a subnormal, above it: 2**-127 itself is
+    that half); what rounds beyond the largest power saturates, or is NaN."""
+    mode = c.a("round_mode", "up")
+    c.expect(mode in ("up", "down", "nearest"), f"round_mode {mode!r}")
+
+    def number(v: int) -> Value:
+        return c.const(v, i32)
+    bits = c.add("bit_cast", c.add("abs", c.cast(x, f32)), to=i32)
+    if mode == "nearest":
+        above = c.add("where", c.add("less", bits, number(1 << 23)), number((1 << 22) - 1), number(1 << 22))
+    else:
+        above = number((1 << 23) - 1 if mode == "up" else 0)
+    largest = number(254 if c.a("saturate", 1) else 255)
+    code = c.add("min", c.add("shift_right", c.add("add", bits, above), number(23)), largest)
+    code = c.add("where", c.add("greater_equal", bits, number(255 << 23)), number(255), code)
+    return c.add("bit_cast", c.cast(code, u8), to=f8e8m0fnu)
 
 
 # ---- clip ------------------------------------------------------------------------------------------------------------
@@ -162,51 +187,3 @@ def bit_cast(c: Context) -> Result:
         byte = c.cast(x, u8) if x.dtype is boolean else x if x.dtype is u8 else c.add("bit_cast", x, to=u8)
         return c.cast(byte, to) if to in (boolean, u8) else c.add("bit_cast", byte, to=to)
     return c.add("bit_cast", x, to=to)
-
-
-# ---- inference of what matters in training ---------------------------------------------------------------------------
-@onnx_op("Dropout")
-def dropout(c: Context) -> Result:
-    """Nothing is dropped outside training."""
-    if c.opt(2) is not None:
-        c.expect(not c.scalar(2), "training_mode")
-    x = c.x()
-    if not c.wants(1):
-        return x
-    return x, c.add("full", shape=x.shape, value=1, dtype=boolean if c.since >= 10 else x.dtype)
-
-
-# ---- quantization ----------------------------------------------------------------------------------------------------
-def _along(c: Context, v: Value | None, x: Value) -> Value | None:
-    """Scale or zero point, per tensor or laid along the node's axis."""
-    if v is None or v.rank == 0:
-        return v
-    c.expect(v.rank == 1, "a blocked scale")
-    axis = c.a("axis", 1)
-    return c.per_channel(v, x.rank, axis % max(x.rank, 1)) if x.rank else c.reshape(v, [])
-
-
-@onnx_op("QuantizeLinear")
-def quantize(c: Context) -> Result:
-    x, scale, zero = c.x(), _along(c, c.x(1), c.x()), _along(c, c.opt(2), c.x())
-    number = c.a("output_dtype", 0)
-    to = zero.dtype if zero is not None else element_type(number or 2, c.loc)
-    c.expect(to.is_int, f"quantization to {to}")
-    assert scale is not None
-    y = c.add("round", c.add("div", c.cast(x, scale.dtype), scale))
-    y = c.cast(y, f32)
-    if zero is not None:
-        y = c.add("add", y, c.cast(zero, f32))
-    low, high = to.range()
-    return c.cast(c.add("clip", y, min=float(low), max=float(high)), to)
-
-
-@onnx_op("DequantizeLinear")
-def dequantize(c: Context) -> Result:
-    x, scale, zero = c.x(), _along(c, c.x(1), c.x()), _along(c, c.opt(2), c.x())
-    assert scale is not None
-    if zero is not None:
-        y = c.add("sub", c.cast(x, f32), c.cast(zero, f32))
-    else:
-        y = c.cast(x, f32)
-    return c.cast(c.add("mul", y, c.cast(scale, f32)), scale.dtype)

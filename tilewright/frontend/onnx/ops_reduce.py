@@ -131,15 +131,6 @@ def hardmax(c: Context) -> Result:
 
 
 # ---- normalisations --------------------------------------------------------------------------------------------------
-@onnx_op("BatchNormalization")
-def batch_norm(c: Context) -> Result:
-    c.expect(not c.a("training_mode"), "training_mode")
-    c.expect(c.a("spatial", 1) == 1, "spatial = 0")
-    c.expect(not any(c.wants(k) for k in range(1, 5)), "the statistics as outputs")
-    x = c.x()
-    return c.add("batch_norm", x, *[c.cast(c.x(k), x.dtype) for k in range(1, 5)], eps=c.a("epsilon"))
-
-
 @onnx_op("InstanceNormalization")
 def instance_norm(c: Context) -> Result:
     return c.add("instance_norm", c.x(0), c.x(1), c.x(2), eps=c.a("epsilon"))

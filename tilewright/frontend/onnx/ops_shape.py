@@ -27,7 +27,7 @@ def size(c: Context) -> Result:
     return c.add("reduce_prod", c.add("shape_of", c.x()), keepdims=False)
 
 
-@onnx_op("Reshape")
+@onnx_op("Reshape", since=5)
 def reshape(c: Context) -> Result:
     """A size of 0 is that of the input's axis, unless allowzero."""
     x, wanted = c.x(), list(c.dims(1))
@@ -91,12 +91,12 @@ def expand(c: Context) -> Result:
     return c.add("expand", x, shape=full)
 
 
-@onnx_op("Tile")
+@onnx_op("Tile", since=6)
 def tile(c: Context) -> Result:
     return c.add("tile", c.x(), repeats=c.dims(1))
 
 
-@onnx_op("Concat")
+@onnx_op("Concat", since=4)
 def concat(c: Context) -> Result:
     return c.add("concat", *c.all(), axis=c.a("axis"))
 
@@ -154,19 +154,19 @@ def split(c: Context) -> Result:
     return out
 
 
-@onnx_op("Pad")
+@onnx_op("Pad", since=2)
 def pad_attributes(c: Context) -> Result:
-    return _pad(c, c.a("pads"), c.a("value", 0.0), range(c.x().rank))
+    return padded(c, c.a("pads"), c.a("value", 0.0), range(c.x().rank))
 
 
 @onnx_op("Pad", since=11)
 def pad_inputs(c: Context) -> Result:
     value = c.scalar(2) if c.opt(2) is not None else 0
     axes = c.ints(3) if c.opt(3) is not None else range(c.x().rank)
-    return _pad(c, c.dims(1), value, axes)
+    return padded(c, c.dims(1), value, axes)
 
 
-def _pad(c: Context, pads: Sequence[int | Expr], value: float, axes: Sequence[int]) -> Value:
+def padded(c: Context, pads: Sequence[int | Expr], value: float, axes: Sequence[int]) -> Value:
     x, n = c.x(), len(axes)
     _check_axes(c, axes, x.rank)
     if len(pads) != 2 * n:
@@ -222,6 +222,43 @@ def one_hot(c: Context) -> Result:
     """Indices of any number type; depth is one number."""
     (depth,) = c.dims(1) if c.x(1).dtype.is_int else (const(int(c.scalar(1))),)
     return c.add("one_hot", c.cast(c.x(0), i64), c.x(2), depth=depth, axis=c.a("axis", -1))
+
+
+def _places(c: Context, x: Value, axis: int) -> Value:
+    """0, 1, … along an axis of `x`, laid so that it broadcasts with it."""
+    size = c.b.squeeze(c.b.slice(c.add("shape_of", x), {0: (axis, axis + 1, 1)}), [0])
+    return c.per_channel(c.add("range", c.const(0, i64), size, c.const(1, i64)), x.rank, axis)
+
+
+@onnx_op("ReverseSequence")
+def reverse_sequence(c: Context) -> Result:
+    """Along the time axis the first `length` elements of each batch in reverse, the rest as they are."""
+    x, batch, time = c.x(), c.a("batch_axis", 1), c.a("time_axis", 0)
+    if {batch, time} != {0, 1} or x.rank < 2:
+        raise c.error("axis-out-of-range", f"ReverseSequence: batch_axis {batch} and time_axis {time} of {x.type}")
+    lengths = c.reshape(c.cast(c.x(1), i64), [d if k == batch else 1 for k, d in enumerate(x.shape)])
+    at = _places(c, x, time)
+    mirrored = c.add("sub", c.add("sub", lengths, c.const(1, i64)), at)
+    at = c.add("where", c.add("less", at, lengths), mirrored, at)
+    return c.add("gather_elements", x, c.add("expand", at, shape=x.shape), axis=time)
+
+
+@onnx_op("TensorScatter")
+def tensor_scatter(c: Context) -> Result:
+    """A cache with new elements from `write_indices` on, for each batch; in a circle, or none beyond the end."""
+    x, new, first = c.x(0), c.x(1), c.opt(2)
+    axis, mode = _axis(c, x.rank, -2), c.a("mode", "linear")
+    c.expect(mode in ("linear", "circular") and axis > 0, f"mode {mode!r} along axis {axis}")
+    at = _places(c, x, axis)
+    if first is not None:
+        at = c.add("sub", at, c.reshape(c.cast(first, i64), [x.shape[0], *[1] * (x.rank - 1)]))
+    size, count = (c.b.squeeze(c.b.slice(c.add("shape_of", v), {0: (axis, axis + 1, 1)}), [0]) for v in (x, new))
+    if mode == "circular":
+        at = c.add("mod", at, size)
+    fits = c.add("logical_and", c.add("greater_equal", at, c.const(0, i64)), c.add("less", at, count))
+    near = c.add("max", c.add("min", at, c.add("sub", count, c.const(1, i64))), c.const(0, i64))
+    shape = [*new.shape[:axis], x.shape[axis], *new.shape[axis + 1:]]
+    return c.add("where", fits, c.add("gather_elements", new, c.add("expand", near, shape=shape), axis=axis), x)
 
 
 # ---- made from sizes -------------------------------------------------------------------------------------------------

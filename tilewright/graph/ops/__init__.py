@@ -4,6 +4,7 @@ from __future__ import annotations
 from tilewright.graph.ops import (
     arrange,
     binary,
+    columns,
     control,
     conv,
     create,
@@ -14,14 +15,15 @@ from tilewright.graph.ops import (
     pool,
     reduce,
     resize,
+    sample,
     unary,
     view,
     winograd,
 )
 from tilewright.graph.registry import register
 
-FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, layout, control,
-            winograd)
+FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, columns, sample,
+            layout, control, winograd)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:

@@ -26,13 +26,13 @@ from tilewright.tensor import compute as tc
 from tilewright.tensor.compute import Tensor, compute, reduce_axis
 
 
-def _normalize(op: Operation) -> dict[str, Any]:
+def normalize_pool(op: Operation) -> dict[str, Any]:
     operands(op, 1)
     expect_layout(op, op.attrs["layout"])
     return window_defaults(op, len(op.attrs["kernel"]))
 
 
-def _infer(op: Operation) -> Sequence[TensorType]:
+def infer_pool(op: Operation) -> Sequence[TensorType]:
     (x,) = operands(op, 1)
     a = op.attrs
     rank = len(a["kernel"])
@@ -69,7 +69,7 @@ def _geometry(attrs: dict[str, Any], x: Array) -> tuple[list[int], list[int]]:
     return sizes, over
 
 
-def _over_windows(attrs: dict[str, Any], x: Array, fill: Any) -> Array:
+def over_windows(attrs: dict[str, Any], x: Array, fill: Any) -> Array:
     sizes, over = _geometry(attrs, x)
     view = windows(spatial_pad(x, attrs["pads"], fill, over), attrs["kernel"], attrs["strides"], attrs["dilations"])
     return view[(slice(None), slice(None), *[slice(0, n) for n in sizes])]
@@ -85,13 +85,13 @@ def _in_layout(fn: Callable[[dict[str, Any], Array], Array]) -> Callable[[dict[s
 
 def _max_pool(attrs: dict[str, Any], x: Array) -> Array:
     rank = x.ndim - 2
-    return np.asarray(_over_windows(attrs, x, _lowest(x)).max(tuple(range(2 + rank, 2 + 2 * rank))))
+    return np.asarray(over_windows(attrs, x, _lowest(x)).max(tuple(range(2 + rank, 2 + 2 * rank))))
 
 
 def _avg_pool(attrs: dict[str, Any], x: Array) -> Array:
     rank, w = x.ndim - 2, x.astype(np.float32) if x.dtype.itemsize < 4 else x
     axes = tuple(range(2 + rank, 2 + 2 * rank))
-    total = _over_windows(attrs, w, 0).sum(axes)
+    total = over_windows(attrs, w, 0).sum(axes)
     ones = np.ones((1, 1, *x.shape[2:]), w.dtype)
     if attrs["count_include_pad"]:
         ones = spatial_pad(ones, attrs["pads"], 1)
@@ -100,7 +100,7 @@ def _avg_pool(attrs: dict[str, Any], x: Array) -> Array:
                        attrs["dilations"])
         count = view[(slice(None), slice(None), *[slice(0, n) for n in total.shape[2:]])].sum(axes)
     else:
-        count = _over_windows(attrs, ones, 0).sum(axes)
+        count = over_windows(attrs, ones, 0).sum(axes)
     return np.asarray(total / count).astype(x.dtype)
 
 
@@ -156,14 +156,14 @@ def _compute_avg(op: Operation, x: Tensor) -> Tensor:
     return compute(total.shape, cell, name="avg")
 
 
-_ATTRS = {"kernel": Attr("ints"), "strides": Attr("ints", None, "1 by default"),
+POOL_ATTRS = {"kernel": Attr("ints"), "strides": Attr("ints", None, "1 by default"),
           "pads": Attr("ints", None, "all beginnings, then all ends"), "dilations": Attr("ints", None),
           "ceil_mode": Attr("bool", False, "a last window may hang over the end"),
           "layout": Attr("str", "NCHW", "NCHW or NCHWc")}
 RECORDS = (
-    OpRecord("max_pool", "anchor", _infer, _in_layout(_max_pool), _compute_max, _ATTRS, _normalize,
+    OpRecord("max_pool", "anchor", infer_pool, _in_layout(_max_pool), _compute_max, POOL_ATTRS, normalize_pool,
              doc="Largest element of each window; padding never wins."),
-    OpRecord("avg_pool", "anchor", _infer, _in_layout(_avg_pool), _compute_avg,
-             {**_ATTRS, "count_include_pad": Attr("bool", False)}, _normalize,
+    OpRecord("avg_pool", "anchor", infer_pool, _in_layout(_avg_pool), _compute_avg,
+             {**POOL_ATTRS, "count_include_pad": Attr("bool", False)}, normalize_pool,
              doc="Mean of each window, over the elements inside the tensor or (count_include_pad) the padded one."),
 )

@@ -21,6 +21,8 @@ from tilewright.tensor.compute import Tensor, compute
 
 TAPS = {"nearest": 1, "linear": 2, "cubic": 4}
 COORDINATES = ("half_pixel", "half_pixel_symmetric", "asymmetric", "align_corners", "pytorch_half_pixel")
+TINY = 1e-9
+"""In place of a distance of 0 between the first place and the last, where both are one."""
 ROUNDINGS = ("round_prefer_floor", "round_prefer_ceil", "floor", "ceil")
 
 
@@ -51,7 +53,7 @@ def _coordinate(kind: str, i: Any, n: Any, m: Any, scale: Any) -> Any:
 def source_coordinate(kind: str, n: int, m: int, scale: float) -> Array:
     i = np.arange(m, dtype=np.float64)
     if kind == "align_corners":
-        return i * (n - 1) / max(m - 1, 1)
+        return i * (n - 1) / max(scale * n - 1, TINY)
     if kind == "pytorch_half_pixel" and m == 1:
         return np.zeros(1)
     return np.asarray(_coordinate(kind, i, n, m, scale))
@@ -115,9 +117,9 @@ def _coordinate_expr(op: Operation, k: int, n: Expr, m: Expr, i: Expr) -> Expr:
     a, x = op.attrs, i.cast(f64)
     kind = a["coordinates"]
     nf, mf = n.cast(f64), m.cast(f64)
-    if kind == "align_corners":
-        return x * (nf - 1.0) / maximum(mf - 1.0, 1.0)
     scale = const(a["scales"][k], f64) if a["scales"] is not None else mf / nf
+    if kind == "align_corners":
+        return x * (nf - 1.0) / maximum((mf if a["scales"] is None else scale * nf) - 1.0, TINY)
     at = _coordinate(kind, x, nf, mf, scale)
     return Select(m > 1, at, const(0.0, f64)) if kind == "pytorch_half_pixel" else at
 
