@@ -2,8 +2,8 @@
 
     python -I -S run_saved.py JOBS.json
 
-In: a list of {"library", "prefix", "inputs": [[file, shape], ...], "outputs": [file, ...]}. Out: every output's bytes in its file, and
-a line of JSON per job: the outputs' shapes, or the error.
+In: a list of {"library", "prefix", "inputs": [[file, shape], ...], "outputs": [file, ...]}. Out: every output's bytes in its
+file, and a line of JSON per job: the outputs' shapes, or the error.
 """
 import ctypes
 import json
@@ -37,7 +37,7 @@ def run(job):
     handle = ctypes.c_void_p(function("open", ctypes.c_void_p)())
     if not handle.value:
         return {"error": function("error", ctypes.c_char_p)().decode()}
-    n, m = len(job["inputs"]), len(job["outputs"])
+    m = len(job["outputs"])
     data = [ctypes.create_string_buffer(Path(file).read_bytes() + b"\0" * 64) for file, _ in job["inputs"]]
     shapes = [(ctypes.c_int64 * max(1, len(shape)))(*shape) for _, shape in job["inputs"]]
     infos = [function("output", ctypes.POINTER(Info))(k).contents for k in range(m)]

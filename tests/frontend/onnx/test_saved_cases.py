@@ -72,8 +72,9 @@ def check(count: int, folder: Path) -> None:
         names.append(case.name)
         made.model.close()
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    ran = subprocess.run([sys.executable, "-I", "-S", str(Path(__file__).with_name("run_saved.py")), str(folder / "jobs.json")],
-                         cwd=folder, capture_output=True, text=True, check=False)
+    script = Path(__file__).with_name("run_saved.py")
+    ran = subprocess.run([sys.executable, "-I", "-S", str(script), str(folder / "jobs.json")], cwd=folder, capture_output=True,
+                         text=True, check=False)
     assert ran.returncode == 0, f"case {len(ran.stdout.splitlines())}: {ran.stderr}"
     wrong = []
     for name, job, line, (here, graph, live) in zip(names, jobs, ran.stdout.splitlines(), wanted, strict=True):
@@ -88,8 +89,8 @@ def check(count: int, folder: Path) -> None:
         if [Path(f).read_bytes() for f in job["outputs"]] != [a.tobytes() for a in here]:
             wrong.append(f"{name}: other bytes than in the process that compiled it")
         for got, want in zip(here, interpret.run(graph, live), strict=True):
-            if not np.allclose(got.astype(np.float64), np.asarray(want).astype(np.float64), rtol=2e-2 if got.dtype.itemsize < 4
-                               and got.dtype.kind not in "iub" else 1e-3, atol=1e-5, equal_nan=True):
+            rtol = 2e-2 if got.dtype.itemsize < 4 and got.dtype.kind not in "iub" else 1e-3
+            if not np.allclose(got.astype(np.float64), np.asarray(want).astype(np.float64), rtol, 1e-5, equal_nan=True):
                 wrong.append(f"{name}: not what the operator means")
     assert not wrong, f"{len(wrong)} of {len(jobs)}:\n" + "\n".join(wrong)
     assert len(jobs) == count
