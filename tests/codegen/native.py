@@ -22,20 +22,23 @@ C_TYPES = {"i64": ctypes.c_int64, "i32": ctypes.c_int32, "i16": ctypes.c_int16, 
 
 class Context(ctypes.Structure):
     """The first fields of tw_ctx."""
-    _fields_ = [("arena", ctypes.c_void_p), ("consts", ctypes.c_void_p), ("flags", ctypes.c_int32)]
+    _fields_ = [("arena", ctypes.c_void_p), ("consts", ctypes.c_void_p), ("flags", ctypes.c_int32),
+                ("threads", ctypes.c_int32)]
 
 
 class Runtime:
-    """tw_parallel on two ranges of tasks in two threads, tw_fail that records."""
+    """tw_parallel on two ranges of tasks in two threads, tw_worker that tells them apart, tw_fail that records."""
 
     def __init__(self) -> None:
         self.failures: list[tuple[int, bytes]] = []
+        self.worker = threading.local()
         body = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
         def parallel(ctx: int, fn: int, closure: int, tasks: int) -> int:
             call, status = body(fn), [0, 0]
 
             def half(k: int) -> None:
+                self.worker.number = k
                 status[k] = call(ctx, closure, tasks * k // 2, tasks * (k + 1) // 2)
             threads = [threading.Thread(target=half, args=(k,)) for k in (0, 1)]
             for t in threads:
@@ -44,14 +47,19 @@ class Runtime:
                 t.join()
             return status[0] or status[1]
 
+        def worker(ctx: int) -> int:
+            return int(getattr(self.worker, "number", 0))
+
         def fail(ctx: int, code: int, message: bytes) -> int:
             self.failures.append((code, message))
             return code
 
         p, i = ctypes.c_void_p, ctypes.c_int64
         self.keep = [ctypes.CFUNCTYPE(ctypes.c_int32, p, p, p, i)(parallel),
-                     ctypes.CFUNCTYPE(ctypes.c_int32, p, ctypes.c_int32, ctypes.c_char_p)(fail)]
-        self.symbols = {n: ctypes.cast(f, p).value or 0 for n, f in zip(("tw_parallel", "tw_fail"), self.keep, strict=True)}
+                     ctypes.CFUNCTYPE(ctypes.c_int32, p, ctypes.c_int32, ctypes.c_char_p)(fail),
+                     ctypes.CFUNCTYPE(ctypes.c_int32, p)(worker)]
+        names = ("tw_parallel", "tw_fail", "tw_worker")
+        self.symbols = {n: ctypes.cast(f, p).value or 0 for n, f in zip(names, self.keep, strict=True)}
 
 
 def native(what: ir.Program | ir.Module, args: list[Any], *, target: Target | None = None, runtime: Runtime | None = None,
@@ -60,7 +68,7 @@ def native(what: ir.Program | ir.Module, args: list[Any], *, target: Target | No
     module = what if isinstance(what, ir.Module) else ir.Module((what,))
     target = target or get_target("native")
     obj = llvm_compile.compile_object(emit(module, target), target)
-    ctx = Context(None if arena is None else arena.ctypes.data, None if consts is None else consts.ctypes.data, 0)
+    ctx = Context(None if arena is None else arena.ctypes.data, None if consts is None else consts.ctypes.data, 0, 2)
     p = module.programs[0]
     runtime = runtime or Runtime()
     with jit.load([obj], runtime.symbols) as library:

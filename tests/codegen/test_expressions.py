@@ -159,6 +159,7 @@ INTEGER = ("bit_and", "bit_or", "bit_xor", "bit_not", "shift_left", "shift_right
 def test_every_intrinsic_is_tested() -> None:
     others = {"pow", "fmod", "fma", "isnan", "isinf", "reinterpret", "reduce_add", "reduce_max", "reduce_min", "prefetch"}
     others |= {"copy_bytes", "tw_profile_begin", "tw_profile_end", "tw_tap"}  # of host programs: see tests/test_driver.py
+    others |= {"tw_worker", "tw_threads"}  # of workspaces: see tests/tensor/rules/test_symbolic_kernels.py
     assert set(INTRINSICS) == {*EXACT, *CLOSE, *INTEGER, *others}
 
 

@@ -12,12 +12,13 @@ from tests.codegen.native import C_TYPES, Context, Runtime
 from tilewright.codegen.llvm import compile as llvm_compile
 from tilewright.codegen.llvm import jit
 from tilewright.codegen.llvm.emit import emit
+from tilewright.core.node import transform
 from tilewright.graph import interpret
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.lower import group_program
 from tilewright.graph.passes.fuse import Group, fuse
 from tilewright.kernels import lowered_kernel, lowered_prepacks, workspace_bytes, workspaces_of
-from tilewright.loop.ir import Program, Var, as_int, const
+from tilewright.loop.ir import Call, Program, Var, as_int, const
 from tilewright.loop.simplify import simplify
 from tilewright.loop.substitute import substitute
 from tilewright.target import Target, get_target
@@ -55,7 +56,7 @@ class Kernel:
     def call(self, program: Program, args: Sequence[Any]) -> None:
         types = [C_TYPES[q.dtype.name] if isinstance(q, Var) else ctypes.c_void_p for q in program.params]
         fn = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, *types)(self.library.address(program.name))
-        context = Context(None, None, 0)
+        context = Context(None, None, 0, 2)
         status = fn(ctypes.addressof(context), *[a.ctypes.data if isinstance(a, np.ndarray) else a for a in args])
         assert status == 0
 
@@ -89,7 +90,9 @@ def numbers(symbols: dict[Var, int]) -> Callable[[Any], int]:
 
 
 def _numbers(found: Sequence[Any]) -> list[int]:
-    return [n for e in found if (n := as_int(e)) is not None]
+    """Bytes, for two threads."""
+    two = [transform(e, lambda n: const(2) if isinstance(n, Call) and n.name == "tw_threads" else n) for e in found]
+    return [n for e in two if (n := as_int(simplify(e))) is not None]
 
 
 def check(graph: Graph, symbols: Sequence[Var], sizes: Sequence[tuple[int, ...]], *, groups: int | None = 1,

@@ -117,6 +117,10 @@ def _number_of_kernel(args: tuple[DType, ...], to: DType) -> bool:
     return args[0] is i32
 
 
+def _number_of_worker(args: tuple[DType, ...], to: DType) -> bool:
+    return to is i64
+
+
 def _tap_operands(args: tuple[DType, ...], to: DType) -> bool:
     return args[0] is i32 and args[1].kind == "handle" and args[2] is i64
 
@@ -265,6 +269,10 @@ def _declare() -> None:
     for when in ("begin", "end"):
         register(Intrinsic(f"tw_profile_{when}", 1, _number_of_kernel, lambda to, frm, k: 0,
                            f"The {when} of a kernel in the profile, by its number. The result is unused.", pure=False))
+    register(Intrinsic("tw_worker", 0, _number_of_worker, lambda to, frm: 0,
+                       "The number of the thread that runs a parallel region, from 0 and below tw_threads.", pure=False))
+    register(Intrinsic("tw_threads", 0, _number_of_worker, lambda to, frm: 1, "Threads that share parallel regions.",
+                       pure=False))
     register(Intrinsic("tw_tap", 3, _tap_operands, lambda to, frm, k, address, n: 0,
                        "Report a stored value of the graph: its number, address and bytes. The result is unused.",
                        pure=False))

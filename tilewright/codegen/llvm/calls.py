@@ -122,6 +122,11 @@ def _runtime(f: Function, e: ir.Call) -> str:
     return f.op(f"sext i32 {got} to i64") if result == "i32" and e.type.bits == 64 else got
 
 
+def _threads(f: Function, e: ir.Call) -> str:
+    at = f.pure("getelementptr inbounds i8, ptr %ctx, i64 20")
+    return f.op(f"sext i32 {f.op(f'load i32, ptr {at}')} to i64")
+
+
 def _neg(f: Function, e: ir.Call) -> str:
     v, t = f.value(e.args[0]), e.type
     if is_small_float(t):
@@ -237,4 +242,4 @@ def _combine(f: Function, name: str, t: DType, a: str, b: str) -> str:
 
 _SPECIAL: dict[str, Callable[[Function, ir.Call], str]] = {
     "neg": _neg, "reinterpret": _reinterpret, "prefetch": _prefetch, "copy_bytes": _copy_bytes, "isnan": _isnan,
-    "isinf": _isinf, "reduce_add": _reduce, "reduce_max": _reduce, "reduce_min": _reduce}
+    "isinf": _isinf, "tw_threads": _threads, "reduce_add": _reduce, "reduce_max": _reduce, "reduce_min": _reduce}

@@ -2,7 +2,8 @@
 
 In: flat loops, storage compacted. Out: allocations of scope "global", and local ones of more than `STACK_LIMIT` bytes,
 are trailing parameters of the program; its attribute `workspaces` counts them. Within a parallel loop each iteration
-gets its own slice. Allocations with a planned offset, and those whose size is not constant, stay.
+gets its own slice. Local buffers of symbolic size are as large as they can be where that fits the stack; within a
+parallel loop those that may be larger have a slice per thread. Allocations with a planned offset stay.
 
     f(A, C):                                 f(A, C, t: f32[4, 9000]):  # workspaces=1
       for i in parallel 0..4:        →         for i in parallel 0..4:
@@ -12,7 +13,30 @@ from __future__ import annotations
 
 from typing import Any
 
-from tilewright.loop.ir import Address, Allocate, Buffer, Expr, For, Load, Program, Stmt, Store, as_int
+from tilewright.core.dtype import i64
+from tilewright.loop.bounds import bounds
+from tilewright.loop.ir import (
+    Address,
+    Allocate,
+    Buffer,
+    Call,
+    Expr,
+    For,
+    Let,
+    Load,
+    Program,
+    Stmt,
+    Store,
+    Var,
+    as_int,
+    const,
+)
+from tilewright.loop.substitute import free_vars
+
+THREADS = Call("tw_threads", (), i64)
+WORKER = Call("tw_worker", (), i64)
+LINE = 16
+"""Elements to a multiple of which the slices of threads are padded, so that each begins on a cache line."""
 
 STACK_LIMIT = 64 << 10
 """Bytes of the largest buffer that stays an allocation."""
@@ -20,7 +44,7 @@ STACK_LIMIT = 64 << 10
 
 def workspaces(program: Program) -> Program:
     """Large and global allocations become parameters."""
-    hoist = _Hoist()
+    hoist = _Hoist({p for p in program.params if isinstance(p, Var)})
     body = hoist.stmt(program.body, None)
     if not hoist.found:
         return program
@@ -29,11 +53,28 @@ def workspaces(program: Program) -> Program:
 
 
 class _Hoist:
-    def __init__(self) -> None:
+    def __init__(self, sizes: set[Var]) -> None:
+        self.sizes = sizes
+        self.worker: Var | None = None
         self.found: list[Buffer] = []
         self.moved: dict[Buffer, tuple[Buffer, tuple[Expr, ...]]] = {}
 
     def stmt(self, s: Any, parallel: For | None) -> Any:
+        if isinstance(s, Allocate) and s.offset is None and s.buffer.data is None and self.is_symbolic(s.buffer):
+            small = _at_most(s.buffer)
+            if small is not None:
+                self.moved[s.buffer] = small, ()
+                return Allocate(small, self.stmt(s.body, parallel))
+            if parallel is None:
+                self.found.append(s.buffer)
+                return self.stmt(s.body, parallel)
+            if s.buffer.scope == "local":
+                *outer, last = s.buffer.shape
+                own = s.buffer.replace(shape=(THREADS, *outer, (last + (LINE - 1)) // LINE * LINE), scope="global")
+                self.found.append(own)
+                self.worker = self.worker or Var("worker")
+                self.moved[s.buffer] = own, (self.worker,)
+                return self.stmt(s.body, parallel)
         if isinstance(s, Allocate) and s.offset is None and s.buffer.data is None and _belongs_to_the_caller(s.buffer):
             size = None if parallel is None else as_int(parallel.extent)
             if parallel is None:
@@ -45,9 +86,16 @@ class _Hoist:
                 self.moved[s.buffer] = new, (parallel.var - parallel.start,)
                 return self.stmt(s.body, parallel)
         if isinstance(s, For) and s.kind == "parallel" and parallel is None:
-            return s.map(lambda c: self.stmt(c, s) if isinstance(c, Stmt) else self.expr(c))
+            self.worker = None
+            loop = s.map(lambda c: self.stmt(c, s) if isinstance(c, Stmt) else self.expr(c))
+            return loop if self.worker is None else loop.replace(body=Let(self.worker, WORKER, loop.body))
         new_s = s.map(lambda c: self.stmt(c, parallel) if isinstance(c, Stmt) else self.expr(c))
         return self.accessed(new_s) if isinstance(new_s, Store) else new_s
+
+    def is_symbolic(self, b: Buffer) -> bool:
+        """Whether a buffer's size is known from the program's sizes, but not yet."""
+        used = {v for d in b.shape for v in free_vars(d)}
+        return bool(used) and used <= self.sizes and b.strides is None and b.packing == 1 and b.scope in ("local", "global")
 
     def expr(self, e: Any) -> Any:
         if not self.moved or e.by_identity:
@@ -59,6 +107,15 @@ class _Hoist:
             buffer, task = self.moved[n.buffer]
             return n.replace(buffer=buffer, indices=(*task, *n.indices))
         return n
+
+
+def _at_most(b: Buffer) -> Buffer | None:
+    """A local buffer of symbolic size, as large as it may be, if that fits the stack."""
+    most = [bounds(d)[1] for d in b.shape]
+    size = b.dtype.nbytes
+    for n in most:
+        size *= STACK_LIMIT if n is None else max(1, n)
+    return b.replace(shape=tuple([const(n or 1) for n in most])) if b.scope == "local" and size <= STACK_LIMIT else None
 
 
 def _belongs_to_the_caller(b: Buffer) -> bool:

@@ -48,6 +48,10 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     axes = _axes(info, loop_of)
     extent = {v: estimate(sch.loop(v).extent) for v in loop_of.values()}
     lanes = _lanes(info, extent[axes.vector], target)
+    if axes.panel is not None and as_int(sch.loop(axes.vector).extent) is None:
+        whole, axes.vector = sch.split(axes.vector, [None, lanes])
+        axes.outer.append(whole)
+        extent[axes.vector] = lanes
     tile = _decided(sch, axes, _tile(info, axes, extent, lanes, target))
     packed = _pack(sch, ref, info, tile, lanes)
     heavy = epilogue is not None and is_heavy(state.find_block(sch.program, epilogue))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.loop.ir import Var, as_int
+from tilewright.loop.ir import Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import classify
 from tilewright.tensor.rules.epilogue import attach_epilogue, finish_store
@@ -38,13 +38,12 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
     lanes = target.lanes(info.out.buffer.dtype.bits)
     *outer, last = spatial
     outer = [v for v in loops.values() if v not in spatial and v not in reduce] + outer  # of one turn: in no index
-    extent = {v: as_int(sch.loop(v).extent) or 1 for v in loops.values()}
-    n = extent[last]
+    extent = {v: estimate(sch.loop(v).extent) for v in loops.values()}
     if epilogue is None:
         epilogue = sch.cache_write(ref, 0, "local")
     else:
         sch.set_scope(ref, 0, "local")
-    if n > lanes:
+    if extent[last] > lanes or as_int(sch.loop(last).extent) is None:
         vo, last = sch.split(last, [None, lanes])
         outer.append(vo)
     window = 1

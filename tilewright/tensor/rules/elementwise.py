@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilewright.core.node import walk
-from tilewright.loop.ir import Block, Eq, FloorMod, Load, Select, Store, Var, as_int
+from tilewright.loop.ir import Block, Eq, FloorMod, Load, Select, Store, Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import vars_of
 from tilewright.tensor.regions import consumers, producers
@@ -46,7 +46,7 @@ def schedule_elementwise(sch: Schedule, ref: BlockRef, target: Target) -> None:
     *outer, last = [v for v in loops.values() if v not in inner]
     total = 1
     for v in sch.loops(ref):
-        total *= as_int(sch.loop(v).extent) or 1
+        total *= estimate(sch.loop(v).extent)
     crossing = None if inner or near else find_crossing(block)
     if crossing is not None and last is loops[crossing.last] and loops[crossing.along] in outer:
         outer = tile_crossing(sch, ref, crossing, [*outer, last], loops[crossing.along], lanes, target)

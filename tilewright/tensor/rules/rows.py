@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 
 from tilewright.core.node import walk
-from tilewright.loop.ir import Block, Load, Store, Var, as_int
+from tilewright.loop.ir import Block, Load, Store, Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import vars_of
 from tilewright.tensor.combiner import folds_lanes, reduction_of
@@ -33,7 +33,7 @@ GROUP, GROUPED_ELEMENTS = 4, 512
 those of several rows overlap."""
 
 UNKNOWN_EXTENT = 1024
-"""What a symbolic extent is taken for."""
+"""What a symbolic extent is taken for where the form of a loop depends on it."""
 
 
 def schedule_rows(sch: Schedule, target: Target) -> None:
@@ -56,7 +56,7 @@ def schedule_rows(sch: Schedule, target: Target) -> None:
             outer, loops[strip] = sch.split(loops[strip], [None, size])
             rows.append(outer)
         rest.append(loops[strip])
-    elif rows and (as_int(sch.loop(rows[-1]).extent) or 1) % GROUP == 0 and _steps(sch, rest) <= GROUPED_ELEMENTS:
+    elif rows and (as_int(sch.loop(rows[-1]).extent) or 0) % GROUP == 0 and _steps(sch, rest) <= GROUPED_ELEMENTS:
         rows[-1], row = sch.split(rows[-1], [None, GROUP])
         rest.insert(0, row)
     if rows and rest:
@@ -81,11 +81,11 @@ def _lanes(block: Block, target: Target) -> int:
 
 
 def _points(block: Block) -> int:
-    return math.prod([as_int(it.extent) or UNKNOWN_EXTENT for it in block.iters])
+    return math.prod([estimate(it.extent) for it in block.iters])
 
 
 def _steps(sch: Schedule, loops: Sequence[Var]) -> int:
-    return math.prod([as_int(sch.loop(v).extent) or UNKNOWN_EXTENT for v in loops])
+    return math.prod([estimate(sch.loop(v).extent) for v in loops])
 
 
 def _axes(sch: Schedule, blocks: Sequence[Block], last: Block) -> dict[str, dict[Var, Var]]:
@@ -126,7 +126,7 @@ def _contiguous(block: Block) -> frozenset[Var]:
     best: frozenset[Var] = frozenset()
     size = 0
     for n in reads:
-        elements = math.prod([as_int(d) or UNKNOWN_EXTENT for d in n.buffer.shape])
+        elements = math.prod([estimate(d) for d in n.buffer.shape])
         inner = [vars_of(e) for e, d in zip(n.indices, n.buffer.shape, strict=True) if as_int(d) != 1]
         if elements > size and inner:
             best, size = inner[-1], elements

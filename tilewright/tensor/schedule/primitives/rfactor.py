@@ -138,7 +138,7 @@ def _partial_block(program: Program, b: Block, target: For, around: list[For], r
     values = [algebra.simplify(substitute(v, inside)) for v in red.values]
     predicate, own_cut = _cuts(b, target, others, Algebra(around))
     for c in [*predicate, *own_cut]:
-        if vars_of(c) & set(value) and not vars_of(c) <= set(value):
+        if vars_of(c) & set(value) and vars_of(c) & {f.var for f in around} - set(value):
             raise ScheduleError("rfactor", f"the condition {c} is about spatial loops and the reduction at once", program,
                                 BlockRef(b.name))
     predicate = [substitute(c, value) for c in predicate]
