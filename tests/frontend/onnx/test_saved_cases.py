@@ -73,7 +73,8 @@ def check(count: int, folder: Path) -> None:
         made.model.close()
     (folder / "jobs.json").write_text(json.dumps(jobs))
     script = Path(__file__).with_name("run_saved.py")
-    ran = subprocess.run([sys.executable, "-I", "-S", str(script), str(folder / "jobs.json")], cwd=folder, capture_output=True,
+    command = [sys.executable, "-I", "-S", str(script), str(folder / "jobs.json")]
+    ran = subprocess.run(command, cwd=folder, capture_output=True,
                          text=True, check=False)
     assert ran.returncode == 0, f"case {len(ran.stdout.splitlines())}: {ran.stderr}"
     wrong = []
