@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,8 @@ from tilewright.codegen.llvm.emit import emit
 from tilewright.core.config import config
 from tilewright.core.errors import InternalError, UserError
 from tilewright.core.passes import Dump, Observer, Verify
-from tilewright.frontend.onnx.importer import import_onnx
+from tilewright.core.signature import Signature
+from tilewright.frontend.onnx.importer import import_model
 from tilewright.graph.ir import Graph, TensorType, Value
 from tilewright.graph.lower import GroupProgram, group_program
 from tilewright.graph.memory import round_up
@@ -30,8 +32,10 @@ from tilewright.graph.passes.fuse import CONTROL, Group, fuse
 from tilewright.graph.pipeline import graph_pipeline
 from tilewright.graph.plan import HostPlan, Kernel, Planner
 from tilewright.graph.printer import print_graph
+from tilewright.graph.registry import runs_on_host
 from tilewright.graph.symbols import defined_symbols, symbols_of
 from tilewright.graph.verify import verify as verify_graph
+from tilewright.hosting import HostWarning, host_function, host_node, refusal
 from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key, workspace_bytes
 from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, Span, Var, as_int, const, estimate, seq
 from tilewright.loop.lower.pipeline import lower
@@ -47,6 +51,7 @@ from tilewright.target.target import Target
 from tilewright.tensor.work import work_of
 
 NUMERICS = ("default", "strict")
+FALLBACKS = ("host", "error")
 Progress = Callable[[int, int], None]
 """Told how many kernels are ready, and of how many."""
 
@@ -56,6 +61,7 @@ class Stages:
     """Everything that a compilation produced on its way, for tools that look inside."""
     imported: Graph | None = None
     optimized: Graph | None = None
+    signature: Signature | None = None
     groups: list[tuple[Group, GroupProgram, str]] = field(default_factory=list)
     kernels: dict[str, CompiledKernel] = field(default_factory=dict)
     plan: HostPlan | None = None
@@ -63,28 +69,39 @@ class Stages:
 
 def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str, Any] | None = None,
             threads: int | None = None, numerics: str | None = None, verify: bool = False,
-            observers: Sequence[Observer] = (),
+            observers: Sequence[Observer] = (), fallback: str = "host",
             progress: Progress = lambda done, total: None) -> Model:
     """Compile an ONNX model (path, bytes or ModelProto) into native code.
 
     `shapes` sets symbolic dimensions or whole input shapes by name; `threads` is the number of threads of a run;
     `numerics` "strict" uses no algorithm that changes the order of sums beyond a declared reduction; `verify` compares one
     run on random inputs with the graph interpreter; `progress(done, total)` is told how many kernels are ready.
+    Operators that have a meaning but no compiled form (docs/operators.md) run on the host, called back by the compiled code
+    around them: with a `HostWarning`, listed in `Model.host_nodes`; `fallback` "error" refuses them, all at once.
     Raises UserError for whatever is wrong with the model or options; InternalError for a fault of the compiler, with the
     path of a folder that reproduces it.
     """
     options = numerics or config.numerics
     if options not in NUMERICS:
         raise UserError("numerics-unknown", f"numerics is {' or '.join(NUMERICS)}, not {options!r}")
+    if fallback not in FALLBACKS:
+        raise UserError("fallback-unknown", f"fallback is {' or '.join(FALLBACKS)}, not {fallback!r}")
     device = get_target(target)
     check_threads(threads)
     if verify and why_not_here(device):
         raise not_here(device)
     stages = Stages()
     try:
-        stages.imported = import_onnx(model, shapes=shapes)
+        read = import_model(model, shapes=shapes)
+        stages.imported, stages.signature = read.graph, read.signature
         stages.optimized = graph_pipeline(device, options).run(stages.imported, [*observers, *_from_settings()])
+        hosts = [host_node(op) for g in all_graphs(stages.optimized) for op in g.operations if runs_on_host(op)]
+        if hosts and fallback == "error":
+            raise refusal(hosts)
         built = build(stages, device, options, threads, progress)
+        if hosts:
+            named = ", ".join([f"{n.where} ({n.op})" for n in hosts])
+            warnings.warn(f"{len(hosts)} operators run on the host: {named}", HostWarning, stacklevel=2)
         if verify:
             built.verify()
         return built
@@ -143,19 +160,26 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     main = compile_object(emit(_entry_module(plan.main, "tw_main", plan.sources, target), target), target)
     objects = [*[k.object for k in kernels.values()], main]
 
-    metadata = {"target": target.name, "numerics": numerics, "version": compiler_version()}
+    metadata: dict[str, Any] = {"target": target.name, "numerics": numerics, "version": compiler_version()}
+    if stages.signature is not None and not stages.signature.is_plain:
+        metadata["signature"] = stages.signature.facts()
+    hosts = [host_node(op) for op in plan.hosts]
+    if hosts:
+        metadata["host_calls"] = [f"{n.where}: {n.op}" for n in hosts]
     symbols = symbols_of(d for v in graph.inputs for d in v.shape)
     descriptor = Descriptor(graph.name, _specs(graph.inputs, symbols=symbols), _specs(graph.outputs, graph.output_names),
-                            plan.arena_bytes, tuple(plan.kernels), tuple(target.features), plan.grown,
-                            threads=threads or 0, metadata=metadata, symbols=tuple([_symbol(s) for s in symbols]))
+                            plan.arena_bytes, tuple(plan.kernels), tuple(target.features), plan.grown, len(hosts),
+                            threads or 0, metadata, tuple([_symbol(s) for s in symbols]))
     executable = None
     if not why_not_here(target):
         library = jit.load(objects, native.symbol_addresses())
         executable = Executable(descriptor, library.address("tw_main"), blob, threads=threads, keep=library)
+        for slot, op in enumerate(plan.hosts):
+            executable.set_host_call(slot, host_function(op))
     uses = [jobs.use(group, kernels) for group in plan.groups]
     return Model(descriptor, executable, stages.imported, uses, objects=objects, constants=blob,
                  weight_bytes=bytes_as_read(stages.imported), packed_bytes=weights.size, arena_bytes=plan.arena_bytes,
-                 stages=stages, target=target)
+                 stages=stages, target=target, hosts=hosts)
 
 
 def bytes_as_read(imported: Graph | None) -> int:

@@ -16,10 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tilewright.core import strings
 from tilewright.core.errors import UserError
+from tilewright.core.signature import Signature
 from tilewright.graph.interpret import run as interpret
 from tilewright.graph.ir import Graph
 from tilewright.graph.passes.fuse import Group
+from tilewright.hosting import HostNode
 from tilewright.runtime import artifact, native
 from tilewright.runtime.descriptor import Descriptor, TensorSpec, missing_features
 from tilewright.runtime.memory import Array
@@ -91,11 +94,14 @@ class Model:
     def __init__(self, descriptor: Descriptor, executable: Executable | None, graph: Graph | None = None,
                  uses: Sequence[KernelUse] = (), *, objects: Sequence[bytes] = (), constants: Array | None = None,
                  weight_bytes: int = 0, packed_bytes: int = 0, arena_bytes: int = 0, stages: Any = None,
-                 target: Target | None = None) -> None:
+                 target: Target | None = None, hosts: Sequence[HostNode] = ()) -> None:
         self.descriptor, self._executable = descriptor, executable
         self._objects, self._constants = list(objects), constants
         self.graph, self.kernels, self.stages, self.target = graph, list(uses), stages, target
         self.memory = Memory(arena_bytes, weight_bytes, packed_bytes)
+        self.host_nodes = list(hosts)
+        facts = descriptor.metadata.get("signature")
+        self.signature = None if facts is None else Signature.of_facts(facts)
 
     def __repr__(self) -> str:
         threads = "not for this machine" if self._executable is None else \
@@ -136,17 +142,25 @@ class Model:
         self.executable.threads = threads
 
     def __call__(self, *args: Any, **named: Any) -> Any:
-        """Run: arrays by position or by input name. One output is returned as an array, several as a list."""
-        results = self.run(args[0]) if len(args) == 1 and isinstance(args[0], Mapping) else self.executable.run(
+        """Run: arrays by position or by input name. One output is returned as an array, several as a list. A sequence is a
+        list, an empty optional value None, a tensor of strings an array of str."""
+        results = self.run(args[0]) if len(args) == 1 and isinstance(args[0], Mapping) else self._execute(
             self._arguments(args, named))
         return results[0] if len(results) == 1 else results
 
     def run(self, feeds: Mapping[str, Any]) -> list[Array]:
         """Run with inputs by name (names need not be Python identifiers); all outputs as a list."""
-        return self.executable.run(self._arguments((), feeds))
+        return self._execute(self._arguments((), feeds))
+
+    def _execute(self, values: list[Any]) -> list[Any]:
+        """The outputs for the inputs' values in order."""
+        if self.signature is None:
+            return self.executable.run(values)
+        with strings.scope():
+            return self.signature.unflatten(self.executable.run(self.signature.flatten(values)))
 
     def _arguments(self, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
-        names = [i.name for i in self.inputs]
+        names = [i.name for i in self.inputs] if self.signature is None else [name for name, _ in self.signature.inputs]
         if len(args) > len(names):
             raise UserError("input-count", f"the model has {len(names)} inputs ({', '.join(names)}), got {len(args)}")
         feeds = dict(zip(names, args, strict=False))
@@ -162,10 +176,10 @@ class Model:
                 f"{i.name} {i}" for i in self.inputs))
         return [feeds[n] for n in names]
 
-    def random_inputs(self, seed: int = 0) -> dict[str, Array]:
-        """Inputs of the right shapes: normal floats, small non-negative integers, true booleans."""
+    def random_inputs(self, seed: int = 0) -> dict[str, Any]:
+        """Inputs of the right shapes: normal floats, small non-negative integers, true booleans, short words."""
         rng = np.random.default_rng(seed)
-        out: dict[str, Array] = {}
+        out: dict[str, Any] = {}
         for spec in self.inputs:
             kind = spec.dtype.numpy()
             shape = tuple(max(d, 1) for d in spec.shape)
@@ -175,7 +189,12 @@ class Model:
                 out[spec.name] = np.ones(shape, kind)
             else:
                 out[spec.name] = rng.integers(0, 2, shape).astype(kind)
-        return out
+        if self.signature is None:
+            return out
+        flat = list(out.values())
+        for k in self.signature.string_inputs:
+            flat[k] = np.array(["a", "bc"], object)[flat[k]]
+        return self.signature.named_inputs(flat)
 
     # ---- measuring -----------------------------------------------------------------------------------------------------
     def benchmark(self, inputs: Mapping[str, Any] | None = None, *, warmup: int = 5, runs: int = 50,
@@ -183,12 +202,12 @@ class Model:
         """Latency over at most `runs` calls or `seconds`, after `warmup` calls."""
         feeds = self._arguments((), inputs or self.random_inputs())
         for _ in range(warmup):
-            self.executable.run(feeds)
+            self._execute(feeds)
         times: list[float] = []
         stop = time.perf_counter() + seconds
         while len(times) < runs and (not times or time.perf_counter() < stop):
             start = time.perf_counter()
-            self.executable.run(feeds)
+            self._execute(feeds)
             times.append((time.perf_counter() - start) * 1e3)
         return timing_of(times)
 
@@ -196,11 +215,11 @@ class Model:
         """Time per launch over `runs` runs, in order of execution, with the rates reached."""
         feeds = self._arguments((), inputs or self.random_inputs())
         for _ in range(3):
-            self.executable.run(feeds)
+            self._execute(feeds)
         self.executable.set_profiling(True)
         self.executable.profile(reset=True)
         for _ in range(runs):
-            self.executable.run(feeds)
+            self._execute(feeds)
         measured = self.executable.profile(reset=True)
         self.executable.set_profiling(False)
         total = sum(t.seconds for t in measured) or 1.0
@@ -228,7 +247,7 @@ class Model:
 
         self.executable.set_tap(keep)
         try:
-            self.executable.run(self._arguments((), inputs or self.random_inputs()))
+            self._execute(self._arguments((), inputs or self.random_inputs()))
         finally:
             self.executable.set_tap(None)
         return out
@@ -238,7 +257,10 @@ class Model:
         if self.graph is None:
             raise UserError("verify-no-graph", "a loaded library has no graph to compare with")
         feeds = dict(inputs or self.random_inputs())
-        got, want = self.run(feeds), interpret(self.graph, feeds)
+        with strings.scope():
+            flat = self._arguments((), feeds) if self.signature is None else self.signature.flatten(
+                self._arguments((), feeds))
+            got, want = self.executable.run(flat), interpret(self.graph, flat)
         worst = 0.0
         for spec, a, b in zip(self.outputs, got, want, strict=True):
             e = relative_error(a, b)
@@ -250,9 +272,15 @@ class Model:
 
     # ---- keeping -------------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> Path:
-        """Write one shared library with code and weights, and a C header beside it. Raises UserError "save-failed"."""
+        """Write one shared library with code and weights, and a C header beside it; its inputs and outputs are the tensors
+        that sequences are made of. Raises UserError "save-failed", and "save-host-call" for what needs this process: calls
+        back into Python, and strings."""
         if not self._objects:
             raise UserError("save-loaded", "this model was loaded from a library", hint="copy that file")
+        if self.signature is not None and (self.signature.string_inputs or self.signature.string_outputs):
+            raise UserError("save-host-call", f"{self.descriptor.name} has inputs or outputs of strings: such a model runs "
+                            "only in the process that compiled it", where=self.descriptor.name,
+                            hint="turn them into numbers before and after the model")
         return artifact.save(path, self._objects, self.descriptor, self._constants,
                              triple=self.target.triple if self.target else None)
 

@@ -31,12 +31,13 @@ def run(graph: Graph, inputs: Mapping[str, Any] | Sequence[Any], *, symbols: Map
     return frame.run(observe)
 
 
-def apply(op: Operation, arrays: Sequence[Array | None]) -> tuple[Array, ...]:
-    """One operation of known sizes on arrays, without regions."""
+def apply(op: Operation, arrays: Sequence[Array | None],
+          size: Callable[[Expr], int] | None = None) -> tuple[Array, ...]:
+    """One operation without regions on arrays; `size` evaluates the sizes among its attributes where they are no numbers."""
     rec = record_of(op)
     if rec.numpy is None or op.regions:
         raise InternalError(f"{op.op} cannot be applied by itself")
-    result = rec.numpy(numeric_attrs(rec, op.attrs), *arrays)
+    result = rec.numpy(numeric_attrs(rec, op.attrs, size), *arrays)
     return tuple([np.asarray(r) for r in (result if isinstance(result, tuple) else (result,))])
 
 

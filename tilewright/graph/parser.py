@@ -173,6 +173,9 @@ class _Parser:
             sizes = spec.type in ("dims", "symbols")
             return tuple(self.listed("]", self.dim if sizes else lambda: self.scalar(spec.type == "floats")))
         match spec.type:
+            case "strs":
+                self.expect("[")
+                return tuple(self.listed("]", self.string))
             case "dim":
                 return self.dim()
             case "str":

@@ -21,8 +21,10 @@ from tilewright.graph.infer import dim
 from tilewright.graph.ir import Check, Graph, Operation, Value, used_values
 from tilewright.graph.memory import Flexible, Slot, Storage, assign_offsets, assign_slots
 from tilewright.graph.passes.fuse import Group, fuse
+from tilewright.graph.registry import record_of
 from tilewright.graph.symbols import defined_symbols, new_symbols, symbols_of
 from tilewright.loop.ir import (
+    HOST_CALL,
     ZERO,
     Address,
     Buffer,
@@ -55,7 +57,7 @@ class Kernel:
 class HostPlan:
     """A host program, for each of its parameters where the entry finds it, the bytes of the arena and the number of
     growable allocations, per launch (in the order of the profile's numbers) its kernel's name and the group that it
-    computes, and the stored values by their numbers for taps."""
+    computes, the stored values by their numbers for taps, and per slot of host calls its operation."""
     main: Program
     sources: tuple[tuple[str | int, ...], ...]
     arena_bytes: int
@@ -63,6 +65,7 @@ class HostPlan:
     kernels: list[str]
     groups: list[Group]
     taps: list[Value]
+    hosts: list[Operation]
 
 
 class Planner:
@@ -73,6 +76,7 @@ class Planner:
         self.kernel_of, self.constant_at = kernel_of, constant_at
         self.launches: list[tuple[str, Group]] = []
         self.taps: list[Value] = []
+        self.hosts: list[Operation] = []
         self.constants: dict[Value, Buffer] = {}
         self.checks: list[Check] = []
         self.grown = 0
@@ -97,7 +101,7 @@ class Planner:
         main = Program(name, (*inputs.values(), *[o.buffer for o in given], *sources), stmt, (("entry", True),))
         places = (*[("in", i) for i in range(len(inputs))], *[("out", o.number) for o in given], *sources.values())
         return HostPlan(main, places, part.size, self.grown, [n for n, _ in self.launches], [g for _, g in self.launches],
-                        self.taps)
+                        self.taps, self.hosts)
 
     def new_grown(self) -> int:
         """The number of a growable allocation of its own."""
@@ -196,7 +200,7 @@ class Part:
             if g.kind == "kernel":
                 self.scratch[step] = [keep(Buffer(f"workspace{step}", u8, (n,), "arena"), n, step, step)
                                       for n in self.planner.kernel_of(g).workspaces]
-            else:
+            elif g.kind == "control":
                 needs = plan_control.needs_of(g.operations[0], self, step)
                 self.nested[step] = Storage(f"region{step}", needs.body, step, step)
                 storages.append(self.nested[step])
@@ -293,6 +297,8 @@ class Part:
                 out += self._launch(step, g)
             elif g.kind == "sizes":
                 out += self._sizes(g.operations[0]) + self._opened(step)
+            elif g.kind == "host":
+                out += self._host(g.operations[0])
             elif g.kind == "control":
                 out += plan_control.lower(g.operations[0], self, step) + self._opened(step)
         return out
@@ -350,11 +356,27 @@ class Part:
         begin, end = (Evaluate(Call(f"tw_profile_{when}", (const(index, i32),), i64)) for when in ("begin", "end"))
         return [begin, Launch(k.name, tuple(args)), end, *[self._tap(v) for v in g.outputs]]
 
+    def _host(self, op: Operation) -> list[Item]:
+        """Call back for one operation: `host_operands` says with what."""
+        slot = len(self.planner.hosts)
+        self.planner.hosts.append(op)
+        values, sizes = host_operands(op)
+        args = (const(slot, i32), *[host.address(self.where(v)) for v in values], *sizes)
+        return [Launch(HOST_CALL, args), *[self._tap(v) for v in op.outputs]]
+
     def _tap(self, v: Value) -> Item:
         """Report a value that has just been stored; the runtime passes it on if somebody listens."""
         number = const(len(self.planner.taps), i32)
         self.planner.taps.append(v)
         return Evaluate(Call("tw_tap", (number, host.address(self.where(v)), host.nbytes(v)), i64))
+
+
+def host_operands(op: Operation) -> tuple[list[Value], list[Var]]:
+    """What a host call gets: the addresses of the operands that are there, then of the results; the values of symbols."""
+    values = [v for v in (*op.inputs, *op.outputs) if v is not None]
+    dims = [d for name, spec in record_of(op).attrs.items() if spec.type in ("dims", "dim")
+            for d in (op.attrs[name] if isinstance(op.attrs[name], tuple) else [op.attrs[name]]) if d is not None]
+    return values, symbols_of([*[d for v in values for d in v.shape], *dims])
 
 
 def b_size(b: Buffer) -> Expr:
@@ -366,5 +388,5 @@ def b_size(b: Buffer) -> Expr:
 
 
 def _made(g: Group) -> Sequence[Value]:
-    """The values that a group stores: of an operation with regions all, also those that nobody reads."""
-    return g.operations[0].outputs if g.kind == "control" else g.outputs
+    """The values that a group stores: of an operation with regions, or on the host, all, also those that nobody reads."""
+    return g.operations[0].outputs if g.kind in ("control", "host") else g.outputs

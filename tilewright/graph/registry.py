@@ -25,7 +25,7 @@ loads), "injective" (each output element from a bounded number of input elements
 gather), "reduction" (rows: softmax, mean, norms), "anchor" (matmul, convolution, pooling: heavy, takes an epilogue),
 "opaque" (a kernel or host operation of its own)."""
 
-AttrType = Literal["int", "float", "str", "bool", "number", "dtype", "ints", "floats", "dims", "dim", "symbols"]
+AttrType = Literal["int", "float", "str", "bool", "number", "dtype", "ints", "floats", "strs", "dims", "dim", "symbols"]
 """Types of attributes. "dims" and "dim" are expressions (numbers or symbols); "symbols" are those that the operation gives
 values; "number" is an int, float or bool."""
 
@@ -50,7 +50,8 @@ class OpRecord:
     elements are symbolic; where all operands are known numbers, `numpy` serves.
     `numpy(attrs, *arrays) -> array or tuple` is the reference meaning (dimension attributes arrive as numbers; None for
     an absent operand; operators with regions get callables as attrs["regions"]). `compute(op, *tensors) -> Tensor or
-    tuple` is the default recipe in the compute language; `alternatives` are further ones by name.
+    tuple` is the default recipe in the compute language; `alternatives` are further ones by name. An operator without a
+    recipe runs on the host, by `numpy`; `host` says why it has none.
     """
     name: str
     fusion: Fusion
@@ -61,6 +62,7 @@ class OpRecord:
     normalize: Callable[[Operation], dict[str, Any]] | None = None
     elements: Callable[[Operation], Sequence[tuple[Expr, ...] | None]] | None = None
     alternatives: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    host: str = ""
     doc: str = ""
 
 
@@ -74,6 +76,13 @@ def register(record: OpRecord) -> OpRecord:
 
 def record_of(op: Operation) -> OpRecord:
     return OPS.get(op.op)
+
+
+def runs_on_host(op: Operation) -> bool:
+    """Whether an operation has a NumPy meaning and no recipe: the compiled program calls back for it."""
+    rec = record_of(op)
+    plain = rec.numpy is not None and not op.regions and not any(a.type == "symbols" for a in rec.attrs.values())
+    return rec.compute is None and plain
 
 
 def make(op: str, inputs: Sequence[Value | None], attrs: dict[str, Any] | None = None, *, name: str = "",
@@ -186,4 +195,5 @@ def _number(value: Any) -> int | float | bool:
 _CONVERT: dict[str, Callable[[Any], Any]] = {
     "int": int, "float": float, "str": str, "bool": bool, "number": _number, "dtype": dtype,
     "ints": lambda v: tuple([int(x) for x in v]), "floats": lambda v: tuple([float(x) for x in v]),
+    "strs": lambda v: tuple([str(x) for x in v]),
     "dims": lambda v: tuple([dim(x) for x in v]), "dim": dim, "symbols": tuple}

@@ -395,6 +395,7 @@ class Launch(Stmt):
 
     `args` are scalars and Addresses, matching the callee's parameters. A region has one parameter before them, the task,
     or two, a range: then it is called for disjoint ranges begin <= task < end that together are all tasks.
+    The callee HOST_CALL is a function of the process that runs the program: `args` are its slot and Addresses.
     """
     callee: str
     args: tuple[Expr, ...]
@@ -540,3 +541,4 @@ TRUE: Expr = Const(True, boolean)
 FALSE: Expr = Const(False, boolean)
 ZERO: Expr = Const(0, i64)
 ONE: Expr = Const(1, i64)
+HOST_CALL = "tw_host_call"

@@ -77,3 +77,28 @@ def same(got: Sequence[Any], wanted: Sequence[Any], rtol: float = 1e-3, atol: fl
 
 def ops_of(graph: Graph) -> list[str]:
     return [op.op for op in graph.operations]
+
+
+def case_value(x: Any) -> Any:
+    """What a case gives or expects, as arrays, lists and None."""
+    to: Any = {onnx.TensorProto: numpy_helper.to_array, onnx.SequenceProto: numpy_helper.to_list,
+          onnx.OptionalProto: numpy_helper.to_optional}.get(type(x))
+    return x if to is None else to(x)
+
+
+def compare(expected: Any, got: Any, rtol: float, atol: float) -> None:
+    """As ONNX's own runner: type and shape must be the same, numbers within the case's tolerances."""
+    if expected is None or isinstance(expected, list):
+        assert (got is None) == (expected is None)
+        for x, y in zip(expected or (), got or (), strict=True):
+            compare(x, y, rtol, atol)
+        return
+    e = np.asarray(expected)
+    if e.dtype.kind in "OSU":
+        np.testing.assert_array_equal(got, e.astype(object))
+        return
+    assert (got.dtype, got.shape) == (e.dtype, e.shape)
+    if e.dtype.isbuiltin != 2:  # 2: a type of ml_dtypes; 0 is NumPy's own after pickling
+        np.testing.assert_allclose(got, e, rtol=rtol, atol=atol)
+    else:  # bfloat16, float8, …: a step of the type is larger than the tolerance of f32
+        np.testing.assert_allclose(got.astype(np.float64), e.astype(np.float64), rtol=max(rtol, 1e-2), atol=atol)

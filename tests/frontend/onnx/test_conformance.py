@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import numpy_helper
 
 from tests.frontend.onnx.expected_failures import EXPECTED_FAILURES
+from tests.frontend.onnx.onnx_check import case_value, compare
 from tilewright.core.errors import UserError
 from tilewright.frontend.onnx import backend
 
@@ -50,31 +50,14 @@ def loaded(case: Any) -> Any:
     return dataclasses.replace(case, model=model, data_sets=sets)
 
 
-def value(x: Any) -> Any:
-    """What a case gives or expects, as arrays, lists and None."""
-    to = {onnx.TensorProto: numpy_helper.to_array, onnx.SequenceProto: numpy_helper.to_list,
-          onnx.OptionalProto: numpy_helper.to_optional}.get(type(x))
-    return x if to is None else to(x)
-
-
-def compare(expected: Any, got: Any, rtol: float, atol: float) -> None:
-    """As ONNX's own runner: type and shape must be the same, numbers within the case's tolerances."""
-    e = np.asarray(expected)
-    assert (got.dtype, got.shape) == (e.dtype, e.shape)
-    if e.dtype.isbuiltin != 2:  # 2: a type of ml_dtypes; 0 is NumPy's own after pickling
-        np.testing.assert_allclose(got, e, rtol=rtol, atol=atol)
-    else:  # bfloat16, float8, …: a step of the type is larger than the tolerance of f32
-        np.testing.assert_allclose(got.astype(np.float64), e.astype(np.float64), rtol=max(rtol, 1e-2), atol=atol)
-
-
 def outcome(case: Any) -> str:
     """"" if compiled code passes the case, else what went wrong. A fault of the compiler is raised."""
     for ins, outs in case.data_sets:
         try:
-            got = backend.run_native(case.model, [value(x) for x in ins])
+            got = backend.run_native(case.model, [case_value(x) for x in ins])
             assert len(got) == len(outs)
             for e, g in zip(outs, got, strict=True):
-                compare(value(e), g, case.rtol, case.atol)
+                compare(case_value(e), g, case.rtol, case.atol)
         except (UserError, AssertionError) as e:
             return f"{type(e).__name__}: {e}"
     return ""

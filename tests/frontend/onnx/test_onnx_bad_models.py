@@ -76,9 +76,12 @@ def test_operator_sets_that_are_not_known(opset: int) -> None:
 
 def test_inputs_that_are_no_tensors() -> None:
     m = model([N("Relu", ["x"], ["y"])], [helper.make_tensor_sequence_value_info("x", F32, [1])], ["y"])
-    assert refused(m).code == "onnx-unsupported-type"
+    assert refused(m).code == "shape-open"
+    assert refused(m, shapes={"x": [(1,)]}).code == "onnx-invalid-graph"
     assert refused(model([N("Relu", ["x"], ["y"])], [value("x", [1], onnx.TensorProto.STRING)], ["y"])).code \
         == "onnx-unsupported-type"
+    m.graph.input[0].type.map_type.key_type = 7
+    assert refused(m).code == "onnx-unsupported-type"
 
 
 # ---- graphs ----------------------------------------------------------------------------------------------------------

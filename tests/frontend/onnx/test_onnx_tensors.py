@@ -12,6 +12,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from tests.frontend.onnx.onnx_check import model, run, same, value
+from tilewright.core import strings
 from tilewright.core.errors import UserError
 from tilewright.frontend.onnx.tensors import ELEMENT_TYPES, to_array
 
@@ -62,9 +63,16 @@ def test_no_elements() -> None:
     assert to_array(TensorProto(name="w", data_type=1, dims=[0], raw_data=b""), None).shape == (0,)
 
 
-@pytest.mark.parametrize("number", [0, 8, 14, 99])
+@pytest.mark.parametrize("number", [0, 14, 15, 99])
 def test_element_types_that_are_not_read(number: int) -> None:
     assert code_of(lambda: to_array(TensorProto(name="w", data_type=number, dims=[1]), None)) == "onnx-unsupported-type"
+
+
+def test_strings_are_read_as_numbers() -> None:
+    found = to_array(TensorProto(name="w", data_type=8, dims=[2], string_data=[b"a", b""]), None)
+    assert found.dtype == np.int64 and strings.decode(found).tolist() == ["a", ""]
+    few = TensorProto(name="w", data_type=8, dims=[2], string_data=[b"a"])
+    assert code_of(lambda: to_array(few, None)) == "onnx-initializer-size"
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------

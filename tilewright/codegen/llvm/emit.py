@@ -318,20 +318,36 @@ def _launch(f: Function, s: ir.Launch) -> None:
         if register_type(a.dtype) != t:
             v = f.op(f"{'sext' if a.dtype.kind == 'int' else 'zext'} {register_type(a.dtype)} {v} to {t}")
         args.append(f"{t} {v}")
+    if s.callee == ir.HOST_CALL:
+        status = _host_call(f, args)
+        _leave_if(f, f.op(f"icmp ne i32 {status}, 0"), status)
+        return
     if s.callee not in f.module.defined:
         task = ["i64"] if s.tasks is not None else []
         f.module.declare(f"@{s.callee}", f"declare i32 @{s.callee}({', '.join(['ptr', *task, *types])})")
     if s.tasks is None:
         status = f.op(f"call i32 @{s.callee}({', '.join(['ptr %ctx', *args])})")
     else:
-        f.closure_slots = max(f.closure_slots, len(args), 1)
-        for k, arg in enumerate(args):
-            at = f.op(f"getelementptr inbounds i64, ptr %closure, i64 {k}")
-            f.line(f"store {arg}, ptr {at}, align 8")
+        _store_closure(f, args)
         f.module.declare("@tw_parallel", "declare i32 @tw_parallel(ptr, ptr, ptr, i64)")
         body = _region(f.module, s.callee, types)
         status = f.op(f"call i32 @tw_parallel(ptr %ctx, ptr {body}, ptr %closure, i64 {f.value(s.tasks)})")
     _leave_if(f, f.op(f"icmp ne i32 {status}, 0"), status)
+
+
+def _store_closure(f: Function, args: list[str]) -> None:
+    f.closure_slots = max(f.closure_slots, len(args), 1)
+    for k, arg in enumerate(args):
+        at = f.op(f"getelementptr inbounds i64, ptr %closure, i64 {k}")
+        f.line(f"store {arg}, ptr {at}, align 8")
+
+
+def _host_call(f: Function, args: list[str]) -> str:
+    """The status of a function of the host, which gets its addresses as an array."""
+    slot, *places = args
+    _store_closure(f, places)
+    f.module.declare(f"@{ir.HOST_CALL}", f"declare i32 @{ir.HOST_CALL}(ptr, i32, ptr, i32)")
+    return f.op(f"call i32 @{ir.HOST_CALL}(ptr %ctx, {slot}, ptr %closure, i32 {len(places)})")
 
 
 def _region(m: ModuleText, callee: str, types: list[str]) -> str:

@@ -9,7 +9,7 @@ also leave a model that cannot be compiled to the graph interpreter, and says so
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,9 @@ import onnx
 from onnx.backend.base import Backend, BackendRep
 
 from tilewright import driver
+from tilewright.core import strings
 from tilewright.core.errors import TilewrightError, UserError
-from tilewright.frontend.onnx.importer import check_readable, import_onnx
+from tilewright.frontend.onnx.importer import check_readable, import_model, import_onnx
 from tilewright.frontend.onnx.read import read_model
 from tilewright.frontend.onnx.table import NeedsValue
 from tilewright.graph import interpret
@@ -30,29 +31,42 @@ MAX_SPECIALIZED = 64
 """Inputs of at most this many elements can be made part of the model."""
 
 
+Array = np.ndarray[Any, Any]
+
+
 class HostFallback(UserWarning):
     """A model ran in the graph interpreter rather than as compiled code."""
 
 
 def run(model: Any, inputs: Sequence[Any]) -> list[Any]:
-    """Outputs of an ONNX model (path, bytes or ModelProto) for inputs in the graph's order (None: left out). What
-    cannot be compiled runs in the interpreter, with a `HostFallback` warning. Raises UserError."""
+    """Outputs of an ONNX model (path, bytes or ModelProto) for inputs in the graph's order (None: left out; a sequence is a
+    list). Operators without a compiled form run on the host, with a `HostWarning`; what cannot be compiled at all runs in
+    the interpreter, with a `HostFallback` warning. Raises UserError."""
     try:
-        return run_native(model, inputs)
+        return compile_for(model, inputs, "host").run(inputs)
     except TilewrightError as e:
         return _interpreted(model, inputs, e)
+
+
+def run_native(model: Any, inputs: Sequence[Any]) -> list[Any]:
+    """As `run`, by compiled code alone. Raises UserError "backend-folded" where the values of inputs would decide all, and
+    "fallback-host" where an operator would run on the host."""
+    return compile_for(model, inputs).run(inputs)
 
 
 def _interpreted(model: Any, inputs: Sequence[Any], why: TilewrightError) -> list[Any]:
     """The outputs as the graph interpreter computes them, with a warning that says why."""
     warnings.warn(f"this model runs in the interpreter: {why}", HostFallback, stacklevel=3)
+    return interpreted(model, inputs)
+
+
+def interpreted(model: Any, inputs: Sequence[Any]) -> list[Any]:
+    """The outputs as the graph interpreter computes them: the reference. Raises UserError."""
     bound, feeds = _specialized(model, _feeds(model, inputs))
-    return interpret.run(import_onnx(bound, shapes=_shapes(feeds)), feeds)
-
-
-def run_native(model: Any, inputs: Sequence[Any]) -> list[Any]:
-    """As `run`, by compiled code alone. Raises UserError "backend-folded" where the values of inputs would decide all."""
-    return compile_for(model, inputs).run(inputs)
+    read = import_model(bound, shapes=_shapes(feeds))
+    with strings.scope():
+        flat = read.signature.flatten([feeds[name] for name, _ in read.signature.inputs])
+        return read.signature.unflatten(interpret.run(read.graph, flat))
 
 
 @dataclass
@@ -60,7 +74,14 @@ class Prepared:
     """A compiled model; `names` are its inputs in the graph's order, `specialized` those whose values it contains."""
     model: Model
     names: list[str]
-    specialized: dict[str, np.ndarray[Any, Any]]
+    specialized: dict[str, Array]
+
+    @property
+    def wanted(self) -> set[str]:
+        """Names of the inputs that a run takes, those with fixed values among them."""
+        signature = self.model.signature
+        own = [i.name for i in self.model.inputs] if signature is None else [name for name, _ in signature.inputs]
+        return {*own, *self.specialized}
 
     def fits(self, inputs: Sequence[Any]) -> bool:
         """Whether the inputs that the code was made for have the values that it contains."""
@@ -69,18 +90,19 @@ class Prepared:
 
     def run(self, inputs: Sequence[Any]) -> list[Any]:
         """One run. Raises UserError "backend-specialized" for another value of an input that the code was made for."""
-        feeds = {k: np.asarray(v) for k, v in zip(self.names, inputs, strict=False) if v is not None}
+        feeds = {k: v for k, v in _values(zip(self.names, inputs, strict=False)).items() if k in self.wanted}
         for name, value in self.specialized.items():
             if not np.array_equal(feeds.pop(name), value):
                 raise UserError("backend-specialized", f"this code was made for {name} = {value.tolist()}")
         return list(self.model.run(feeds))
 
 
-def compile_for(model: Any, inputs: Sequence[Any]) -> Prepared:
-    """Compile a model for the types and shapes of the inputs, and for the values of those that decide shapes."""
+def compile_for(model: Any, inputs: Sequence[Any], fallback: str = "error") -> Prepared:
+    """Compile a model for the types, shapes and structure of the inputs, and for the values of those that decide shapes.
+    `fallback` as for `tilewright.compile`."""
     feeds = _feeds(model, inputs)
     bound, rest = _specialized(model, feeds)
-    made = driver.compile(bound, shapes=_shapes(rest))
+    made = driver.compile(bound, shapes=_shapes(rest), fallback=fallback)
     fixed = {k: v for k, v in feeds.items() if k not in rest}
     if fixed:
         _check_depends(made)
@@ -105,21 +127,32 @@ def _input_names(model: Any) -> list[str]:
     return [v.name for v in graph.input if v.name not in fixed]
 
 
-def _feeds(model: Any, inputs: Sequence[Any]) -> dict[str, np.ndarray[Any, Any]]:
+def _feeds(model: Any, inputs: Sequence[Any]) -> dict[str, Any]:
+    """Values by input name; None only for optional values, which may be empty."""
+    proto = read_model(model)[0].graph
     names = _input_names(model)
     if len(inputs) > len(names):
         raise UserError("input-count", f"the model has {len(names)} inputs, got {len(inputs)}")
-    lists = [n for n, v in zip(names, inputs, strict=False) if isinstance(v, list | dict)]
-    if lists:
-        raise UserError("onnx-unsupported-type", f"the input {lists[0]!r} is no tensor")
-    return {n: np.asarray(v) for n, v in zip(names, inputs, strict=False) if v is not None}
+    optional = {v.name for v in proto.input if v.type.WhichOneof("value") == "optional_type"}
+    given = _values(zip(names, inputs, strict=False))
+    return {k: v for k, v in given.items() if v is not None or k in optional}
 
 
-def _shapes(feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, tuple[int, ...]]:
-    return {name: v.shape for name, v in feeds.items()}
+def _values(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Arrays, lists of them, and None."""
+    def value(v: Any) -> Any:
+        return None if v is None else [value(x) for x in v] if isinstance(v, list) else np.asarray(v)
+    return {k: value(v) for k, v in pairs}
 
 
-def _specialized(model: Any, feeds: Mapping[str, np.ndarray[Any, Any]]) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+def _shapes(feeds: Mapping[str, Any]) -> dict[str, Any]:
+    """The shape of each value, of a sequence the list of its elements'."""
+    def shape(v: Any) -> Any:
+        return None if v is None else [shape(x) for x in v] if isinstance(v, list) else v.shape
+    return {name: shape(v) for name, v in feeds.items()}
+
+
+def _specialized(model: Any, feeds: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The model with those inputs as weights whose values must be known, and the inputs that are left. They are found by
     importing until nothing is missing; where what is missing is computed, all small integer inputs are taken."""
     rest, proto = dict(feeds), model
@@ -129,14 +162,14 @@ def _specialized(model: Any, feeds: Mapping[str, np.ndarray[Any, Any]]) -> tuple
             return proto, rest
         except NeedsValue as e:
             name = e.value.name
-            integers = [k for k, v in rest.items() if v.dtype.kind in "iu"]
+            integers = [k for k, v in rest.items() if isinstance(v, np.ndarray) and v.dtype.kind in "iub"]
             take = [k for k in ([name] if name in rest else integers) if rest[k].size <= MAX_SPECIALIZED]
             if not take:
                 raise
         proto = _with_weights(proto, {k: rest.pop(k) for k in take})
 
 
-def _with_weights(model: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
+def _with_weights(model: Any, arrays: Mapping[str, Array]) -> Any:
     """A copy of a model in which some inputs are initializers."""
     old, _ = read_model(model)
     proto = type(old)()
@@ -153,20 +186,25 @@ class TilewrightRep(BackendRep):
 
     def __init__(self, model: Any) -> None:
         self.model = model
-        self._made: dict[Any, list[Prepared]] = {}
+        self._made: dict[str, list[Prepared]] = {}
 
     def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
         """The outputs for inputs in the graph's order (None: left out). Raises UserError, as `run`."""
-        key = tuple([None if v is None else (np.asarray(v).dtype.str, np.shape(v)) for v in inputs])
+        key = repr([(k, _kinds(v)) for k, v in _values(enumerate(inputs)).items()])
         made = self._made.setdefault(key, [])
         fitting = next((p for p in made if p.fits(inputs)), None)
         if fitting is None:
             try:
-                fitting = compile_for(self.model, inputs)
+                fitting = compile_for(self.model, inputs, "host")
             except TilewrightError as e:
                 return tuple(_interpreted(self.model, inputs, e))
             made.append(fitting)
         return tuple(fitting.run(inputs))
+
+
+def _kinds(v: Any) -> Any:
+    """Type and shape of a value, of a sequence those of its elements."""
+    return None if v is None else [_kinds(x) for x in v] if isinstance(v, list) else (v.dtype.str, v.shape)
 
 
 class TilewrightBackend(Backend):
@@ -210,7 +248,7 @@ class TilewrightBackend(Backend):
         return device.split(":")[0] == "CPU"
 
 
-def _info(name: str, array: np.ndarray[Any, Any]) -> Any:
+def _info(name: str, array: Array) -> Any:
     return onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
 

@@ -6,11 +6,13 @@ Model-local functions and operators that ONNX defines in terms of others are put
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tilewright.core.errors import UserError
+from tilewright.core.signature import Signature, Tree
 from tilewright.frontend.onnx import (
     checks,
     ops_control,
@@ -22,8 +24,10 @@ from tilewright.frontend.onnx import (
     ops_reduce,
     ops_resize,
     ops_sample,
+    ops_sequence,
     ops_shape,
     ops_signal,
+    ops_string,
     ops_train,
     table,
 )
@@ -31,21 +35,35 @@ from tilewright.frontend.onnx import schema as sc
 from tilewright.frontend.onnx.checks import invalid
 from tilewright.frontend.onnx.inputs import input_types
 from tilewright.frontend.onnx.read import read_model
+from tilewright.frontend.onnx.structure import STRING, Item, Series, take_apart, tensors_of, tree_of
 from tilewright.frontend.onnx.tensors import ELEMENT_NUMBERS, to_array
 from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.ir import Graph, Value
 from tilewright.loop.ir import as_int
 
 TABLES = (ops_math, ops_shape, ops_reduce, ops_nn, ops_resize, ops_sample, ops_quant, ops_signal, ops_train, ops_einsum,
-          ops_control, ops_old)
+          ops_control, ops_old, ops_sequence, ops_string)
 """Importing these enters the operators."""
 
 
+@dataclass
+class Imported:
+    """A graph of tensors, and how the model's own inputs and outputs are made of them."""
+    graph: Graph
+    signature: Signature
+
+
 def import_onnx(model: Any, *, shapes: Mapping[str, Any] | None = None) -> Graph:
+    """The graph of a model: `import_model` without the signature."""
+    return import_model(model, shapes=shapes).graph
+
+
+def import_model(model: Any, *, shapes: Mapping[str, Any] | None = None) -> Imported:
     """Read an ONNX model (path, bytes or onnx.ModelProto, which is not changed).
 
     `shapes` sets sizes by name: {"batch": 4} a symbolic dimension, {"image": (1, 3, 224, 224)} an input's whole shape,
     {"image": ("batch", 3, 224, 224)} with names for symbols. Symbolic dimensions that are not set stay symbols.
+    A sequence has a list of its elements' shapes, an optional value that is not there has None.
 
     Raises UserError: onnx-missing-file, onnx-malformed, onnx-unsupported-op, onnx-unsupported-opset,
     onnx-unsupported-type, onnx-unsupported-variant, onnx-external-data, onnx-initializer-size, onnx-invalid-graph,
@@ -65,12 +83,13 @@ def check_readable(model: Any) -> None:
 
 class _Scope:
     """Names that are visible at one place: those of a graph, then those of the graphs around it. None stands for an
-    optional input that was left out. `attributes` are those of the function around (None outside functions)."""
+    optional input that was left out, or an empty optional value. `attributes` are those of the function around (None
+    outside functions)."""
 
     def __init__(self, opsets: checks.Opsets, outer: _Scope | None = None, attributes: dict[str, Any] | None = None,
                  prefix: str = "") -> None:
         self.opsets, self.outer, self.attributes, self.prefix = opsets, outer, attributes, prefix
-        self.values: dict[str, Value | None] = {}
+        self.values: dict[str, Item] = {}
 
     def inner(self) -> _Scope:
         return _Scope(self.opsets, self, self.attributes, self.prefix)
@@ -83,7 +102,7 @@ class _Scope:
             s = s.outer
         return False
 
-    def get(self, name: str, where: str) -> Value | None:
+    def get(self, name: str, where: str) -> Item:
         s: _Scope | None = self
         while s is not None:
             if name in s.values:
@@ -99,41 +118,64 @@ class _Reader:
         self.functions, self.folder = functions, folder
         self.nodes = 0
         self.active: list[Any] = []
+        self.strings: set[Value] = set()  # numbers that stand for strings
+        self.declared: dict[str, tuple[int, ...]] = {}
 
     # ---- graphs ------------------------------------------------------------------------------------------------------
-    def main(self, proto: Any, opsets: checks.Opsets, shapes: Mapping[str, Any]) -> Graph:
+    def main(self, proto: Any, opsets: checks.Opsets, shapes: Mapping[str, Any]) -> Imported:
         b, scope = GraphBuilder(proto.name or "main"), _Scope(opsets)
         fixed = {t.name for t in proto.initializer}
-        for name, t in input_types([v for v in proto.input if v.name not in fixed], shapes).items():
-            scope.values[name] = b.input(name, t)
+        given = take_apart([v for v in proto.input if v.name not in fixed], shapes)
+        made = {name: b.input(name, t) for name, t in input_types(given.infos, given.shapes).items()}
+        self.strings |= {made[name] for name in given.strings}
+        for name, names in given.trees:
+            scope.values[name] = _item(names, made)
+        self.declared = _declared_sizes(proto)
         found = self.body(proto, scope, b)
         names = [v.name for v in proto.output]
         outputs: list[Value] = []
-        for name, v in zip(names, found, strict=True):
-            if v.is_constant or v in b.inputs or v in outputs:  # each output is a value of its own
-                v = b.add("identity", [v], name=name)
-            outputs.append(v)
-        return b.finish(outputs, names)
+        labels: list[str] = []
+        trees: list[tuple[str, Tree]] = []
+        for name, item in zip(names, found, strict=True):
+            trees.append((name, tree_of(item, len(outputs))))
+            for label, v in zip(_labels(name, item), tensors_of(item), strict=True):
+                labels.append(label)
+                if v.is_constant or v in b.inputs or v in outputs:  # each output is a value of its own
+                    text = v in self.strings
+                    v = b.add("identity", [v], name=label)
+                    if text:
+                        self.strings.add(v)
+                outputs.append(v)
+        order = {v: k for k, v in enumerate(b.inputs)}
+        signature = Signature(
+            tuple([(name, _numbered(names, made, order)) for name, names in given.trees]), tuple(trees),
+            frozenset([order[made[name]] for name in given.strings]),
+            frozenset([k for k, v in enumerate(outputs) if v in self.strings]))
+        return Imported(b.finish(outputs, labels), signature)
 
-    def body(self, proto: Any, scope: _Scope, b: GraphBuilder) -> list[Value]:
+    def body(self, proto: Any, scope: _Scope, b: GraphBuilder) -> list[Item]:
         """Read a graph's weights and nodes into `b`; the values of its outputs."""
         if proto.sparse_initializer:
             raise UserError("onnx-unsupported-type", "sparse initializers are not supported")
         for t in proto.initializer:
             if t.name in scope.values or not t.name:
                 raise invalid(f"the initializer {t.name!r} is defined twice or has no name")
-            scope.values[t.name] = b.constant(to_array(t, self.folder), t.name)
+            scope.values[t.name] = v = b.constant(to_array(t, self.folder), t.name)
+            if t.data_type == STRING:
+                self.strings.add(v)
         names = [v.name for v in proto.output]
         if len(set(names)) != len(names):
             raise invalid(f"the outputs of {proto.name or 'a graph'!r} have equal names: {', '.join(names)}")
         self.run(proto.node, scope, b)
-        return [self.output(scope, name) for name in names]
+        return [scope.get(name, f"output {name!r}") for name in names]
 
-    def output(self, scope: _Scope, name: str) -> Value:
-        v = scope.get(name, f"output {name!r}")
-        if v is None:
-            raise invalid(f"the output {name!r} is an input that was left out")
-        return v
+    def inline(self, proto: Any, outer: _Scope, b: GraphBuilder, items: Sequence[Item]) -> list[Item]:
+        """A subgraph's nodes in place, once, with `items` as its inputs; what stands for its outputs."""
+        scope = outer.inner()
+        if len(proto.input) != len(items):
+            raise invalid(f"the subgraph {proto.name!r} has {len(proto.input)} inputs, {len(items)} are given to it")
+        scope.values |= {info.name: x for info, x in zip(proto.input, items, strict=True)}
+        return self.body(proto, scope, b)
 
     def region(self, proto: Any, outer: _Scope, b: GraphBuilder, values: Sequence[Value]) -> Graph:
         """A subgraph as a region whose inputs are `values`."""
@@ -146,7 +188,22 @@ class _Reader:
             v.name = inner.unique(info.name)
             inner.inputs.append(v)
             scope.values[info.name] = v
-        return inner.finish(self.body(proto, scope, inner))
+        found = self.body(proto, scope, inner)
+        for name, x in zip([v.name for v in proto.output], found, strict=True):
+            if not isinstance(x, Value):
+                raise UserError("onnx-unsupported-variant", f"the output {name!r} of the subgraph {proto.name!r} is a "
+                                "sequence or an empty optional value, and how often the subgraph runs is not known")
+        return inner.finish([x for x in found if isinstance(x, Value)])
+
+    def branches(self, protos: Sequence[Any], outer: _Scope, b: GraphBuilder) -> tuple[list[Graph], list[list[Item]]]:
+        """Subgraphs without inputs as regions, whose outputs are the tensors of theirs, and the items of each."""
+        regions, items = [], []
+        for proto in protos:
+            inner = GraphBuilder(b.unique(proto.name or "body"), b)
+            found = self.body(proto, outer.inner(), inner)
+            items.append(found)
+            regions.append(inner.finish([v for x in found for v in tensors_of(x)]))
+        return regions, items
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
     def run(self, nodes: Any, scope: _Scope, b: GraphBuilder) -> None:
@@ -178,6 +235,7 @@ class _Reader:
         assert schema is not None
         checks.check_operands(node, schema, loc)
         attributes, given = checks.attributes_of(node, schema, scope.attributes, loc)
+        texts = self.string_types(schema, inputs, loc)
         fn = table.find(domain, node.op_type, opset)
         if fn is None:
             node = _resolved(node, scope.attributes)
@@ -186,17 +244,33 @@ class _Reader:
             self.bind(node, found, scope, b, len(b.operations))
             return
 
-        def inline(name: str) -> list[Value]:
-            return self.body(attributes[name], scope.inner(), b)
         c = table.Context(
             node.op_type, loc, opset, schema.since, inputs, attributes, list(node.output), b,
-            lambda name, values: self.region(attributes[name], scope, b, values), inline,
-            lambda t: to_array(t, self.folder, loc), frozenset(given))
+            lambda name, values: self.region(attributes[name], scope, b, values),
+            lambda name, items=(): self.inline(attributes[name], scope, b, items),
+            lambda t: to_array(t, self.folder, loc), frozenset(given),
+            lambda *names: self.branches([attributes[name] for name in names], scope, b), self.strings, self.declared)
         start = len(b.operations)
         result = fn(c)
-        self.bind(node, [result] if isinstance(result, Value) else list(result), scope, b, start)
+        results = [result] if result is None or isinstance(result, Value | Series) else list(result)
+        for formal, x in zip(sc.formals(schema, "outputs", len(results)), results, strict=True):
+            if formal.type_str in texts or formal.types == {"tensor(string)"}:
+                self.strings |= set(tensors_of(x))
+        self.bind(node, results, scope, b, start)
 
-    def bind(self, node: Any, results: Sequence[Value | None], scope: _Scope, b: GraphBuilder, start: int) -> None:
+    def string_types(self, schema: sc.Schema, inputs: Sequence[Item], loc: str) -> set[str]:
+        """The type variables of an operator that stand for strings here. UserError where it takes none."""
+        out = set()
+        for k, (formal, x) in enumerate(zip(sc.formals(schema, "inputs", len(inputs)), inputs, strict=True)):
+            if not any(v in self.strings for v in tensors_of(x)):
+                continue
+            if not any("string" in t for t in formal.types) or schema.name in table.NO_STRINGS:
+                raise UserError("onnx-unsupported-type", f"the input {k} of {schema.name} is of strings", where=loc)
+            if isinstance(x, Value):
+                out.add(formal.type_str)
+        return out
+
+    def bind(self, node: Any, results: Sequence[Item], scope: _Scope, b: GraphBuilder, start: int) -> None:
         """Give a node's results their names in the model, where the node made them."""
         made = {v for op in b.operations[start:] for v in op.outputs}
         if len(results) > len(node.output) and not all(r is None for r in results[len(node.output):]):
@@ -205,15 +279,15 @@ class _Reader:
             if not name:
                 continue
             v = results[k] if k < len(results) else None
-            if v is None:
+            if v is None and (k >= len(results) or node.op_type not in ops_sequence.MAY_BE_EMPTY):
                 raise UserError("onnx-unsupported-variant", f"the output {k} of {node.op_type} is not supported")
-            if v in made:
+            if isinstance(v, Value) and v in made:
                 v.name = b.unique(name)
             scope.values[name] = v
 
     # ---- functions ---------------------------------------------------------------------------------------------------
-    def call(self, f: Any, node: Any, inputs: Sequence[Value | None], loc: str, scope: _Scope, b: GraphBuilder,
-             schema: sc.Schema | None = None) -> list[Value | None]:
+    def call(self, f: Any, node: Any, inputs: Sequence[Item], loc: str, scope: _Scope, b: GraphBuilder,
+             schema: sc.Schema | None = None) -> list[Item]:
         """Put a function's nodes in place of a node that calls it; `schema` gives defaults of attributes."""
         key = (f.domain, f.name, f.overload)
         if key in self.active:
@@ -257,7 +331,38 @@ def _resolved(node: Any, outer: dict[str, Any] | None) -> Any:
     return out
 
 
-def _definition(schema: sc.Schema, opset: int, node: Any, inputs: Sequence[Value | None],
+def _item(names: Any, made: Mapping[str, Value]) -> Item:
+    """An item of the tree of its tensors' names."""
+    return made[names] if isinstance(names, str) else None if names is None else Series(
+        tuple([_item(x, made) for x in names]))
+
+
+def _numbered(names: Any, made: Mapping[str, Value], order: Mapping[Value, int]) -> Tree:
+    return order[made[names]] if isinstance(names, str) else None if names is None else [
+        _numbered(x, made, order) for x in names]
+
+
+def _labels(name: str, item: Item) -> Iterable[str]:
+    """Names for the tensors of an output."""
+    if isinstance(item, Series):
+        for k, x in enumerate(item.items):
+            yield from _labels(f"{name}[{k}]", x)
+    elif item is not None:
+        yield name
+
+
+def _declared_sizes(proto: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes that the model itself gives for values, where they are numbers."""
+    out = {}
+    for info in (*proto.value_info, *proto.output):
+        t = info.type.tensor_type
+        if info.type.WhichOneof("value") == "tensor_type" and t.HasField("shape") and all(
+                d.WhichOneof("value") == "dim_value" and d.dim_value >= 0 for d in t.shape.dim):
+            out[info.name] = tuple([d.dim_value for d in t.shape.dim])
+    return out
+
+
+def _definition(schema: sc.Schema, opset: int, node: Any, inputs: Sequence[Item],
                 outer: checks.Opsets) -> Any:
     """The body that ONNX itself gives an operator, as a FunctionProto."""
     import onnx
@@ -287,10 +392,10 @@ def _newest(versions: Sequence[int], opset: int) -> int:
     return max(fitting) if fitting else min(versions)
 
 
-def _type_proto(v: Value | None) -> Any:
+def _type_proto(v: Item) -> Any:
     import onnx
     t = onnx.TypeProto()
-    if v is not None:
+    if isinstance(v, Value):
         t.tensor_type.elem_type = ELEMENT_NUMBERS[v.dtype.name]
         t.tensor_type.shape.SetInParent()
         for d in v.shape:

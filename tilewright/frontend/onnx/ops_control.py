@@ -2,21 +2,32 @@
 from __future__ import annotations
 
 from tilewright.core.dtype import boolean, i64
+from tilewright.frontend.onnx.structure import same_structure, tensors_of, with_tensors
 from tilewright.frontend.onnx.table import Context, Result, onnx_op
 from tilewright.graph.infer import constant_of, same
 from tilewright.graph.ir import Graph, TensorType, Value, tensor_type
 from tilewright.loop.ir import Var
 
+MAX_TURNS = 1000
+"""A loop over sequences is read turn by turn, at most so many."""
+
 
 @onnx_op("If")
 def if_(c: Context) -> Result:
-    """A branch that is known while compiling is read in place."""
+    """A branch that is known while compiling is read in place. Otherwise the branches must give values of one structure, or
+    the condition must be known."""
     cond = c.x()
     known = constant_of(cond)
     if known is not None:
         return c.inline("then_branch" if known.reshape(-1)[0] else "else_branch")
-    then, otherwise = c.region("then_branch", []), c.region("else_branch", [])
-    return c.add_all("if_", cond, regions=[then, otherwise])
+    regions, (then, otherwise) = c.branches("then_branch", "else_branch")
+    if len(then) != len(otherwise) or not all(same_structure(x, y) for x, y in zip(then, otherwise, strict=True)):
+        c.array(0)
+    made = c.add_all("if_", cond, regions=regions)
+    pairs = zip(made, (v for x in then for v in tensors_of(x)), (v for x in otherwise for v in tensors_of(x)), strict=True)
+    c.strings |= {v for v, x, y in pairs if c.is_text(x) or c.is_text(y)}
+    tensors = iter(made)
+    return [with_tensors(x, tensors) for x in then]
 
 
 def _body(c: Context, fixed: list[TensorType], state: list[TensorType], rest: list[TensorType], first: int) -> Graph:
@@ -34,8 +45,32 @@ def _body(c: Context, fixed: list[TensorType], state: list[TensorType], rest: li
     return body
 
 
+def _turns(c: Context) -> Result:
+    """A loop that carries sequences, or optional values, is read turn by turn: how often must be known."""
+    limit = MAX_TURNS if c.opt(0) is None else int(c.scalar(0))
+    going = c.opt(1) is None or bool(c.scalar(1))
+    state, rows = list(c.inputs[2:]), list[list[Value]]()
+    turn = 0
+    while going and turn < limit:
+        if turn == MAX_TURNS:
+            raise c.error("onnx-unsupported-variant", f"{c.op}: more than {MAX_TURNS} turns over sequences")
+        first, *rest = c.inline("body", [c.const(turn, i64), c.const(True, boolean), *state])
+        known = constant_of(first) if isinstance(first, Value) else None
+        if known is None:
+            raise c.error("onnx-unsupported-variant", f"{c.op}: a condition that depends on data, over sequences,")
+        going, turn, state = bool(known.reshape(-1)[0]), turn + 1, rest[:len(state)]
+        rows.append([x for x in rest[len(state):] if isinstance(x, Value)])
+    stacked = [c.add("concat", *[c.b.unsqueeze(v, [0]) for v in column], axis=0) for column in zip(*rows, strict=True)]
+    if len(state) + len(stacked) != len(c.outputs):
+        raise c.error("onnx-unsupported-variant", f"{c.op}: results of no turn, over sequences,")
+    return [*state, *stacked]
+
+
 @onnx_op("Loop")
 def loop(c: Context) -> Result:
+    if any(not isinstance(x, Value) for x in c.inputs[2:]):
+        return _turns(c)
+    c.expect(not any(c.is_text(x) for x in c.inputs), "strings")
     bound, cond = c.opt(0), c.opt(1)
     carried = [c.x(k) for k in range(2, len(c.inputs))]
     fixed = [tensor_type(i64, ()), tensor_type(boolean, ())]

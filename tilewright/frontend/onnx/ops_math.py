@@ -5,6 +5,7 @@ from functools import reduce
 from typing import Any
 
 from tilewright.core.dtype import DType, boolean, f8e8m0fnu, f32, i32, u8
+from tilewright.frontend.onnx.structure import STRING
 from tilewright.frontend.onnx.table import Context, Function, Result, entry, onnx_op
 from tilewright.frontend.onnx.tensors import element_type
 from tilewright.graph.infer import constant_of
@@ -101,24 +102,25 @@ def where(c: Context) -> Result:
     return c.add("where", c.x(0), c.x(1), c.x(2))
 
 
-@onnx_op("Identity")
-def identity(c: Context) -> Result:
-    return c.x()
-
-
 @onnx_op("Cast", since=6)
 def cast(c: Context) -> Result:
+    if c.a("to") == STRING:
+        return c.x() if c.is_text(c.x()) else c.text(c.add("number_to_string", c.x()))
     return cast_to(c, c.x(), element_type(c.a("to"), c.loc))
 
 
 @onnx_op("CastLike")
 def cast_like(c: Context) -> Result:
+    if c.is_text(c.x(1)):
+        return c.x() if c.is_text(c.x()) else c.text(c.add("number_to_string", c.x()))
     return cast_to(c, c.x(0), c.x(1).dtype)
 
 
 def cast_to(c: Context, x: Value, to: DType) -> Value:
     """float8 saturates: what lies beyond its largest number, infinities too, becomes that number. Powers of two (f8e8m0)
     are rounded as the node says. float4 has no NaN: zero stands for it."""
+    if c.is_text(x):
+        return c.add("string_to_number", x, to=to)
     if x.dtype is to or not to.is_float or not x.dtype.is_float or to.bits > 8:
         return c.cast(x, to)
     if to is f8e8m0fnu:

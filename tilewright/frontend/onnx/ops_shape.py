@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tilewright.core import strings
 from tilewright.core.dtype import i64
+from tilewright.frontend.onnx.structure import STRING
 from tilewright.frontend.onnx.table import Context, Result, onnx_op
 from tilewright.frontend.onnx.tensors import element_type
 from tilewright.graph.infer import broadcast, ceil_div, dim, product
@@ -299,7 +301,10 @@ def constant(c: Context) -> Result:
         raise c.error("onnx-invalid-graph", f"Constant: {len(given)} values")
     value = c.a(given[0])
     if given[0] == "value":
-        return c.b.constant(c.tensor(value), c.outputs[0])
+        v = c.b.constant(c.tensor(value), c.outputs[0])
+        return c.text(v) if value.data_type == STRING else v
+    if given[0] in ("value_string", "value_strings"):
+        return c.text(c.b.constant(strings.encode(np.array(value, object)), c.outputs[0]))
     kinds = {"value_float": np.float32, "value_floats": np.float32, "value_int": np.int64, "value_ints": np.int64}
     if given[0] not in kinds:
         raise c.error("onnx-unsupported-type", f"Constant: {given[0]} is not supported")

@@ -11,11 +11,12 @@ MISSING = object()
 INFINITE = 2**31 - 1
 
 FLOAT, INT, STRING, TENSOR, GRAPH, FLOATS, INTS, STRINGS, TENSORS, GRAPHS = range(1, 11)
+TYPE = 13
 """AttributeProto.AttributeType."""
 _FIELDS = {FLOAT: "f", INT: "i", STRING: "s", TENSOR: "t", GRAPH: "g", FLOATS: "floats", INTS: "ints",
-           STRINGS: "strings", TENSORS: "tensors", GRAPHS: "graphs"}
+           STRINGS: "strings", TENSORS: "tensors", GRAPHS: "graphs", TYPE: "tp"}
 _NAMES = {FLOAT: "a float", INT: "an int", STRING: "a string", TENSOR: "a tensor", GRAPH: "a graph", FLOATS: "floats",
-          INTS: "ints", STRINGS: "strings", TENSORS: "tensors", GRAPHS: "graphs"}
+          INTS: "ints", STRINGS: "strings", TENSORS: "tensors", GRAPHS: "graphs", TYPE: "a type"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,24 @@ def schema_of(domain: str, name: str, opset: int) -> Schema | None:
                   (s.min_output, s.max_output), s)
 
 
+@dataclass(frozen=True)
+class Formal:
+    """A parameter of an operator: its type, or the variable that stands for one, and the types that are allowed."""
+    type_str: str
+    types: frozenset[str]
+
+
+def formals(schema: Schema, which: str, count: int) -> list[Formal]:
+    """The parameters behind the first `count` "inputs" or "outputs"; the last of the operator's may be repeated."""
+    known = _formals(schema.raw, which)
+    return [known[min(k, len(known) - 1)] for k in range(count)] if known else [Formal("", frozenset())] * count
+
+
+@functools.lru_cache(maxsize=4096)
+def _formals(raw: Any, which: str) -> tuple[Formal, ...]:
+    return tuple([Formal(p.type_str, frozenset(p.types)) for p in getattr(raw, which)])
+
+
 def attribute_value(a: Any) -> Any:
     """The value of an AttributeProto: numbers, str, tuples of them; protos for tensors and graphs."""
     kind = attribute_kind(a)
@@ -78,7 +97,8 @@ def attribute_kind(a: Any) -> int:
     if a.type in _FIELDS:
         return int(a.type)
     for kind, name in _FIELDS.items():
-        if kind <= GRAPH and a.HasField(name) or kind > GRAPH and len(getattr(a, name)):
+        single = kind <= GRAPH or kind == TYPE
+        if single and a.HasField(name) or not single and len(getattr(a, name)):
             return kind
     raise UserError("onnx-invalid-graph", f"the attribute {a.name!r} has the unknown type {a.type}")
 

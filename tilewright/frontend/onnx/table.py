@@ -14,14 +14,18 @@ import numpy as np
 
 from tilewright.core.dtype import DType
 from tilewright.core.errors import InternalError, UserError
+from tilewright.frontend.onnx.structure import Item, Series, tensors_of
 from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.infer import constant_of, elements_of
 from tilewright.graph.ir import Graph, Value
 from tilewright.loop.ir import Expr, as_int
 
 Array = np.ndarray[Any, Any]
-Result = Value | Sequence[Value | None]
+Result = Item | Sequence[Item]
 Function = Callable[["Context"], Result]
+
+NO_STRINGS = frozenset({"Unique", "SequenceMap"})
+"""Operators that ONNX allows on strings and that are not read there: numbers stand for strings, in no order."""
 
 _TABLE: dict[tuple[str, str], list[tuple[int, Function]]] = {}
 
@@ -71,18 +75,44 @@ class Context:
     loc: str
     opset: int
     since: int
-    inputs: list[Value | None]
+    inputs: list[Item]
     attributes: dict[str, Any]
     outputs: list[str]
     b: GraphBuilder
     region: Callable[[str, list[Value]], Graph]
-    inline: Callable[[str], list[Value]]
+    inline: Callable[..., list[Item]]
     tensor: Callable[[Any], Array]
     given: frozenset[str] = field(default_factory=frozenset)
+    branches: Callable[..., tuple[list[Graph], list[list[Item]]]] = lambda *names: ([], [])
+    strings: set[Value] = field(default_factory=set)
+    declared: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     # ---- operands ----------------------------------------------------------------------------------------------------
-    def opt(self, k: int) -> Value | None:
+    def item(self, k: int) -> Item:
+        """Input `k`: a tensor, a sequence, or None."""
         return self.inputs[k] if k < len(self.inputs) else None
+
+    def series(self, k: int = 0) -> Series:
+        """Input `k`, which must be a sequence."""
+        v = self.item(k)
+        if not isinstance(v, Series):
+            raise self.error("onnx-invalid-graph", f"the input {k} of {self.op} is no sequence")
+        return v
+
+    def opt(self, k: int) -> Value | None:
+        v = self.item(k)
+        if isinstance(v, Series):
+            raise self.error("onnx-invalid-graph", f"the input {k} of {self.op} is a sequence, a tensor is needed")
+        return v
+
+    def is_text(self, item: Item) -> bool:
+        """Whether an item is, or holds, strings (as their numbers)."""
+        return any(v in self.strings for v in tensors_of(item))
+
+    def text(self, v: Value) -> Value:
+        """Mark a tensor as one of strings."""
+        self.strings.add(v)
+        return v
 
     def x(self, k: int = 0) -> Value:
         """Input `k`, which must be given."""

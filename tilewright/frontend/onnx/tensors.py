@@ -11,16 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.core import strings
 from tilewright.core.dtype import DType, boolean, dtype
 from tilewright.core.errors import UserError
 from tilewright.frontend.onnx.read import open_regular
+from tilewright.frontend.onnx.structure import STRING
 
 Array = np.ndarray[Any, Any]
 
 ELEMENT_TYPES = {1: "f32", 2: "u8", 3: "i8", 4: "u16", 5: "i16", 6: "i32", 7: "i64", 9: "bool", 10: "f16", 11: "f64",
                  12: "u32", 13: "u64", 16: "bf16", 17: "f8e4m3fn", 18: "f8e4m3fnuz", 19: "f8e5m2", 20: "f8e5m2fnuz",
                  21: "u4", 22: "i4", 23: "f4e2m1fn", 24: "f8e8m0fnu", 25: "u2", 26: "i2"}
-"""TensorProto.DataType → name of our element type. Strings and complex numbers have none."""
+"""TensorProto.DataType → name of our element type. Strings are numbers (core/strings.py), complex numbers have none."""
 ELEMENT_NUMBERS = {name: number for number, name in ELEMENT_TYPES.items()}
 
 _FIELDS = {"f32": "float_data", "f64": "double_data", "i64": "int64_data", "u32": "uint64_data", "u64": "uint64_data"}
@@ -39,11 +41,13 @@ def element_type(number: int, where: str) -> DType:
 
 
 def to_array(t: Any, folder: Path | None, where: str = "") -> Array:
-    """The read-only values of a TensorProto; `folder` is where external data may lie.
+    """The read-only values of a TensorProto (of strings: their numbers); `folder` is where external data may lie.
 
     Raises UserError `onnx-initializer-size`, `onnx-external-data`, `onnx-unsupported-type`.
     """
     where = where or f"initializer {t.name!r}"
+    if t.data_type == STRING:
+        return _texts(t, where)
     element = element_type(t.data_type, where)
     shape = tuple(t.dims)
     count = _element_count(shape, where)
@@ -62,6 +66,14 @@ def to_array(t: Any, folder: Path | None, where: str = "") -> Array:
     out = flat.reshape(shape)
     out.flags.writeable = False
     return out
+
+
+def _texts(t: Any, where: str) -> Array:
+    """Strings, as their numbers."""
+    shape, texts = tuple(t.dims), t.string_data
+    if _element_count(shape, where) != len(texts):
+        raise UserError("onnx-initializer-size", f"strings{list(shape)} are not {len(texts)} in number", where=where)
+    return strings.encode(np.array([x.decode("utf-8", "replace") for x in texts], object).reshape(shape))
 
 
 def _element_count(shape: tuple[int, ...], where: str) -> int:

@@ -8,6 +8,7 @@ from tilewright.graph.ops import (
     control,
     conv,
     create,
+    image,
     indexing,
     layout,
     matmul,
@@ -16,6 +17,7 @@ from tilewright.graph.ops import (
     reduce,
     resize,
     sample,
+    text,
     unary,
     view,
     winograd,
@@ -23,7 +25,7 @@ from tilewright.graph.ops import (
 from tilewright.graph.registry import register
 
 FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, columns, sample,
-            layout, control, winograd)
+            layout, control, winograd, text, image)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:

@@ -20,7 +20,7 @@ from math import prod
 
 from tilewright.graph.ir import Graph, Operation, Value, used_values
 from tilewright.graph.passes.attention import continued_kernels
-from tilewright.graph.registry import record_of
+from tilewright.graph.registry import record_of, runs_on_host
 from tilewright.loop.ir import as_int
 
 ALIASES = frozenset({"reshape", "identity"})
@@ -34,6 +34,11 @@ anchor has few neighbours. A depthwise convolution to 128 x 56 x 56 took 130 µs
 pointwise one to 255 x 26 x 26 430 µs and 370 + 28 µs; at 50000 elements both ways are level."""
 
 
+def fusion_of(op: Operation) -> str:
+    """How an operation may be fused; one that runs on the host, not at all."""
+    return "opaque" if runs_on_host(op) else record_of(op).fusion
+
+
 @dataclass(eq=False)
 class Group:
     """Operations that become one kernel; `inputs` and `outputs` are the values that cross its border, in order of use."""
@@ -43,19 +48,20 @@ class Group:
 
     @property
     def kind(self) -> str:
-        """"alias" (no kernel), "sizes" (elements become symbols' values), "control" (regions), or "kernel"."""
+        """"alias" (no kernel), "sizes" (elements become symbols' values), "control" (regions), "host" (a call back into
+        Python), or "kernel"."""
         first = self.operations[0].op
         if first in CONTROL:
             return "control"
         if first in ("sizes", *ALIASES) and len(self.operations) == 1:
             return "sizes" if first == "sizes" else "alias"
-        return "kernel"
+        return "host" if runs_on_host(self.operations[0]) else "kernel"
 
     @property
     def anchor(self) -> Operation:
         """The heaviest operation: an anchor, else a reduction, else the first."""
         order = {"anchor": 0, "reduction": 1}
-        return min(self.operations, key=lambda o: order.get(record_of(o).fusion, 2))
+        return min(self.operations, key=lambda o: order.get(fusion_of(o), 2))
 
 
 def fuse(graph: Graph) -> list[Group]:
@@ -65,7 +71,7 @@ def fuse(graph: Graph) -> list[Group]:
 
 def can_fold_view(reader: Operation) -> bool:
     """Whether an operation can read an operand through a view."""
-    return reader.op not in ALIASES and reader.op not in CONTROL and record_of(reader).fusion != "opaque"
+    return reader.op not in ALIASES and reader.op not in CONTROL and fusion_of(reader) != "opaque"
 
 
 def elements(op: Operation) -> int:
@@ -111,7 +117,7 @@ class _Fusion:
         """Values of views that every reader can fold into its loads, so that they are never stored."""
         out: set[Value] = set()
         for op in self.graph.operations:
-            if record_of(op).fusion != "view" or op.op in ALIASES or op.output in self.outputs:
+            if fusion_of(op) != "view" or op.op in ALIASES or op.output in self.outputs:
                 continue
             if self.is_stored_transposed(op):
                 continue
@@ -127,7 +133,7 @@ class _Fusion:
             return False
         if src in self.outputs or len(self.users.get(src, [])) != 1 or src not in self.producers:
             return False
-        return record_of(self.producers[src]).fusion in ("anchor", "elementwise", "broadcast")
+        return fusion_of(self.producers[src]) in ("anchor", "elementwise", "broadcast")
 
     # ---- epilogues ---------------------------------------------------------------------------------------------------
     def home(self, op: Operation) -> Group | None:
@@ -135,7 +141,7 @@ class _Fusion:
         if there are several."""
         if id(op) in self.continued:
             return self.group_of[self.continued[id(op)]]
-        fusion = record_of(op).fusion
+        fusion = fusion_of(op)
         if (fusion not in ("elementwise", "broadcast") and op.op not in STRUCTURE) or len(op.outputs) != 1:
             return None
         found = [self.group_of[v] for v in op.inputs if v is not None and self.can_join(op, v)]
@@ -147,14 +153,14 @@ class _Fusion:
         if g is None or v in self.outputs or g.kind != "kernel":
             return False
         last = g.operations[-1]
-        if v is not last.outputs[0] or len(last.outputs) != 1 or last.op in STRUCTURE or record_of(last).fusion == "opaque":
+        if v is not last.outputs[0] or len(last.outputs) != 1 or last.op in STRUCTURE or fusion_of(last) == "opaque":
             return False
         if any(u is not op for u in self.users[v]):
             return False
         if op.op in STRUCTURE:
             if any(id(o) in self.continued for o in g.operations):
                 return op.op == "transpose"
-            anchor = record_of(g.anchor).fusion
+            anchor = fusion_of(g.anchor)
             if op.op == "from_blocked" and anchor == "anchor" and elements(op) >= OWN_UNBLOCKING:
                 return False
             return anchor in ("anchor", "elementwise", "broadcast") or (op.op == "pad" and g.anchor.op == "concat")
@@ -162,7 +168,7 @@ class _Fusion:
 
     def merge_into_reader(self, g: Group) -> None:
         """Give an elementwise group to the only group that reads it, if that repeats no work."""
-        if not all(record_of(op).fusion in ("elementwise", "broadcast") for op in g.operations):
+        if not all(fusion_of(op) in ("elementwise", "broadcast") for op in g.operations):
             return
         readers = {u for op in g.operations for v in op.outputs for u in self.users.get(v, ())} - set(g.operations)
         homes = {self.group_of.get(u.outputs[0]) if u.outputs else None for u in readers}
@@ -185,7 +191,7 @@ class _Fusion:
         concatenation along the innermost axis would mix them within a vector."""
         if op.op == "concat":
             return bool(op.attrs["axis"] != op.output.rank - 1)
-        return record_of(op).fusion in ("elementwise", "broadcast")
+        return fusion_of(op) in ("elementwise", "broadcast")
 
     # ---- borders -----------------------------------------------------------------------------------------------------
     def close(self, g: Group) -> None:
