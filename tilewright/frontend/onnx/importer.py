@@ -21,6 +21,7 @@ from tilewright.frontend.onnx import (
     ops_nn,
     ops_old,
     ops_quant,
+    ops_recurrent,
     ops_reduce,
     ops_resize,
     ops_sample,
@@ -42,7 +43,7 @@ from tilewright.graph.ir import Graph, Value
 from tilewright.loop.ir import as_int
 
 TABLES = (ops_math, ops_shape, ops_reduce, ops_nn, ops_resize, ops_sample, ops_quant, ops_signal, ops_train, ops_einsum,
-          ops_control, ops_old, ops_sequence, ops_string)
+          ops_control, ops_recurrent, ops_old, ops_sequence, ops_string)
 """Importing these enters the operators."""
 
 

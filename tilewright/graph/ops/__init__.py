@@ -14,6 +14,7 @@ from tilewright.graph.ops import (
     matmul,
     norm,
     pool,
+    recurrent,
     reduce,
     resize,
     sample,
@@ -25,7 +26,7 @@ from tilewright.graph.ops import (
 from tilewright.graph.registry import register
 
 FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, columns, sample,
-            layout, control, winograd, text, image)
+            layout, control, recurrent, winograd, text, image)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:

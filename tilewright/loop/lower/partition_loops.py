@@ -24,6 +24,7 @@ from tilewright.core.node import Node, transform, walk
 from tilewright.loop.ir import (
     FALSE,
     TRUE,
+    Allocate,
     And,
     Compare,
     Const,
@@ -54,6 +55,9 @@ from tilewright.loop.substitute import fresh_copy, substitute
 
 GROWTH_LIMIT = 1024
 """Innermost statements, counted after unrolling, that partitioning may add to a program."""
+
+RARE = 4
+"""How many times larger than its statements with changing conditions a loop's body is, if it is not to be split for them."""
 
 _SPLITTABLE = ("serial", "unrolled", "vectorized")
 
@@ -111,6 +115,8 @@ class _Partitioner:
             body = self.stmt(self.name_atoms(s.var, body))
             return Seq(()) if _empty(body) else s.replace(body=body)
         pieces = self.pieces(s.var, s.body)
+        if s.kind == "serial" and len(pieces) > 1 and self.is_rare(s.var, s.body):
+            return s.replace(body=self.each_versioned(s.var, s.body))
         if s.kind == "serial":
             s = s.replace(body=self.name_atoms(s.var, s.body))
         if s.kind != "unrolled":
@@ -153,6 +159,20 @@ class _Partitioner:
         self.ranges[v] = span
         tests = [const(hot[0], v) <= v] * (hot[0] > span[0]) + [v < const(hot[1] + 1, v)] * (hot[1] < span[1])
         return If(And(*tests) if len(tests) == 2 else tests[0], hot_body, out)
+
+    def is_rare(self, v: Var, body: Stmt) -> bool:
+        """Whether `body` is a sequence of which only a small part has conditions that change with `v`: the whole is then not
+        written several times."""
+        parts = _sequence(body)
+        return len(parts) > 1 and RARE * sum(_size(p) for p in parts if len(self.pieces(v, p)) > 1) <= _size(body)
+
+    def each_versioned(self, v: Var, body: Stmt) -> Stmt:
+        """The statements of a sequence, those whose conditions change with `v` behind tests of it."""
+        if isinstance(body, Allocate):
+            return body.replace(body=self.each_versioned(v, body.body))
+        if isinstance(body, Seq):
+            return seq([self.each_versioned(v, t) for t in body.stmts])
+        return self.stmt(self.version(v, body, v) if len(self.pieces(v, body)) > 1 else body)
 
     def under(self, v: Var, piece: Range, body: Stmt, loop: Var) -> Stmt:
         """`body` for the values of one piece; other functions of the loop's variable are tested inside."""
@@ -261,6 +281,13 @@ class _Partitioner:
         while len(pieces) > 1 and size * (len(pieces) - 1) > self.budget:
             pieces = _merge_smallest(pieces)
         return pieces
+
+
+def _sequence(body: Stmt) -> tuple[Stmt, ...]:
+    """The statements of a body, through allocations."""
+    while isinstance(body, Allocate):
+        body = body.body
+    return tuple([p for t in body.stmts for p in _sequence(t)]) if isinstance(body, Seq) else (body,)
 
 
 def _length(piece: Range) -> int:

@@ -17,6 +17,7 @@ from tilewright.tensor.rules.contraction import schedule_contraction
 from tilewright.tensor.rules.depthwise import schedule_depthwise
 from tilewright.tensor.rules.elementwise import near_producers, schedule_elementwise
 from tilewright.tensor.rules.epilogue import is_view, merge_chain
+from tilewright.tensor.rules.recurrence import schedule_recurrence, time_loops
 from tilewright.tensor.rules.rows import schedule_rows
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
@@ -42,6 +43,13 @@ def by_rules(program: Program, target: Target) -> Schedule:
     """The schedule of the rule that fits a program. Raises ScheduleError where the rule does not fit after all."""
     if any(dict(b.attrs).get("ordered") for b in state.blocks(program)):
         return Schedule(program)
+    recurrent = Schedule(program)
+    times = time_loops(recurrent)
+    if times:
+        done: set[str] = set()
+        for t in times:
+            done |= schedule_recurrence(recurrent, t.var, target)
+        return recurrent
     views = operand_views(program)
     if views is not None:
         sch = Schedule(program)

@@ -113,12 +113,15 @@ def missing_input(program: Program, block: Block, only: Block | None = None) -> 
     """Why `block` may not find its inputs finished at its place, or None if it surely does.
 
     Every writer of an input must come before it; under the loops that both share, the writer must have finished (none of
-    its reductions runs over them) exactly a box that contains what the block reads there. `only`: look at this writer only.
+    its reductions runs over them) exactly a box that contains what the block reads there, or have made it in earlier steps
+    of a loop (a recurrence). `only`: look at this writer only.
     """
     order = {id(b): k for k, b in enumerate(blocks(program))}
     reads = accesses(block)[0]
     for buffer in inputs(block):
         for q in writers(program, buffer) if only is None else [only] if buffer in outputs(only) else []:
+            if _made_in_earlier_steps(program, q, block, buffer, reads):
+                continue
             if order[id(q)] > order[id(block)]:
                 return f"block {q.name} writes {buffer.name} only after block {block.name} reads it"
             shared = shared_loops(program, q, block)
@@ -145,6 +148,39 @@ def _covers(program: Program, q: Block, block: Block, buffer: Buffer, reads: Seq
     written = block_boxes([a for a in accesses(q)[1] if a.buffer is buffer], q, qi, algebra)[buffer]
     read = block_boxes([a for a in reads if a.buffer is buffer], block, bi, Algebra([*shared, *bi]))[buffer]
     return written.exact and contains(written, read, Algebra(shared).assuming(holds))
+
+
+def _made_in_earlier_steps(program: Program, q: Block, block: Block, buffer: Buffer, reads: Sequence[Access]) -> bool:
+    """Whether `q`, the only writer of a buffer, makes one row of it in each step of a serial loop around both blocks, all that
+    is read of a row, and `block` reads rows of earlier steps only: then their order within a step does not matter. (What is
+    before the first row is never made; a block that names it does so behind a guard.)"""
+    if [w.name for w in writers(program, buffer)] != [q.name]:
+        return False
+    shared = shared_loops(program, q, block)
+    for k, loop in enumerate(shared):
+        around = shared[:k + 1]
+        if loop.kind != "serial" or reduces_over(q, around) is not None:
+            continue
+        qi, bi = loops_between(loop.body, q), loops_between(loop.body, block)
+        made = block_boxes([a for a in accesses(q)[1] if a.buffer is buffer], q, qi, Algebra([*around, *qi]))[buffer]
+        read = block_boxes([a for a in reads if a.buffer is buffer], block, bi, Algebra([*around, *bi]))[buffer]
+        algebra = Algebra(around)
+        for d in range(buffer.rank):
+            row = made.start[d]
+            if not vars_of(algebra.simplify(row - loop.var)) and (
+                    as_int(algebra.simplify(made.extent[d])) == 1 and made.exact
+                    and algebra.at_most(read.start[d] + read.extent[d], row)):
+                rest = [e for e in range(buffer.rank) if e != d]
+                if contains(_part(made, rest), _part(read, rest), algebra, clip=False):
+                    return True
+    return False
+
+
+def _part(box: Box, dims: Sequence[int]) -> Box:
+    """A box in some of its dimensions."""
+    shape = tuple([box.buffer.shape[d] for d in dims])
+    return Box(box.buffer.replace(shape=shape, strides=None), tuple([box.start[d] for d in dims]),
+               tuple([box.extent[d] for d in dims]), box.exact)
 
 
 def starved_consumer(program: Program, block: Block) -> str | None:
