@@ -42,15 +42,6 @@ EXPECTED_FAILURES: dict[str, tuple[str, ...]] = {
         "test_unique_bfloat16_sorted_without_axis", "test_unique_length_1", "test_unique_not_sorted_without_axis",
         "test_unique_sorted_with_axis", "test_unique_sorted_with_axis_3d", "test_unique_sorted_with_negative_axis",
         "test_unique_sorted_without_axis"),
-    "operator GRU is missing": (
-        "test_gru_batchwise", "test_gru_bidirectional", "test_gru_defaults", "test_gru_reverse", "test_gru_seq_length",
-        "test_gru_with_initial_bias"),
-    "operator LSTM is missing": (
-        "test_lstm_batchwise", "test_lstm_bidirectional", "test_lstm_defaults", "test_lstm_reverse",
-        "test_lstm_with_initial_bias", "test_lstm_with_peepholes"),
-    "operator RNN is missing": (
-        "test_rnn_seq_length", "test_simple_rnn_batchwise", "test_simple_rnn_bidirectional", "test_simple_rnn_defaults",
-        "test_simple_rnn_reverse", "test_simple_rnn_with_initial_bias"),
     "random numbers: the case has those of one run of NumPy": (
         "test_bernoulli", "test_bernoulli_double", "test_bernoulli_double_expanded", "test_bernoulli_expanded",
         "test_bernoulli_seed", "test_bernoulli_seed_expanded"),

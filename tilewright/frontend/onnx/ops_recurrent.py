@@ -3,6 +3,7 @@ recurrence is one operator, or one per direction where the directions differ in 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from tilewright.core.dtype import i64
 from tilewright.frontend.onnx.table import Context, Result, onnx_op
@@ -146,7 +147,7 @@ class _Recurrence:
         at = c.reshape(at, (self.steps, *[1] * (axis - 1), self.batch, *[1] * (v.rank - axis - 1)))
         return c.add("gather_elements", v, c.add("expand", at, shape=v.shape), axis=0)
 
-    def attrs(self, functions: Functions) -> dict[str, object]:
+    def attrs(self, functions: Functions) -> dict[str, Any]:
         names, alpha, beta = zip(*functions, strict=True)
         return {"activations": " ".join(names), "alpha": alpha, "beta": beta, "clip": self.c.a("clip")}
 

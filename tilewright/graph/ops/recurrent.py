@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.graph.infer import expect, expect_dtype, expect_same_dim, expect_same_dtype, operand, optional
-from tilewright.graph.ir import Operation, TensorType, Value
+from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import UNARY, accumulator, call
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.loop.ir import Expr, Select, as_int, const, maximum, minimum
@@ -49,9 +49,9 @@ def _infer(states: int, gates: int, activations: int) -> Callable[[Operation], S
         expect(x.rank == 5 and r.rank == 4, "rank-mismatch", f"{op.op}: x {x.type} and r {r.type} need ranks 5 and 4")
         steps, batch, directions, _, units = x.shape
         expect_same_dim(op, x.shape[3], const(gates), f"gates of %{x.name} {x.type}")
-        for k, want in enumerate((directions, None, units, units)):
-            if want is not None:
-                expect_same_dim(op, r.shape[k], want, f"axis {k} of %{r.name} {r.type} beside %{x.name} {x.type}")
+        apart = op.op == "gru" and optional(op, 3) is not None
+        for k, want in enumerate((directions, const(gates - apart), units, units)):
+            expect_same_dim(op, r.shape[k], want, f"axis {k} of %{r.name} {r.type} beside %{x.name} {x.type}")
         expect(as_int(directions) in (1, 2), "shape-mismatch", f"{op.op}: {directions} directions")
         expect(as_int(steps) != 0, "shape-mismatch", f"{op.op}: a sequence of no steps")
         for state in op.inputs[2:2 + states]:

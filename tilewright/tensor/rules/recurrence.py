@@ -81,9 +81,11 @@ def _product(sch: Schedule, info: BlockInfo, time: Var, target: Target) -> set[s
     inside = [loop_of[g.var] for g in gates]
     place = [*outer, *[loop_of[r.var] for r in rows[:-1]], jo]
     if rows:
-        bo, bi = sch.split(loop_of[rows[-1].var], [None, tile.columns]) if tile.columns > 1 else (loop_of[rows[-1].var], None)
-        place.append(bo)
-        inside = [*([bi] if bi is not None else []), *inside]
+        last = loop_of[rows[-1].var]
+        if tile.columns > 1:
+            last, within = sch.split(last, [None, tile.columns])
+            inside.insert(0, within)
+        place.append(last)
     ko, ki = _split_reduction(sch, reduce)
     sch.reorder(*place, *ko, *ki, *inside, jp, jl)
     sch.set_scope(ref, 0, "local")
@@ -102,7 +104,7 @@ def _product(sch: Schedule, info: BlockInfo, time: Var, target: Target) -> set[s
         _vectors(sch, sch.block(name), loops[loops.index(home) + 1:], target)
     streamed = info.extent(info.batch) * info.extent(info.n) * info.extent(info.k) * 4 > target.cores * target.l2
     if packed and ko and streamed:
-        sch.prefetch(ref, packed, (ko + ki)[-1], jo)
+        sch.prefetch(ref, packed, (ko + ki)[-1], ko[-1], 2)
     work = info.extent(info.batch) * info.extent(info.n) * info.extent(info.k) * (batch or 1)
     shared = place[:place.index(jo) + 1]
     if work >= PARALLEL_PRODUCTS and target.cores > 1:

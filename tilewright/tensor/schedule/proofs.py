@@ -151,9 +151,9 @@ def _covers(program: Program, q: Block, block: Block, buffer: Buffer, reads: Seq
 
 
 def _made_in_earlier_steps(program: Program, q: Block, block: Block, buffer: Buffer, reads: Sequence[Access]) -> bool:
-    """Whether `q`, the only writer of a buffer, makes one row of it in each step of a serial loop around both blocks, all that
-    is read of a row, and `block` reads rows of earlier steps only: then their order within a step does not matter. (What is
-    before the first row is never made; a block that names it does so behind a guard.)"""
+    """Whether `q`, the only writer of a buffer, makes one row of it in each step of a serial loop around both blocks, all
+    that is read of a row, and `block` reads rows of earlier steps only: then their order within a step does not matter.
+    (What is before the first row is never made; a block that names it does so behind a guard.)"""
     if [w.name for w in writers(program, buffer)] != [q.name]:
         return False
     shared = shared_loops(program, q, block)
