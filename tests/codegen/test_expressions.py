@@ -160,7 +160,17 @@ def test_every_intrinsic_is_tested() -> None:
     others = {"pow", "fmod", "fma", "isnan", "isinf", "reinterpret", "reduce_add", "reduce_max", "reduce_min", "prefetch"}
     others |= {"copy_bytes", "tw_profile_begin", "tw_profile_end", "tw_tap"}  # of host programs: see tests/test_driver.py
     others |= {"tw_worker", "tw_threads"}  # of workspaces: see tests/tensor/rules/test_symbolic_kernels.py
+    others |= {"scale", "gelu"}  # of some targets, below; always a polynomial (test_legalize_math.py)
     assert set(INTRINSICS) == {*EXACT, *CLOSE, *INTEGER, *others}
+
+
+@pytest.mark.skipif(not get_target("native").has("scale"), reason="no instruction that scales")
+@pytest.mark.parametrize("lanes", (4, 8, 16))
+def test_scale(lanes: int) -> None:
+    x = np.array([1.0, -1.5, 1.9999999, 0.0, -0.0, np.nan, np.inf, 1.2345678] * 64, np.float32)
+    n = np.repeat(np.arange(-160, 160, 5), 8).astype(np.float32)
+    p = elementwise(f32, (f32, f32), lambda a, b: ir.Call("scale", (a, b), a.dtype), lanes, len(x))
+    same(p, [x, n, np.zeros_like(x)])
 
 
 @pytest.mark.parametrize("level", ("native", "x86-64-v2", "x86-64"))

@@ -214,6 +214,12 @@ def _erf(x: Any) -> Any:
     return np.asarray(_erf_array(x), np.float64)
 
 
+def _scale(x: Any, n: Any) -> Any:
+    """Through exact products: halves of an exponent are in the range of float64."""
+    half = np.floor(n * 0.5)
+    return x * np.exp2(half) * np.exp2(n - half)
+
+
 def _declare() -> None:
     def unary(name: str, f: Callable[[Any], Any], doc: str) -> None:
         register(Intrinsic(name, 1, _same_float, _elementwise(f), doc))
@@ -223,6 +229,7 @@ def _declare() -> None:
     unary("sqrt", np.sqrt, "Square root; NaN below zero.")
     unary("rsqrt", lambda x: 1.0 / np.sqrt(x), "1 / sqrt(x).")
     unary("erf", _erf, "The error function.")
+    unary("gelu", lambda x: 0.5 * x * (1.0 + _erf(x * math.sqrt(0.5))), "x times the standard normal distribution at x.")
     unary("tanh", np.tanh, "Hyperbolic tangent.")
     unary("sin", np.sin, "Sine of radians.")
     unary("cos", np.cos, "Cosine of radians.")
@@ -246,6 +253,8 @@ def _declare() -> None:
     register(Intrinsic("fmod", 2, _number, _either(np.fmod, _remainder), "Remainder with the dividend's sign, as C's fmod."))
     register(Intrinsic("fma", 3, _same_float, lambda to, frm, a, b, c: fused_multiply_add(to, a, b, c),
                        "a*b + c, rounded once."))
+    register(Intrinsic("scale", 2, _same_float, _elementwise(_scale),
+                       "x times 2 to the power n, an integer of the same type."))
     register(Intrinsic("isnan", 1, _test, _truth(np.isnan), "Whether x is NaN."))
     register(Intrinsic("isinf", 1, _test, _truth(np.isinf), "Whether x is infinite."))
     register(Intrinsic("bit_and", 2, _same_int, _integer(lambda a, b: a & b), "Bitwise and."))

@@ -26,7 +26,8 @@ USED = frozenset(V4) | frozenset({
 _INTRINSICS = {"fma": ("fma",), "f16c": ("f16c",), "gather": ("avx2",), "masked": ("avx512vl", "avx512bw"),
                "round": ("sse4.1",), "vnni": ("avx512vnni",), "avx_vnni": ("avxvnni",), "bf16_dot": ("avx512bf16",),
                "f16_arith": ("avx512fp16",), "amx_int8": ("amx-tile", "amx-int8"),
-               "amx_bf16": ("amx-tile", "amx-bf16"), "byte_permute": ("avx512vbmi",)}
+               "amx_bf16": ("amx-tile", "amx-bf16"), "scale": ("avx512f", "avx512vl"),
+               "byte_permute": ("avx512vbmi",)}
 
 
 def features_of(cpuinfo_flags: Iterable[str]) -> tuple[str, ...]:

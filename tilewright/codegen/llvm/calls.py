@@ -240,6 +240,19 @@ def _combine(f: Function, name: str, t: DType, a: str, b: str) -> str:
     return float_min_max(f, low, t, a, b) if t.is_float else int_min_max(f, low, t, a, b)
 
 
+def _scale(f: Function, e: ir.Call) -> str:
+    """x · 2ⁿ of 4, 8 or 16 lanes: AVX-512's vscalefps. The mask is full; 4 is the current rounding mode."""
+    t, rt = e.type, register_type(e.type)
+    if t.element is not f32 or t.lanes not in (4, 8, 16):
+        raise InternalError(f"there is no instruction that scales {t}")
+    mask = "i16" if t.lanes == 16 else "i8"
+    name = f"@llvm.x86.avx512.mask.scalef.ps.{32 * t.lanes}"
+    f.module.declare(name, f"declare {rt} {name}({rt}, {rt}, {rt}, {mask}{', i32' if t.lanes == 16 else ''})")
+    x, n = [f.value(a) for a in e.args]
+    return f.op(f"call {rt} {name}({rt} {x}, {rt} {n}, {rt} zeroinitializer, {mask} -1{', i32 4' if t.lanes == 16 else ''})")
+
+
 _SPECIAL: dict[str, Callable[[Function, ir.Call], str]] = {
+    "scale": _scale,
     "neg": _neg, "reinterpret": _reinterpret, "prefetch": _prefetch, "copy_bytes": _copy_bytes, "isnan": _isnan,
     "isinf": _isinf, "tw_threads": _threads, "reduce_add": _reduce, "reduce_max": _reduce, "reduce_min": _reduce}

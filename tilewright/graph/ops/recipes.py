@@ -1,7 +1,8 @@
 """The arithmetic of elementwise operators on scalar expressions, and recipes that apply it over whole tensors.
 
 Floats narrower than f32 are widened, computed in f32 and rounded once. Formulas are chosen to stay accurate in the
-element type without log1p or expm1 intrinsics: expm1(x) = tanh(x/2) (exp(x) + 1), log1p by its series near zero.
+element type without log1p or expm1 intrinsics: expm1(x) = tanh(x/2) (exp(x) + 1), log1p(x) = log of the rounded 1 + x and a
+correction.
 """
 from __future__ import annotations
 
@@ -51,7 +52,11 @@ def exp(x: Expr) -> Expr:
 
 
 def sigmoid(x: Expr) -> Expr:
-    return 1.0 / (1.0 + exp(-x))
+    """c - c z with e = exp(-|x|), z = e / (1 + e), c = e or 1: nothing overflows, results go down to the least denormal, and
+    what z loses is scaled down."""
+    e = exp(-call("abs", x))
+    c = Select(x < 0.0, e, const(1.0, x))
+    return c - c * (e / (1.0 + e))
 
 
 def expm1(x: Expr) -> Expr:
@@ -59,9 +64,10 @@ def expm1(x: Expr) -> Expr:
 
 
 def log1p(x: Expr) -> Expr:
-    """Near zero by four terms of the series (error below 2e-9 relative at the border, 0.01)."""
-    series = x * (1.0 - x * (0.5 - x * (1.0 / 3.0 - x * 0.25)))
-    return Select(call("abs", x) < 0.01, series, call("log", 1.0 + x))
+    """ln u with u = 1 + x rounded, and to first order what the rounding took, x - (u - 1); x itself where u is 1."""
+    u = 1.0 + x
+    lost = Select(call("abs", x) < 8388608.0, (x - (u - 1.0)) / u, const(0.0, x))
+    return Select(u.eq(1.0), x, call("log", u) + lost)
 
 
 def softplus(x: Expr) -> Expr:
@@ -77,7 +83,10 @@ def mish(x: Expr) -> Expr:
 
 def _gelu(a: Attrs, x: Expr) -> Expr:
     if a["approximate"] == "tanh":
-        return 0.5 * x * (1.0 + call("tanh", math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
+        c = math.sqrt(8 / math.pi)  # (1 + tanh z) / 2 = 1 / (1 + exp(-2z))
+        return x / (1.0 + exp(x * (x * x * (-0.044715 * c) - c)))
+    if x.dtype is f32:
+        return call("gelu", x)
     return 0.5 * x * (1.0 + call("erf", x * math.sqrt(0.5)))
 
 

@@ -1,11 +1,11 @@
-"""legalize_math: exp, log, tanh and erf of f32 become short sequences of multiply-adds on scalars or vectors.
+"""legalize_math: exp, log, tanh, erf and gelu of f32 become short sequences of multiply-adds on scalars or vectors.
 
 In: flat loops, vectorized. Out: no Call of these names on f32; on f16 and bf16 they are computed in f32; on f64 they
 stay calls of the C library, as do functions that are rare in models (sin, pow, …). Temporaries are Lets around the
 statement, so an argument or a result is computed once however often it is used, and equal calls of one statement share
 one result. Errors are at most 1.5 units in the last place over the whole range (exp and log below 1), denormal results
-included; NaN, infinities and signed zeros come out as IEEE 754 asks. The condition of a While stays as it is: there is
-no place for its temporaries.
+included; those of gelu are stated at its coefficients. NaN, infinities and signed zeros come out as IEEE 754 asks. The
+condition of a While stays as it is: there is no place for its temporaries.
 
 A call under a Guard may have an argument that must not be evaluated where the guard fails: the argument gets the guard
 (with 1 elsewhere) and the function, which is total, moves out.
@@ -38,20 +38,26 @@ from tilewright.loop.ir import (
     Var,
     While,
     const,
+    maximum,
 )
+from tilewright.target.target import Target
 
-Temporary = Callable[[str, Expr], Var]
+SCALED_LANES = (4, 8, 16)
+"""Lanes of the vectors that the instruction of "scale" takes."""
 
 
-def legalize_math(program: Program) -> Program:
-    """Calls of transcendental functions on f32, f16 and bf16 replaced by polynomial sequences."""
-    return program.replace(body=_Legalizer().stmt(program.body))
+
+def legalize_math(program: Program, target: Target | None = None) -> Program:
+    """Calls of transcendental functions on f32, f16 and bf16 replaced by polynomial sequences. `target` may have an
+    instruction that multiplies by powers of two ("scale"); results are the same without."""
+    return program.replace(body=_Legalizer(target is not None and target.has("scale")).stmt(program.body))
 
 
 class _Legalizer:
     """One walk over the statements; `lets` collects the temporaries of the statement at hand."""
 
-    def __init__(self) -> None:
+    def __init__(self, scale: bool) -> None:
+        self.scale = scale
         self.has: dict[int, tuple[Node, bool]] = {}
         self.lets: list[tuple[Var, Expr]] = []
         self.results: dict[Expr, Expr] = {}
@@ -93,7 +99,7 @@ class _Legalizer:
         if not self.concerned(e):
             return e
         if isinstance(e, Guard):
-            cond = self.temporary("c", self.guarded(self.expr(e.cond), FALSE))
+            cond = self("c", self.guarded(self.expr(e.cond), FALSE))
             sides = []
             for side, holds in ((e.a, True), (e.b, False)):
                 self.guards.append((cond, holds))
@@ -109,11 +115,12 @@ class _Legalizer:
         x = self.guarded(x, const(1, x)).cast("f32")
         key = Call(e.name, (x,), e.type)
         if key not in self.results:
-            arg = x if isinstance(x, Var) else self.temporary("x", x)
-            self.results[key] = self.temporary("y", _FUNCTIONS[e.name](arg, self.temporary)).cast(e.type.element)
+            arg = x if isinstance(x, Var) else self("x", x)
+            self.results[key] = self("y", _FUNCTIONS[e.name](arg, self)).cast(e.type.element)
         return self.results[key]
 
-    def temporary(self, name: str, value: Expr) -> Var:
+    def __call__(self, name: str, value: Expr) -> Var:
+        """A temporary of the statement at hand."""
         v = Var(name, value.dtype)
         self.lets.append((v, value))
         return v
@@ -191,6 +198,13 @@ _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860677e-06
 """ln 2 in two parts; the high one has 15 bits, so that its product with an exponent is exact."""
 _EXP = (1.0, 1.0, 0.49999994, 0.16666521, 0.041668389, 0.0083687175, 0.0013814596)
 """eʳ for |r| <= ln2/2, relative error 3.1e-9."""
+_EXP2 = tuple([c * math.log(2) ** k for k, c in enumerate(_EXP)])
+"""2ʳ for |r| <= 1/2."""
+_GELU_MOST = 14.0
+_GELU = (-1.0, -1.15110552, -0.459204525, -0.0525090098, 0.00708164321, -0.000146654784, -0.000187420548, 4.2662552e-05,
+         -4.01298985e-06, 1.34106187e-07)
+"""log2 Φ(-a) for a standard normal distribution, 0 <= a <= 14, weighted so that a Φ(-a) has an absolute error of 6e-8 at
+most, rounding included: up to four units in the last place for x > -1; below, less than the usual formula loses."""
 _TANH_SMALL = (-0.33333299, 0.13331924, -0.053783827, 0.020795964, -0.0058951504)
 """(tanh(x) - x)/x³ in x², |x| <= 0.6; relative error of tanh 2.8e-9."""
 _LOG = (0.33333337, -0.2499982, 0.19999306, -0.16679616, 0.14312834, -0.12195282, 0.1066141, -0.12847128, 0.12357838)
@@ -201,32 +215,57 @@ _ERF_LARGE = (0.00018071731, 1.1277376, 0.63707739, 0.10402393, -0.02227157, 0.0
 """-ln(1 - erf(a)) for 0.92 <= a <= 4; error of erf 1.6e-9."""
 
 
-def _reduce(x: Expr, let: Temporary) -> tuple[Expr, Expr]:
-    """(n, r) with x = n·ln2 + r, |r| <= ln2/2, n an i32."""
-    shifted = let("t", _fma(x, math.log2(math.e), _ROUND))
-    n = let("n", shifted - _ROUND)
-    r = let("r", _fma(n, -_LN2_LOW, _fma(n, -_LN2_HIGH, x)))
-    return let("k", _bits(shifted) - _ROUND_BITS), r
+def _reduce(x: Expr, let: _Legalizer) -> tuple[Expr, Expr]:
+    """(n, r) with x = n·ln2 + r, |r| <= ln2/2, n an integer as an f32."""
+    n = let("n", _fma(x, math.log2(math.e), _ROUND) - _ROUND)
+    return n, let("r", _fma(n, -_LN2_LOW, _fma(n, -_LN2_HIGH, x)))
 
 
-def _exp(x: Expr, let: Temporary) -> Expr:
-    """The scale 2ⁿ is applied in two halves: results may be denormal (n down to -150) or overflow."""
-    x = let("x", _at_least(_at_most(x, 89.0), -105.0))
-    n, r = _reduce(x, let)
-    half = let("h", _call("shift_right", n.dtype, n, const(1, n)))
-    return _horner(r, _EXP) * _power_of_two(half) * _power_of_two(n - half)
+def _scaled(p: Expr, n: Expr, let: _Legalizer) -> Expr:
+    """p · 2ⁿ, rounded once, for an n that is an integer in -151 … 129, as an f32. Without an instruction for it, in two
+    halves, since 2ⁿ alone may be denormal or too large; where nothing is left the first is zero, for processors take
+    long over products that underflow."""
+    if let.scale and p.dtype.lanes in SCALED_LANES:
+        return Call("scale", (p, n), p.dtype)
+    k = let("k", _bits(n + _ROUND) - _ROUND_BITS)
+    half = let("h", _call("shift_right", k.dtype, k, const(1, k)))
+    first = Select(n < -150.0, const(0.0, p), _power_of_two(half))
+    return p * first * _power_of_two(k - half)
 
 
-def _tanh(x: Expr, let: Temporary) -> Expr:
+def _scaled_normal(p: Expr, n: Expr, let: _Legalizer) -> Expr:
+    """p · 2ⁿ where 2ⁿ is a normal number."""
+    if let.scale and p.dtype.lanes in SCALED_LANES:
+        return Call("scale", (p, n), p.dtype)
+    return p * _power_of_two(_bits(n + _ROUND) - _ROUND_BITS)
+
+
+def _exp(x: Expr, let: _Legalizer) -> Expr:
+    n, r = _reduce(let("x", _at_least(_at_most(x, 89.0), -105.0)), let)
+    return _scaled(_horner(r, _EXP), n, let)
+
+
+def _gelu(x: Expr, let: _Legalizer) -> Expr:
+    """max(x, 0) - a Φ(-a) with a = |x|, where Φ(-a) is two to the power of a polynomial: no cancellation, no cases. The
+    polynomial is summed as one of a² and a times another, which halves the time until it is known."""
+    a = let("a", _at_most(Call("abs", (x,), x.dtype), _GELU_MOST))
+    s = let("s", a * a)
+    p = let("p", _fma(a, _horner(s, _GELU[1::2]), _horner(s, _GELU[::2])))
+    n = let("n", p + _ROUND - _ROUND)
+    tail = _scaled(_horner(let("r", p - n), _EXP2), n, let)
+    return _fma(const(0.0, x) - a, tail, maximum(x, 0.0))
+
+
+def _tanh(x: Expr, let: _Legalizer) -> Expr:
     a = let("a", _at_most(Call("abs", (x,), x.dtype), 9.2))
     n, r = _reduce(let("d", a * 2.0), let)
-    large = 1.0 - const(2.0, x) / (_horner(r, _EXP) * _power_of_two(n) + 1.0)
+    large = 1.0 - const(2.0, x) / (_scaled_normal(_horner(r, _EXP), n, let) + 1.0)
     s = let("s", a * a)
     small = _fma(s * a, _horner(s, _TANH_SMALL), a)
     return _with_sign_of(x, Select(a < 0.6, small, large))
 
 
-def _log(x: Expr, let: Temporary) -> Expr:
+def _log(x: Expr, let: _Legalizer) -> Expr:
     """x = 2ᵏ·(1+f) with 1+f in [2/3, 4/3); denormals are scaled up first."""
     tiny = x < 1.1754944e-38
     bits = let("b", _bits(Select(tiny, x * 8388608.0, x)))
@@ -240,13 +279,14 @@ def _log(x: Expr, let: Temporary) -> Expr:
     return Select(const(0.0, x) < x, y, Select(x.eq(0.0), const(-math.inf, x), Select(x < 0.0, const(math.nan, x), x)))
 
 
-def _erf(x: Expr, let: Temporary) -> Expr:
+def _erf(x: Expr, let: _Legalizer) -> Expr:
     a = let("a", _at_most(Call("abs", (x,), x.dtype), 4.0))
     n, r = _reduce(let("g", const(0.0, x) - _horner(a, _ERF_LARGE)), let)
-    large = 1.0 - _horner(r, _EXP) * _power_of_two(n)
+    large = 1.0 - _scaled_normal(_horner(r, _EXP), n, let)
     s = let("s", a * a)
     small = _fma(a, _horner(s, _ERF_SMALL), a)
     return _with_sign_of(x, Select(a < 0.92, small, large))
 
 
-_FUNCTIONS: dict[str, Callable[[Expr, Temporary], Expr]] = {"exp": _exp, "log": _log, "tanh": _tanh, "erf": _erf}
+_FUNCTIONS: dict[str, Callable[[Expr, _Legalizer], Expr]] = {
+    "exp": _exp, "log": _log, "tanh": _tanh, "erf": _erf, "gelu": _gelu}

@@ -38,7 +38,7 @@ def finish_store(sch: Schedule, epilogue: BlockRef, home: Var | None, lanes: int
     sch.vectorize(last)
 
 
-HEAVY = frozenset({"exp", "erf", "tanh", "log", "pow"})
+HEAVY = frozenset({"exp", "erf", "gelu", "tanh", "log", "pow"})
 """Functions that become dozens of instructions: unrolled over a register tile they would push it out of the registers."""
 
 
