@@ -53,16 +53,10 @@ EXPECTED_FAILURES: dict[str, tuple[str, ...]] = {
         "test_loop13_seq", "test_loop16_seq_none", "test_if_opt", "test_sequence_model8"),
     "operator Det is missing": (
         "test_det_2d", "test_det_nd"),
-    "operator TreeEnsemble is missing": (
-        "test_ai_onnx_ml_tree_ensemble_set_membership", "test_ai_onnx_ml_tree_ensemble_single_tree"),
     "Scan: version 8, with a batch axis,": (
         "test_scan_sum",),
     "bounds of a slice that depend on data": (
         "test_loop11",),
-    "operator ArrayFeatureExtractor is missing": (
-        "test_ai_onnx_ml_array_feature_extractor",),
-    "operator Binarizer is missing": (
-        "test_ai_onnx_ml_binarizer",),
     "the expected numbers are the rounding errors of a transform in f32": (
         "test_dft_inverse_opset19", "test_dft_inverse"),
     "operator Gradient is missing": (

@@ -134,7 +134,7 @@ def is_readable(domain: str, op: str, version: int) -> bool:
 
 
 def has_body(schema: Schema) -> bool:
-    return bool(schema.raw.has_function or schema.raw.has_context_dependent_function)
+    return schema.raw is not None and bool(schema.raw.has_function or schema.raw.has_context_dependent_function)
 
 
 def _unsupported(bad: dict[tuple[str, str, int], list[str]]) -> UserError:

@@ -15,9 +15,12 @@ from tilewright.core.errors import UserError
 from tilewright.core.signature import Signature, Tree
 from tilewright.frontend.onnx import (
     checks,
+    ops_attention,
     ops_control,
     ops_einsum,
     ops_math,
+    ops_microsoft,
+    ops_ml,
     ops_nn,
     ops_old,
     ops_quant,
@@ -30,6 +33,7 @@ from tilewright.frontend.onnx import (
     ops_signal,
     ops_string,
     ops_train,
+    ops_trees,
     table,
 )
 from tilewright.frontend.onnx import schema as sc
@@ -43,7 +47,7 @@ from tilewright.graph.ir import Graph, Value
 from tilewright.loop.ir import as_int
 
 TABLES = (ops_math, ops_shape, ops_reduce, ops_nn, ops_resize, ops_sample, ops_quant, ops_signal, ops_train, ops_einsum,
-          ops_control, ops_recurrent, ops_old, ops_sequence, ops_string)
+          ops_control, ops_recurrent, ops_old, ops_sequence, ops_string, ops_ml, ops_trees, ops_microsoft, ops_attention)
 """Importing these enters the operators."""
 
 

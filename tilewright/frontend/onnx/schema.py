@@ -29,7 +29,7 @@ class AttributeSpec:
 
 @dataclass(frozen=True)
 class Schema:
-    """An operator at one version. `raw` is onnx.defs.OpSchema, for function bodies; None for model-local functions."""
+    """An operator at one version. `raw` is onnx.defs.OpSchema, for function bodies; None where onnx does not know it."""
     name: str
     since: int
     deprecated: bool
@@ -37,6 +37,19 @@ class Schema:
     inputs: tuple[int, int]
     outputs: tuple[int, int]
     raw: Any
+
+
+_OWN: dict[tuple[str, str], Schema] = {}
+"""Operators that the onnx package does not know, of other domains or experimental ones of its own."""
+
+
+def declare(domain: str, name: str, inputs: tuple[int, int], outputs: tuple[int, int], attributes: dict[str, Any]) -> None:
+    """Enter an operator that the onnx package does not know. An attribute is given by its default, or by the type of its
+    values (int, float, str; tuple for several ints, list for several floats) where it has none."""
+    kinds: dict[Any, int] = {int: INT, float: FLOAT, str: STRING, tuple: INTS, list: FLOATS}
+    specs = {k: AttributeSpec(kinds[v], False, None) if isinstance(v, type) else AttributeSpec(kinds[type(v)], False, v)
+             for k, v in attributes.items()}
+    _OWN[domain, name] = Schema(name, 1, False, specs, inputs, outputs, None)
 
 
 def newest_opset() -> int:
@@ -52,7 +65,7 @@ def schema_of(domain: str, name: str, opset: int) -> Schema | None:
     try:
         s = defs.get_schema(name, opset, domain)
     except defs.SchemaError:
-        return None
+        return _OWN.get((domain, name))
     attributes = {}
     for key, a in s.attributes.items():
         default: Any = a.default_value

@@ -19,6 +19,7 @@ from tilewright.graph.ops import (
     resize,
     sample,
     text,
+    trees,
     unary,
     view,
     winograd,
@@ -26,7 +27,7 @@ from tilewright.graph.ops import (
 from tilewright.graph.registry import register
 
 FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, columns, sample,
-            layout, control, recurrent, winograd, text, image)
+            trees, layout, control, recurrent, winograd, text, image)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:
