@@ -19,9 +19,9 @@ test: lint
 long: build $(VENV)/.dev
 	TILEWRIGHT_LONG=1 $(PY) -m pytest -n $(WORKERS) --dist worksteal
 
-# Writes anew the texts that tests compare with, docs/errors.md among them: look at the difference before keeping it.
+# Writes anew the texts that tests compare with, docs/errors.md and docs/operators.md among them: look at the difference before keeping it.
 golden: build $(VENV)/.dev
-	TILEWRIGHT_UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_errors.py
+	TILEWRIGHT_UPDATE_GOLDEN=1 $(PY) -m pytest -q tests/test_errors.py tests/test_operators_page.py
 
 lint: build $(VENV)/.dev
 	$(PY) -m ruff check

@@ -1,6 +1,7 @@
-"""The commands of the command line that look inside: inspect, targets, doctor."""
+"""The commands of the command line that look inside: inspect, coverage, targets, doctor."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,18 +12,19 @@ from rich.console import Console
 
 from tilewright.core.config import config
 from tilewright.core.passes import Dump
+from tilewright.frontend.onnx.survey import COMPILED, HOST, MISSING, survey
 from tilewright.graph.printer import print_graph
 from tilewright.model import Model
 from tilewright.target.presets import get_target, target_names
 from tilewright.tools import doctor as doctoring
 from tilewright.tools import inspect as looking
 from tilewright.tools import report
-from tilewright.tools.options import AsJson, Debug, ModelFile, Numerics, Shapes, TargetName, compiled
+from tilewright.tools.options import AsJson, Debug, ModelFile, Numerics, Shapes, TargetName, compiled, shapes_of
 
 
 def enter(app: typer.Typer, guarded: Callable[..., Any]) -> None:
     """Adds the commands to the command line."""
-    for name, function in (("inspect", inspect), ("targets", targets), ("doctor", doctor)):
+    for name, function in (("inspect", inspect), ("coverage", coverage), ("targets", targets), ("doctor", doctor)):
         app.command(name)(guarded(function))
 
 
@@ -102,6 +104,21 @@ def _show(console: Console, texts: dict[str, str], data: dict[str, Any], found: 
         print(f"{len(found)} kernels, every one a program and a schedule; {same} replay to byte-identical code")
     if "intrinsics" in data:
         console.print(report.table(["intrinsic", "calls in this model", "meaning"], data["intrinsics"]))
+
+
+def coverage(model: ModelFile, shape: Shapes = [], as_json: AsJson = False, debug: Debug = False) -> None:  # noqa: B006
+    """What becomes of each node: compiled, run on the host, or missing, and why (exit status 1 if any is missing)."""
+    found = survey(model, shapes_of(shape))
+    counts = Counter(r.status for r in found)
+    data = {"counts": {s: counts[s] for s in (COMPILED, HOST, MISSING)}, "nodes": [asdict(r) for r in found]}
+
+    def show(console: Console) -> None:
+        rows = [[r.node, r.operator, r.opset, r.dtypes, r.status, r.reason] for r in found]
+        console.print(report.table(["node", "operator", "opset", "type", "", "reason"], rows))
+        console.print(", ".join([f"{n} {s}" for s, n in data["counts"].items()]))  # type: ignore[attr-defined]
+    report.emit(as_json, data, show)
+    if counts[MISSING]:
+        raise SystemExit(report.MISMATCH)
 
 
 def targets(as_json: AsJson = False, debug: Debug = False) -> None:

@@ -77,7 +77,7 @@ def import_model(model: Any, *, shapes: Mapping[str, Any] | None = None) -> Impo
     proto, folder = read_model(model)
     opsets, functions = checks.opsets_of(proto.opset_import), checks.functions_of(proto)
     checks.check_operators(proto, opsets, functions)
-    return _Reader(functions, folder).main(proto.graph, opsets, shapes or {})
+    return Reader(functions, folder).main(proto.graph, opsets, shapes or {})
 
 
 def check_readable(model: Any) -> None:
@@ -86,21 +86,21 @@ def check_readable(model: Any) -> None:
     checks.check_operators(proto, checks.opsets_of(proto.opset_import), checks.functions_of(proto))
 
 
-class _Scope:
+class Scope:
     """Names that are visible at one place: those of a graph, then those of the graphs around it. None stands for an
     optional input that was left out, or an empty optional value. `attributes` are those of the function around (None
     outside functions)."""
 
-    def __init__(self, opsets: checks.Opsets, outer: _Scope | None = None, attributes: dict[str, Any] | None = None,
+    def __init__(self, opsets: checks.Opsets, outer: Scope | None = None, attributes: dict[str, Any] | None = None,
                  prefix: str = "") -> None:
         self.opsets, self.outer, self.attributes, self.prefix = opsets, outer, attributes, prefix
         self.values: dict[str, Item] = {}
 
-    def inner(self) -> _Scope:
-        return _Scope(self.opsets, self, self.attributes, self.prefix)
+    def inner(self) -> Scope:
+        return Scope(self.opsets, self, self.attributes, self.prefix)
 
     def has(self, name: str) -> bool:
-        s: _Scope | None = self
+        s: Scope | None = self
         while s is not None:
             if name in s.values:
                 return True
@@ -108,7 +108,7 @@ class _Scope:
         return False
 
     def get(self, name: str, where: str) -> Item:
-        s: _Scope | None = self
+        s: Scope | None = self
         while s is not None:
             if name in s.values:
                 return s.values[name]
@@ -116,7 +116,7 @@ class _Scope:
         raise invalid(f"{name!r} is used, and nothing defines it before", where)
 
 
-class _Reader:
+class Reader:
     """Reads the nodes of one model."""
 
     def __init__(self, functions: dict[checks.Key, Any], folder: Path | None) -> None:
@@ -128,7 +128,7 @@ class _Reader:
 
     # ---- graphs ------------------------------------------------------------------------------------------------------
     def main(self, proto: Any, opsets: checks.Opsets, shapes: Mapping[str, Any]) -> Imported:
-        b, scope = GraphBuilder(proto.name or "main"), _Scope(opsets)
+        b, scope = GraphBuilder(proto.name or "main"), Scope(opsets)
         fixed = {t.name for t in proto.initializer}
         given = take_apart([v for v in proto.input if v.name not in fixed], shapes)
         made = {name: b.input(name, t) for name, t in input_types(given.infos, given.shapes).items()}
@@ -158,7 +158,7 @@ class _Reader:
             frozenset([k for k, v in enumerate(outputs) if v in self.strings]))
         return Imported(b.finish(outputs, labels), signature)
 
-    def body(self, proto: Any, scope: _Scope, b: GraphBuilder) -> list[Item]:
+    def body(self, proto: Any, scope: Scope, b: GraphBuilder) -> list[Item]:
         """Read a graph's weights and nodes into `b`; the values of its outputs."""
         if proto.sparse_initializer:
             raise UserError("onnx-unsupported-type", "sparse initializers are not supported")
@@ -174,7 +174,7 @@ class _Reader:
         self.run(proto.node, scope, b)
         return [scope.get(name, f"output {name!r}") for name in names]
 
-    def inline(self, proto: Any, outer: _Scope, b: GraphBuilder, items: Sequence[Item]) -> list[Item]:
+    def inline(self, proto: Any, outer: Scope, b: GraphBuilder, items: Sequence[Item]) -> list[Item]:
         """A subgraph's nodes in place, once, with `items` as its inputs; what stands for its outputs."""
         scope = outer.inner()
         if len(proto.input) != len(items):
@@ -182,7 +182,7 @@ class _Reader:
         scope.values |= {info.name: x for info, x in zip(proto.input, items, strict=True)}
         return self.body(proto, scope, b)
 
-    def region(self, proto: Any, outer: _Scope, b: GraphBuilder, values: Sequence[Value]) -> Graph:
+    def region(self, proto: Any, outer: Scope, b: GraphBuilder, values: Sequence[Value]) -> Graph:
         """A subgraph as a region whose inputs are `values`."""
         inner, scope = GraphBuilder(b.unique(proto.name or "body"), b), outer.inner()
         if len(proto.input) != len(values):
@@ -200,7 +200,7 @@ class _Reader:
                                 "sequence or an empty optional value, and how often the subgraph runs is not known")
         return inner.finish([x for x in found if isinstance(x, Value)])
 
-    def branches(self, protos: Sequence[Any], outer: _Scope, b: GraphBuilder) -> tuple[list[Graph], list[list[Item]]]:
+    def branches(self, protos: Sequence[Any], outer: Scope, b: GraphBuilder) -> tuple[list[Graph], list[list[Item]]]:
         """Subgraphs without inputs as regions, whose outputs are the tensors of theirs, and the items of each."""
         regions, items = [], []
         for proto in protos:
@@ -211,7 +211,7 @@ class _Reader:
         return regions, items
 
     # ---- nodes -------------------------------------------------------------------------------------------------------
-    def run(self, nodes: Any, scope: _Scope, b: GraphBuilder) -> None:
+    def run(self, nodes: Any, scope: Scope, b: GraphBuilder) -> None:
         before = b.loc
         for k, node in checks.ordered(nodes, scope.values, scope.has):
             self.nodes += 1
@@ -228,7 +228,7 @@ class _Reader:
                 raise invalid(f"{node.op_type} does not fit its operands: {e}", loc) from e
         b.loc = before
 
-    def node(self, node: Any, loc: str, scope: _Scope, b: GraphBuilder) -> None:
+    def node(self, node: Any, loc: str, scope: Scope, b: GraphBuilder) -> None:
         domain = checks.domain_of(node.domain)
         inputs = [scope.get(name, loc) if name else None for name in node.input]
         local = self.functions.get((domain, node.op_type, node.overload))
@@ -275,7 +275,7 @@ class _Reader:
                 out.add(formal.type_str)
         return out
 
-    def bind(self, node: Any, results: Sequence[Item], scope: _Scope, b: GraphBuilder, start: int) -> None:
+    def bind(self, node: Any, results: Sequence[Item], scope: Scope, b: GraphBuilder, start: int) -> None:
         """Give a node's results their names in the model, where the node made them."""
         made = {v for op in b.operations[start:] for v in op.outputs}
         if len(results) > len(node.output) and not all(r is None for r in results[len(node.output):]):
@@ -291,7 +291,7 @@ class _Reader:
             scope.values[name] = v
 
     # ---- functions ---------------------------------------------------------------------------------------------------
-    def call(self, f: Any, node: Any, inputs: Sequence[Item], loc: str, scope: _Scope, b: GraphBuilder,
+    def call(self, f: Any, node: Any, inputs: Sequence[Item], loc: str, scope: Scope, b: GraphBuilder,
              schema: sc.Schema | None = None) -> list[Item]:
         """Put a function's nodes in place of a node that calls it; `schema` gives defaults of attributes."""
         key = (f.domain, f.name, f.overload)
@@ -307,7 +307,7 @@ class _Reader:
             attributes |= {k: schema.raw.attributes[k].default_value for k, a in schema.attributes.items()
                            if a.default is not None}
         attributes |= {a.name: a for a in _resolved(node, scope.attributes).attribute}
-        inner = _Scope(checks.opsets_of(f.opset_import), None, attributes, f"{loc}/")
+        inner = Scope(checks.opsets_of(f.opset_import), None, attributes, f"{loc}/")
         inner.opsets.setdefault("", scope.opsets.get("", 0))
         for k, name in enumerate(f.input):
             inner.values[name] = inputs[k] if k < len(inputs) else None

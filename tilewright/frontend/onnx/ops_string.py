@@ -24,29 +24,29 @@ def _declared(c: Context, k: int, rank: int) -> Any:
     return shape if shape is not None and len(shape) == rank else None
 
 
-@onnx_op("StringConcat")
+@onnx_op("StringConcat", host="string_concat")
 def concat(c: Context) -> Result:
     return c.add("string_concat", c.x(0), c.x(1))
 
 
-@onnx_op("RegexFullMatch")
+@onnx_op("RegexFullMatch", host="regex_full_match")
 def match(c: Context) -> Result:
     return c.add("regex_full_match", c.x(), pattern=c.a("pattern", ""))
 
 
-@onnx_op("StringSplit")
+@onnx_op("StringSplit", host="string_split")
 def split(c: Context) -> Result:
     return c.add_all("string_split", c.x(), delimiter=c.a("delimiter", ""), **_given(c, "maxsplit"),
                      **_promise(c, c.x().rank + 1))
 
 
-@onnx_op("StringNormalizer")
+@onnx_op("StringNormalizer", host="string_normalize")
 def normalize(c: Context) -> Result:
     return c.add("string_normalize", c.x(), case=c.a("case_change_action", "NONE"),
                  case_sensitive=bool(c.a("is_case_sensitive", 0)), stopwords=c.a("stopwords", ()), **_promise(c, c.x().rank))
 
 
-@onnx_op("ImageDecoder")
+@onnx_op("ImageDecoder", host="image_decode")
 def image(c: Context) -> Result:
     return c.add("image_decode", c.x(), format=c.a("pixel_format", "RGB"), **_promise(c, 3))
 

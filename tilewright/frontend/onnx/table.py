@@ -30,10 +30,17 @@ NO_STRINGS = frozenset({"Unique", "SequenceMap"})
 _TABLE: dict[tuple[str, str], list[tuple[int, Function]]] = {}
 
 
-def onnx_op(*names: str, since: int = 1, domain: str = "") -> Callable[[Function], Function]:
-    """Enter a function for operators from version `since` of their operator set to the next entry's."""
+HOST: dict[str, str] = {}
+"""ONNX operators that become operators of the graph without a compiled form, and which."""
+
+
+def onnx_op(*names: str, since: int = 1, domain: str = "", host: str = "") -> Callable[[Function], Function]:
+    """Enter a function for operators from version `since` of their operator set to the next entry's. `host`: the graph's
+    operator that they become, if that runs on the host."""
     def enter(fn: Function) -> Function:
         for name in names:
+            if host:
+                HOST[name] = host
             entry(name, fn, since, domain)
         return fn
     return enter
