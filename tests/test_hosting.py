@@ -25,7 +25,7 @@ TEXT = TensorProto.STRING
 WORDS = np.array([["ab", ""], ["c", "ab"]], object)
 
 
-def texts(name: str, *shape: int) -> Any:
+def texts(name: str, *shape: int | str) -> Any:
     return value(name, shape, TEXT)
 
 
@@ -89,6 +89,18 @@ def test_a_declared_shape_is_checked() -> None:
     assert made(np.array(["a b"]))[0].tolist() == [["a", "b"]]
     with pytest.raises(UserError, match="run-shape"):
         made(np.array(["a b c"]))
+
+
+def test_sizes_that_the_host_decides() -> None:
+    """Two calls, and compiled code before, between and after them."""
+    nodes = [N("Transpose", ["x"], ["t"]), N("StringSplit", ["t"], ["p", "n"]), N("Transpose", ["p"], ["q"], perm=[2, 0, 1]),
+             N("Cast", ["n"], ["f"], to=TensorProto.FLOAT), N("StringSplit", ["q"], ["again", "m"], delimiter="b")]
+    m = model(nodes, [texts("x", 2, "k")], ["q", "f", "again"], opset=20)
+    made = compiled(m)
+    for given in (np.array([["a bb", "c"], ["", "d e f"]], object), np.array([["x"], ["y b"]], object)):
+        want = by_reference(m, {"x": given})
+        for got, w in zip(made(given), want, strict=True):
+            assert got.shape == w.shape and got.tolist() == w.tolist()
 
 
 def test_numbers_and_text() -> None:

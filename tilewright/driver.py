@@ -163,19 +163,19 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     metadata: dict[str, Any] = {"target": target.name, "numerics": numerics, "version": compiler_version()}
     if stages.signature is not None and not stages.signature.is_plain:
         metadata["signature"] = stages.signature.facts()
-    hosts = [host_node(op) for op in plan.hosts]
+    hosts = [host_node(call.op) for call in plan.hosts if not call.decides]
     if hosts:
         metadata["host_calls"] = [f"{n.where}: {n.op}" for n in hosts]
     symbols = symbols_of(d for v in graph.inputs for d in v.shape)
     descriptor = Descriptor(graph.name, _specs(graph.inputs, symbols=symbols), _specs(graph.outputs, graph.output_names),
-                            plan.arena_bytes, tuple(plan.kernels), tuple(target.features), plan.grown, len(hosts),
+                            plan.arena_bytes, tuple(plan.kernels), tuple(target.features), plan.grown, len(plan.hosts),
                             threads or 0, metadata, tuple([_symbol(s) for s in symbols]))
     executable = None
     if not why_not_here(target):
         library = jit.load(objects, native.symbol_addresses())
         executable = Executable(descriptor, library.address("tw_main"), blob, threads=threads, keep=library)
-        for slot, op in enumerate(plan.hosts):
-            executable.set_host_call(slot, host_function(op))
+        for slot, call in enumerate(plan.hosts):
+            executable.set_host_call(slot, host_function(call))
     uses = [jobs.use(group, kernels) for group in plan.groups]
     return Model(descriptor, executable, stages.imported, uses, objects=objects, constants=blob,
                  weight_bytes=bytes_as_read(stages.imported), packed_bytes=weights.size, arena_bytes=plan.arena_bytes,
@@ -203,7 +203,7 @@ def require_sizes(graph: Graph, known: Iterable[Var] = ()) -> None:
     have = {*known, *symbols_of(d for v in graph.inputs for d in v.shape)}
     for op in graph.operations:
         new = defined_symbols(op, have)
-        if new and op.op not in ("sizes", *CONTROL):
+        if new and op.op not in ("sizes", *CONTROL) and not runs_on_host(op):
             raise UserError("shape-dynamic", f"the size of {op.outputs[0].name} depends on the data: {op.outputs[0].type}",
                             where=op.loc or op.op, hint="sizes must follow from the inputs' shapes")
         have |= set(new)

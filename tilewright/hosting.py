@@ -6,6 +6,7 @@ Only a model in the process that compiled it can do this; `save` refuses it by n
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ import numpy as np
 from tilewright.core.errors import UserError
 from tilewright.graph.interpret import apply
 from tilewright.graph.ir import Operation, Value
-from tilewright.graph.plan import host_operands
+from tilewright.graph.plan import HostCall
 from tilewright.graph.registry import record_of
 from tilewright.loop.ir import Expr, as_int, const
 from tilewright.loop.simplify import simplify
@@ -45,28 +46,46 @@ def refusal(nodes: Sequence[HostNode]) -> UserError:
                      hint='fallback="host" lets the compiled code call back into Python for them')
 
 
-def host_function(op: Operation) -> Callable[[list[int]], None]:
-    """The operation, called with what `host_operands` says: addresses of operands and results, values of symbols."""
-    values, symbols = host_operands(op)
-    count = sum(1 for v in op.inputs if v is not None)
+class _Waiting(threading.local):
+    """This thread's results between the two calls of an operation."""
 
-    def call(given: list[int]) -> None:
-        sizes = dict(zip(symbols, given[len(values):], strict=True))
+    def __init__(self) -> None:
+        self.results: dict[int, tuple[Array, ...]] = {}
+
+
+_waiting = _Waiting()
+
+
+def host_function(call: HostCall) -> Callable[[list[int]], None]:
+    """What a slot of host calls does with its arguments."""
+    op, values = call.op, [*call.operands, *call.results]
+
+    def run(given: list[int]) -> None:
+        at = len(values) + bool(call.decides)
+        sizes = dict(zip(call.symbols, given[at:], strict=True))
 
         def size(d: Expr) -> int:
             n = as_int(simplify(substitute(d, {v: const(n) for v, n in sizes.items()})))
             assert n is not None
             return n
-        shapes = [tuple([size(d) for d in v.shape]) for v in values]
-        places = [_array(v, at, shape) for v, at, shape in zip(values, given, shapes, strict=False)]
-        operands = iter(places[:count])
-        results = apply(op, [None if v is None else next(operands) for v in op.inputs], size)
-        for place, result in zip(places[count:], results, strict=True):
+        places = [_array(v, where, tuple([size(d) for d in v.shape])) for v, where in zip(values, given, strict=False)]
+        operands = iter(places[:len(call.operands)])
+        if call.operands or not call.results or id(op) not in _waiting.results:
+            results = apply(op, [None if v is None else next(operands) for v in op.inputs], size)
+        else:
+            results = _waiting.results.pop(id(op))
+        if call.decides:
+            _waiting.results[id(op)] = results
+            found = {d: n for v, r in zip(op.outputs, results, strict=True) for d, n in zip(v.shape, r.shape, strict=True)}
+            cell = (ctypes.c_int64 * len(call.decides)).from_address(given[at - 1])
+            cell[:] = [found[s] for s in call.decides]
+            return
+        for place, result in zip(places[len(call.operands):], results, strict=True):
             if result.shape != place.shape:
                 raise UserError("run-shape", f"{op.op}: a result is {list(result.shape)}, not {list(place.shape)}",
                                 where=op.loc)
             place[...] = result
-    return call
+    return run
 
 
 def _array(v: Value, address: int, shape: tuple[int, ...]) -> Array:

@@ -53,11 +53,22 @@ class Kernel:
     workspaces: list[Expr]
 
 
+@dataclass(frozen=True)
+class HostCall:
+    """A call back into the process for one operation: what it gets are the addresses of `operands` and `results`, of a cell
+    for the sizes in `decides` if there are any, and the values of `symbols`. What decides sizes has two calls."""
+    op: Operation
+    operands: list[Value]
+    results: list[Value]
+    symbols: list[Var]
+    decides: list[Var] = field(default_factory=list)
+
+
 @dataclass
 class HostPlan:
     """A host program, for each of its parameters where the entry finds it, the bytes of the arena and the number of
     growable allocations, per launch (in the order of the profile's numbers) its kernel's name and the group that it
-    computes, the stored values by their numbers for taps, and per slot of host calls its operation."""
+    computes, the stored values by their numbers for taps, and the host calls by their slots."""
     main: Program
     sources: tuple[tuple[str | int, ...], ...]
     arena_bytes: int
@@ -65,7 +76,7 @@ class HostPlan:
     kernels: list[str]
     groups: list[Group]
     taps: list[Value]
-    hosts: list[Operation]
+    hosts: list[HostCall]
 
 
 class Planner:
@@ -76,7 +87,7 @@ class Planner:
         self.kernel_of, self.constant_at = kernel_of, constant_at
         self.launches: list[tuple[str, Group]] = []
         self.taps: list[Value] = []
-        self.hosts: list[Operation] = []
+        self.hosts: list[HostCall] = []
         self.constants: dict[Value, Buffer] = {}
         self.checks: list[Check] = []
         self.grown = 0
@@ -162,7 +173,8 @@ class Part:
 
     # ---- memory ------------------------------------------------------------------------------------------------------
     def _place(self, results: Sequence[Output]) -> None:
-        made_at = {v: step for step, g in enumerate(self.groups) if g.kind in ("kernel", "control") for v in _made(g)}
+        made_at = {v: step for step, g in enumerate(self.groups) if g.kind in ("kernel", "control", "host")
+                   for v in _made(g)}
         for o in results:
             r = self.root.get(o.value, o.value)
             if r in made_at and r not in self.buffers and self.opened_at(o.value.shape) < made_at[r]:
@@ -193,13 +205,16 @@ class Part:
                 if n is not None and v.type.is_static:
                     of_root[v] = Storage(v.name, n, step, last.get(v, step))
                     storages.append(of_root[v])
-                elif self.opened_at(v.shape) < step:
+                elif self.opened_at(v.shape) < step or g.kind == "host":
                     self.buffers[v] = host.buffer_of(v, v.name, "arena")
                     self._flexible(self.buffers[v], host.nbytes(v), step, last.get(v, step))
                 # else the operation itself finds memory for it
             if g.kind == "kernel":
                 self.scratch[step] = [keep(Buffer(f"workspace{step}", u8, (n,), "arena"), n, step, step)
                                       for n in self.planner.kernel_of(g).workspaces]
+            elif g.kind == "host" and self._decided(step):
+                size = const(len(self._decided(step)))
+                self.cells[step] = {"sizes": keep(Buffer(f"sizes{step}", i64, (size,), "arena"), size * 8, step, step)}
             elif g.kind == "control":
                 needs = plan_control.needs_of(g.operations[0], self, step)
                 self.nested[step] = Storage(f"region{step}", needs.body, step, step)
@@ -298,7 +313,7 @@ class Part:
             elif g.kind == "sizes":
                 out += self._sizes(g.operations[0]) + self._opened(step)
             elif g.kind == "host":
-                out += self._host(g.operations[0])
+                out += self._host(step, g.operations[0])
             elif g.kind == "control":
                 out += plan_control.lower(g.operations[0], self, step) + self._opened(step)
         return out
@@ -356,27 +371,37 @@ class Part:
         begin, end = (Evaluate(Call(f"tw_profile_{when}", (const(index, i32),), i64)) for when in ("begin", "end"))
         return [begin, Launch(k.name, tuple(args)), end, *[self._tap(v) for v in g.outputs]]
 
-    def _host(self, op: Operation) -> list[Item]:
-        """Call back for one operation: `host_operands` says with what."""
+    def _host(self, step: int, op: Operation) -> list[Item]:
+        """Call back for one operation. Where it decides sizes, a first call tells them, and a second brings the results."""
+        operands, fresh = [v for v in op.inputs if v is not None], self._decided(step)
+        dims = [d for name, spec in record_of(op).attrs.items() if spec.type in ("dims", "dim")
+                for d in (op.attrs[name] if isinstance(op.attrs[name], tuple) else [op.attrs[name]]) if d is not None]
+        known = symbols_of([*[d for v in (*operands, *op.outputs) for d in v.shape], *dims])
+        known = [s for s in known if s not in fresh]
+        taps = [self._tap(v) for v in op.outputs]
+        if not fresh:
+            return [self._call(HostCall(op, operands, list(op.outputs), known)), *taps]
+        cell = self.cells[step]["sizes"]
+        first = self._call(HostCall(op, operands, [], known, fresh), cell)
+        values = [host.let(s, cell[k]) for k, s in enumerate(fresh)]
+        second = self._call(HostCall(op, [], list(op.outputs), [*known, *fresh]))
+        return [first, *values, *self._opened(step), second, *taps]
+
+    def _call(self, call: HostCall, *cells: Buffer) -> Item:
         slot = len(self.planner.hosts)
-        self.planner.hosts.append(op)
-        values, sizes = host_operands(op)
-        args = (const(slot, i32), *[host.address(self.where(v)) for v in values], *sizes)
-        return [Launch(HOST_CALL, args), *[self._tap(v) for v in op.outputs]]
+        self.planner.hosts.append(call)
+        places = [*[self.where(v) for v in (*call.operands, *call.results)], *cells]
+        return Launch(HOST_CALL, (const(slot, i32), *[host.address(b) for b in places], *call.symbols))
+
+    def _decided(self, step: int) -> list[Var]:
+        """The symbols that get their values at a step."""
+        return [s for s, at in self.bound.items() if at == step]
 
     def _tap(self, v: Value) -> Item:
         """Report a value that has just been stored; the runtime passes it on if somebody listens."""
         number = const(len(self.planner.taps), i32)
         self.planner.taps.append(v)
         return Evaluate(Call("tw_tap", (number, host.address(self.where(v)), host.nbytes(v)), i64))
-
-
-def host_operands(op: Operation) -> tuple[list[Value], list[Var]]:
-    """What a host call gets: the addresses of the operands that are there, then of the results; the values of symbols."""
-    values = [v for v in (*op.inputs, *op.outputs) if v is not None]
-    dims = [d for name, spec in record_of(op).attrs.items() if spec.type in ("dims", "dim")
-            for d in (op.attrs[name] if isinstance(op.attrs[name], tuple) else [op.attrs[name]]) if d is not None]
-    return values, symbols_of([*[d for v in values for d in v.shape], *dims])
 
 
 def b_size(b: Buffer) -> Expr:
