@@ -7,9 +7,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _WHERE = {"compile": "tilewright.driver", "load": "tilewright.driver", "Model": "tilewright.model",
+          "custom_op": "tilewright.graph.ops.custom", "kernel": "tilewright.tensor.script",
           "UserError": "tilewright.core.errors", "InternalError": "tilewright.core.errors"}
 
-__all__ = ["InternalError", "Model", "UserError", "compile", "load"]
+__all__ = ["InternalError", "Model", "UserError", "compile", "custom_op", "kernel", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -28,6 +28,7 @@ from tilewright.frontend.onnx.importer import import_model
 from tilewright.graph.ir import Graph, TensorType, Value
 from tilewright.graph.lower import GroupProgram, group_program
 from tilewright.graph.memory import round_up
+from tilewright.graph.ops.custom import CustomOp
 from tilewright.graph.passes.fuse import CONTROL, Group, fuse
 from tilewright.graph.pipeline import graph_pipeline
 from tilewright.graph.plan import HostPlan, Kernel, Planner
@@ -69,7 +70,7 @@ class Stages:
 
 def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str, Any] | None = None,
             threads: int | None = None, numerics: str | None = None, verify: bool = False,
-            observers: Sequence[Observer] = (), fallback: str = "host",
+            observers: Sequence[Observer] = (), fallback: str = "host", custom_ops: Sequence[CustomOp] = (),
             progress: Progress = lambda done, total: None) -> Model:
     """Compile an ONNX model (path, bytes or ModelProto) into native code.
 
@@ -78,6 +79,7 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
     run on random inputs with the graph interpreter; `progress(done, total)` is told how many kernels are ready.
     Operators that have a meaning but no compiled form (docs/operators.md) run on the host, called back by the compiled code
     around them: with a `HostWarning`, listed in `Model.host_nodes`; `fallback` "error" refuses them, all at once.
+    `custom_ops`: operators of the user's own (`tilewright.custom_op`), compiled like any other.
     Raises UserError for whatever is wrong with the model or options; InternalError for a fault of the compiler, with the
     path of a folder that reproduces it.
     """
@@ -92,7 +94,7 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
         raise not_here(device)
     stages = Stages()
     try:
-        read = import_model(model, shapes=shapes)
+        read = import_model(model, shapes=shapes, custom_ops=custom_ops)
         stages.imported, stages.signature = read.graph, read.signature
         stages.optimized = graph_pipeline(device, options).run(stages.imported, [*observers, *_from_settings()])
         hosts = [host_node(op) for g in all_graphs(stages.optimized) for op in g.operations if runs_on_host(op)]

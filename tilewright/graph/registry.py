@@ -25,9 +25,10 @@ loads), "injective" (each output element from a bounded number of input elements
 gather), "reduction" (rows: softmax, mean, norms), "anchor" (matmul, convolution, pooling: heavy, takes an epilogue),
 "opaque" (a kernel or host operation of its own)."""
 
-AttrType = Literal["int", "float", "str", "bool", "number", "dtype", "ints", "floats", "strs", "dims", "dim", "symbols"]
+AttrType = Literal["int", "float", "str", "bool", "number", "dtype", "ints", "floats", "strs", "dims", "dim", "symbols",
+                   "operator", "pairs"]
 """Types of attributes. "dims" and "dim" are expressions (numbers or symbols); "symbols" are those that the operation gives
-values; "number" is an int, float or bool."""
+values; "number" is an int, float or bool; "operator" and "pairs" are a user's operator and what it is given."""
 
 Array = np.ndarray[Any, Any]
 
@@ -196,4 +197,5 @@ _CONVERT: dict[str, Callable[[Any], Any]] = {
     "int": int, "float": float, "str": str, "bool": bool, "number": _number, "dtype": dtype,
     "ints": lambda v: tuple([int(x) for x in v]), "floats": lambda v: tuple([float(x) for x in v]),
     "strs": lambda v: tuple([str(x) for x in v]),
-    "dims": lambda v: tuple([dim(x) for x in v]), "dim": dim, "symbols": tuple}
+    "dims": lambda v: tuple([dim(x) for x in v]), "dim": dim, "symbols": tuple,
+    "operator": lambda v: v, "pairs": lambda v: tuple([(str(k), x) for k, x in v])}

@@ -6,7 +6,7 @@ reported at once.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 from tilewright.core.errors import UserError
@@ -76,8 +76,10 @@ def subgraphs(node: Any) -> Iterator[Any]:
         yield from a.graphs
 
 
-def check_operators(model: Any, opsets: Opsets, functions: dict[Key, Any]) -> None:
-    """UserError `onnx-unsupported-op` that names every node whose operator cannot be read, also in subgraphs."""
+def check_operators(model: Any, opsets: Opsets, functions: dict[Key, Any],
+                    custom: Container[tuple[str, str]] = ()) -> None:
+    """UserError `onnx-unsupported-op` that names every node whose operator cannot be read, also in subgraphs. `custom`:
+    (domain, name) of the user's own."""
     bad: dict[tuple[str, str, int], list[str]] = {}
     seen: set[Any] = set()
     stack: list[tuple[Any, Opsets, int]] = [(model.graph, opsets, 0)]
@@ -90,6 +92,8 @@ def check_operators(model: Any, opsets: Opsets, functions: dict[Key, Any]) -> No
             stack.extend((g, versions, depth + 1) for g in subgraphs(node))
             domain = domain_of(node.domain)
             key: Key = (domain, node.op_type, node.overload)
+            if (domain, node.op_type) in custom:
+                continue
             if key in functions:
                 if key not in seen:
                     seen.add(key)

@@ -44,6 +44,7 @@ from tilewright.frontend.onnx.structure import STRING, Item, Series, take_apart,
 from tilewright.frontend.onnx.tensors import ELEMENT_NUMBERS, to_array
 from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.ir import Graph, Value
+from tilewright.graph.ops.custom import CustomOp
 from tilewright.loop.ir import as_int
 
 TABLES = (ops_math, ops_shape, ops_reduce, ops_nn, ops_resize, ops_sample, ops_quant, ops_signal, ops_train, ops_einsum,
@@ -58,16 +59,17 @@ class Imported:
     signature: Signature
 
 
-def import_onnx(model: Any, *, shapes: Mapping[str, Any] | None = None) -> Graph:
+def import_onnx(model: Any, *, shapes: Mapping[str, Any] | None = None, custom_ops: Sequence[CustomOp] = ()) -> Graph:
     """The graph of a model: `import_model` without the signature."""
-    return import_model(model, shapes=shapes).graph
+    return import_model(model, shapes=shapes, custom_ops=custom_ops).graph
 
 
-def import_model(model: Any, *, shapes: Mapping[str, Any] | None = None) -> Imported:
+def import_model(model: Any, *, shapes: Mapping[str, Any] | None = None, custom_ops: Sequence[CustomOp] = ()) -> Imported:
     """Read an ONNX model (path, bytes or onnx.ModelProto, which is not changed).
 
     `shapes` sets sizes by name: {"batch": 4} a symbolic dimension, {"image": (1, 3, 224, 224)} an input's whole shape,
     {"image": ("batch", 3, 224, 224)} with names for symbols. Symbolic dimensions that are not set stay symbols.
+    `custom_ops` are the user's own operators, which come before those of the same name.
     A sequence has a list of its elements' shapes, an optional value that is not there has None.
 
     Raises UserError: onnx-missing-file, onnx-malformed, onnx-unsupported-op, onnx-unsupported-opset,
@@ -76,8 +78,9 @@ def import_model(model: Any, *, shapes: Mapping[str, Any] | None = None) -> Impo
     """
     proto, folder = read_model(model)
     opsets, functions = checks.opsets_of(proto.opset_import), checks.functions_of(proto)
-    checks.check_operators(proto, opsets, functions)
-    return Reader(functions, folder).main(proto.graph, opsets, shapes or {})
+    custom = {(checks.domain_of(domain), name): c for c in custom_ops for domain, name in [c.key]}
+    checks.check_operators(proto, opsets, functions, custom)
+    return Reader(functions, folder, custom).main(proto.graph, opsets, shapes or {})
 
 
 def check_readable(model: Any) -> None:
@@ -119,8 +122,9 @@ class Scope:
 class Reader:
     """Reads the nodes of one model."""
 
-    def __init__(self, functions: dict[checks.Key, Any], folder: Path | None) -> None:
-        self.functions, self.folder = functions, folder
+    def __init__(self, functions: dict[checks.Key, Any], folder: Path | None,
+                 custom: Mapping[tuple[str, str], CustomOp]) -> None:
+        self.functions, self.folder, self.custom = functions, folder, custom
         self.nodes = 0
         self.active: list[Any] = []
         self.strings: set[Value] = set()  # numbers that stand for strings
@@ -231,6 +235,15 @@ class Reader:
     def node(self, node: Any, loc: str, scope: Scope, b: GraphBuilder) -> None:
         domain = checks.domain_of(node.domain)
         inputs = [scope.get(name, loc) if name else None for name in node.input]
+        own = self.custom.get((domain, node.op_type))
+        if own is not None:
+            pairs = [(a.name, self.plain(a, loc)) for a in _resolved(node, scope.attributes).attribute]
+            operands = [v for v in inputs if not isinstance(v, Series)]
+            if len(operands) != len(inputs):
+                raise UserError("onnx-unsupported-variant", f"{node.op_type}: custom operators take no sequences", where=loc)
+            made = b.add_all("custom", operands, {"definition": own, "attributes": pairs}, name=node.output[0], loc=loc)
+            self.bind(node, made, scope, b, len(b.operations) - 1)
+            return
         local = self.functions.get((domain, node.op_type, node.overload))
         if local is not None:
             self.bind(node, self.call(local, node, inputs, loc, scope, b), scope, b, len(b.operations))
@@ -274,6 +287,16 @@ class Reader:
             if isinstance(x, Value):
                 out.add(formal.type_str)
         return out
+
+    def plain(self, a: Any, loc: str) -> Any:
+        """An attribute of a user's operator: numbers, text, lists of them, or an array."""
+        value = sc.attribute_value(a)
+        if sc.attribute_kind(a) == sc.TENSOR:
+            return to_array(value, self.folder, loc)
+        if not isinstance(value, int | float | str | list | tuple):
+            raise UserError("onnx-unsupported-variant", f"the attribute {a.name!r} of a custom operator is "
+                            f"{sc.kind_name(sc.attribute_kind(a))}", where=loc)
+        return value
 
     def bind(self, node: Any, results: Sequence[Item], scope: Scope, b: GraphBuilder, start: int) -> None:
         """Give a node's results their names in the model, where the node made them."""

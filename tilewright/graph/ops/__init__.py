@@ -8,6 +8,7 @@ from tilewright.graph.ops import (
     control,
     conv,
     create,
+    custom,
     image,
     indexing,
     layout,
@@ -27,7 +28,7 @@ from tilewright.graph.ops import (
 from tilewright.graph.registry import register
 
 FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, columns, sample,
-            trees, layout, control, recurrent, winograd, text, image)
+            trees, layout, control, recurrent, winograd, text, image, custom)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:
