@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tilewright.core.errors import UserError
@@ -123,7 +124,7 @@ class Reader:
     """Reads the nodes of one model."""
 
     def __init__(self, functions: dict[checks.Key, Any], folder: Path | None,
-                 custom: Mapping[tuple[str, str], CustomOp]) -> None:
+                 custom: Mapping[tuple[str, str], CustomOp] = MappingProxyType({})) -> None:
         self.functions, self.folder, self.custom = functions, folder, custom
         self.nodes = 0
         self.active: list[Any] = []
