@@ -191,6 +191,11 @@ def _prefetch(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     return BlockRef(b.name), rng.choice(inputs(b)).name, around[k].var, around[rng.randint(0, k)].var, rng.choice([1, 2])
 
 
+def _prefetch_next(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    found = _prefetch(rng, p)
+    return None if found is None else found[:-1]
+
+
 def _set_scope(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     return BlockRef(_block(rng, p).name), 0, "local"
 
@@ -201,7 +206,7 @@ CALLS: dict[str, tuple[float, Callable[[random.Random, Program], tuple[Any, ...]
     "sample_tile": (0.2, _sample_tile), "sample_choice": (0.2, _sample_choice),
     "compute_at": (4, lambda r, p: _related(r, p, True)), "reverse_compute_at": (4, lambda r, p: _related(r, p, False)),
     "cache_read": (2, _cache_read), "cache_write": (2, _cache_write), "set_scope": (0.3, _set_scope),
-    "prefetch": (0.2, _prefetch),
+    "prefetch": (0.2, _prefetch), "prefetch_next": (0.3, _prefetch_next),
     "decompose_reduction": (2, _block_and_own_loop), "decompose_padding": (1.5, _padding), "rfactor": (2, _rfactor),
     "compute_inline": (1.5, _one_block), "reverse_compute_inline": (1.5, _one_block), "transform_layout": (1, _layout)}
 LOOKS = frozenset({"block", "loops"})

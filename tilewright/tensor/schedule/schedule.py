@@ -184,6 +184,9 @@ class Schedule:
     def prefetch(self, block: BlockRef, buffer: str, loop: Var, along: Var, ahead: int = 1) -> BlockRef:
         return self.apply("prefetch", block, buffer, loop, along, ahead)  # type: ignore[no-any-return]
 
+    def prefetch_next(self, block: BlockRef, buffer: str, loop: Var, along: Var) -> BlockRef:
+        return self.apply("prefetch_next", block, buffer, loop, along)  # type: ignore[no-any-return]
+
     # ---- decisions -----------------------------------------------------------------------------------------------------
     def sample_tile(self, loop: Var, candidates: Sequence[int], default: int) -> int:
         return self.apply("sample_tile", loop, list(candidates), default)  # type: ignore[no-any-return]

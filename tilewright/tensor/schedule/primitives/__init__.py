@@ -16,7 +16,8 @@ WHERE: dict[str, str] = {
     "compute_inline": "inline", "reverse_compute_inline": "inline",
     "cache_read": "cache", "cache_write": "cache", "set_scope": "cache",
     "decompose_reduction": "decompose", "decompose_padding": "decompose",
-    "rfactor": "rfactor", "prefetch": "prefetch", "transform_layout": "transform_layout",
+    "rfactor": "rfactor", "prefetch": "prefetch", "prefetch_next": "prefetch",
+    "transform_layout": "transform_layout",
     "sample_tile": "sample", "sample_choice": "sample",
 }
 
