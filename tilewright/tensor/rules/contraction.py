@@ -25,6 +25,9 @@ from tilewright.tensor.schedule.state import BlockRef
 UNROLL_K = 4
 """Reduction steps per turn of the innermost loop: enough to hide its overhead, small enough for the code cache."""
 
+STEPS_AHEAD = 2
+"""Turns of the innermost loop by which weights are asked for before they are used."""
+
 
 @dataclass
 class Axes:
@@ -41,18 +44,24 @@ class Axes:
     reduce: list[Var]
 
 
-def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, target: Target) -> None:
-    """Schedule a contraction with an N axis; `epilogue` is the block that consumes it, or None."""
+def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, target: Target,
+                         band: int = 0) -> Var | None:
+    """Schedule a contraction with an N axis; `epilogue` is the block that consumes it, or None.
+
+    With `band`, so many steps of the innermost M axis go through everything before the next ones do: the loop over bands,
+    outermost, is returned for the caller to place other blocks in and to share among cores."""
     info = classify(state.find_block(sch.program, ref))
     loop_of = _loops_by_axis(sch, ref, info)
     axes = _axes(info, loop_of)
     extent = {v: estimate(sch.loop(v).extent) for v in loop_of.values()}
+    if band and axes.column is not None:
+        extent[axes.column] = band
     lanes = _lanes(info, extent[axes.vector], target)
     if axes.panel is not None and as_int(sch.loop(axes.vector).extent) is None:
         whole, axes.vector = sch.split(axes.vector, [None, lanes])
         axes.outer.append(whole)
         extent[axes.vector] = lanes
-    tile = _decided(sch, axes, _tile(info, axes, extent, lanes, target))
+    tile = _decided(sch, axes, _tile(info, axes, extent, lanes, target, band), band)
     packed = _pack(sch, ref, info, tile, lanes)
     heavy = epilogue is not None and is_heavy(state.find_block(sch.program, epilogue))
     if epilogue is not None and not heavy:
@@ -61,14 +70,19 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     else:
         store = sch.cache_write(ref, 0, "local")
 
+    bands: Var | None = None
+    if band and axes.column is not None:
+        bands, axes.column = sch.split(axes.column, [None, band])
+        axes.outer.insert(0, bands)
     nest = register_tile(sch, ref, store, axes, tile, lanes)
     if epilogue is not None and heavy:
         sch.set_scope(store, 0, "local")
         attach_rolled(sch, epilogue, nest.outside[-1] if nest.outside else None, lanes)
-    if packed is not None and nest.panels is not None and nest.reduce + nest.unrolled:
-        _prefetch_weights(sch, ref, packed, nest, target)
-    if nest.outside:
+    if packed is not None:
+        _prefetch_weights(sch, ref, packed, nest, target, held=bool(band))
+    if nest.outside and bands is None:
         parallelize_outer(sch, nest.outside, target)
+    return bands
 
 
 @dataclass
@@ -146,14 +160,16 @@ def _lanes(info: BlockInfo, extent: int, target: Target) -> int:
     return min(target.lanes(info.out.buffer.dtype.bits), 1 << max(0, extent.bit_length() - 1))
 
 
-def _tile(info: BlockInfo, axes: Axes, extent: dict[Var, int], lanes: int, target: Target) -> Tile:
+def _tile(info: BlockInfo, axes: Axes, extent: dict[Var, int], lanes: int, target: Target, band: int) -> Tile:
     vectors = -(-extent[axes.vector] // lanes)
     if axes.panel is not None:
         vectors *= extent[axes.panel]
     rows = 1 if axes.row is None else extent[axes.row]
     columns = 1 if axes.column is None else extent[axes.column]
     tail = tail_pieces(extent[axes.vector], lanes)
-    tile = choose_tile(rows, columns, vectors, target, tail=tail)
+    tile = choose_tile(rows, columns, vectors, target, tail=tail, whole=bool(band))
+    if band:
+        return tile
     widest = _widest(info, tile, vectors, lanes, target)
     return choose_tile(rows, columns, vectors, target, tail=tail, widest=widest) if widest > tile.vectors else tile
 
@@ -180,10 +196,12 @@ def _widest(info: BlockInfo, tile: Tile, vectors: int, lanes: int, target: Targe
     return min(WIDEST, 3 * target.l2 // 5 // (info.extent(info.k) * lanes * a.dtype.nbytes))
 
 
-def _decided(sch: Schedule, axes: Axes, tile: Tile) -> Tile:
-    """The tile as named decisions, which a tuner may take otherwise; the model's choice is the default."""
+def _decided(sch: Schedule, axes: Axes, tile: Tile, band: int) -> Tile:
+    """The tile as named decisions, which a tuner may take otherwise; the model's choice is the default. Tiles divide a
+    band."""
+    widths = [c for c in range(1, 31) if not band or band % c == 0]
     rows = 1 if axes.row is None else sch.sample_tile(axes.row, range(1, 5), tile.rows)
-    columns = 1 if axes.column is None else sch.sample_tile(axes.column, range(1, 31), tile.columns)
+    columns = 1 if axes.column is None else sch.sample_tile(axes.column, widths, tile.columns)
     vectors = sch.sample_tile(axes.vector if axes.panel is None else axes.panel, range(1, 9), tile.vectors)
     return Tile(rows, columns, vectors)
 
@@ -233,19 +251,23 @@ def _pack(sch: Schedule, ref: BlockRef, info: BlockInfo, tile: Tile, lanes: int)
     return b.buffer.name
 
 
-def _prefetch_weights(sch: Schedule, ref: BlockRef, packed: str, nest: TileNest, target: Target) -> None:
-    """Prefetch the next panel while this one is used; of panels too large for two to stay in the second-level cache, only
-    a few steps ahead."""
-    b = classify(state.find_block(sch.program, ref)).b
-    assert b is not None and nest.panels is not None
-    panel = b.buffer.dtype.nbytes
-    loops = nest.reduce + nest.unrolled
-    for d in b.buffer.shape[b.buffer.rank - len(loops) - 1:]:
+def _prefetch_weights(sch: Schedule, ref: BlockRef, packed: str, nest: TileNest, target: Target, held: bool) -> None:
+    """Prefetch weights a few steps ahead into the first-level cache; and the next panel into the second while this one is
+    used, evenly over all its tiles, so that memory is busy all the time: unless two panels leave the other operand no room,
+    or the weights are `held` in that cache already."""
+    if not nest.reduce or nest.panels is None:
+        return
+    info = classify(state.find_block(sch.program, ref))
+    assert info.b is not None
+    loop = (nest.reduce + nest.unrolled)[-1]
+    panel = info.b.buffer.dtype.nbytes
+    for d in info.b.buffer.shape[info.b.buffer.rank - len(info.k) - 1:]:
         panel *= estimate(d)
-    if panel <= target.l2 // 4:
-        sch.prefetch(ref, packed, loops[-1], nest.panels)
-    elif nest.reduce:
-        sch.prefetch(ref, packed, loops[-1], nest.reduce[-1], 2)
+    inside = [*nest.outside[nest.outside.index(nest.panels) + 1:], *nest.reduce]
+    known = all(as_int(sch.loop(v).extent) is not None for v in inside)
+    if panel <= target.l2 // 4 and known and not held:
+        sch.prefetch_next(ref, packed, nest.reduce[-1], nest.panels)
+    sch.prefetch(ref, packed, loop, nest.reduce[-1], STEPS_AHEAD)
 
 
 def pack_map(b: Access, info: BlockInfo, order: list[Var], width: int):  # type: ignore[no-untyped-def]

@@ -13,6 +13,7 @@ from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.regions import consumers
 from tilewright.tensor.rules.attention import find_attention, operand_views, schedule_attention
+from tilewright.tensor.rules.bands import find_bands, schedule_bands
 from tilewright.tensor.rules.contraction import schedule_contraction
 from tilewright.tensor.rules.depthwise import schedule_depthwise
 from tilewright.tensor.rules.elementwise import near_producers, schedule_elementwise
@@ -63,6 +64,9 @@ def by_rules(program: Program, target: Target) -> Schedule:
     infos = {b.name: classify(b) for b in state.blocks(sch.program)}
     anchors = [i for i in infos.values() if (i.kind == "contraction" and i.n) or i.windows]
     if len(anchors) == 1:
+        banded = in_bands(program, anchors[0], target) if anchors[0].n else None
+        if banded is not None:
+            return banded
         anchor = sch.block(anchors[0].block.name)
         epilogue, fills = merge_chain(sch, anchor)
         done = {anchor.name, *([epilogue.name] if epilogue else []), *[f.name for f in fills]}
@@ -77,6 +81,27 @@ def by_rules(program: Program, target: Target) -> Schedule:
         return sch
     schedule_spatial_blocks(sch, target)
     return sch
+
+
+def in_bands(program: Program, anchor: BlockInfo, target: Target) -> Schedule | None:
+    """The schedule in bands with the largest bands that what follows the contraction can be computed from; None if the
+    contraction stands alone or no size serves."""
+    sizes = [0]
+    while sizes:
+        sch = Schedule(program)
+        inline_prologues(sch)
+        found = find_bands(sch, classify(state.find_block(sch.program, BlockRef(anchor.block.name))), target)
+        if found is None:
+            return None
+        sizes = list(found.sizes) if sizes == [0] else sizes[1:]
+        if not sizes:
+            return None
+        try:
+            schedule_bands(sch, found, sizes[0], target)
+        except ScheduleError:
+            continue
+        return sch
+    return None
 
 
 def schedule_spatial_blocks(sch: Schedule, target: Target, skip: Iterable[str] = ()) -> None:

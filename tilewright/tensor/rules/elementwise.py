@@ -30,25 +30,28 @@ SMALL_AXIS = 8
 """Largest extent of an axis that is unrolled because its cases differ."""
 
 
-def schedule_elementwise(sch: Schedule, ref: BlockRef, target: Target) -> None:
-    """Schedule one spatial block over the loops that are its alone, and the producers that only it reads."""
+def schedule_elementwise(sch: Schedule, ref: BlockRef, target: Target, home: Var | None = None) -> None:
+    """Schedule one spatial block over the loops that are its alone, and the producers that only it reads. With `home`, a
+    loop that others share, it has been placed in that one's body and stays there, on one core."""
     if is_padding(state.find_block(sch.program, ref)):
         ref, *fills = sch.decompose_padding(ref)
         for f in fills:
             schedule_elementwise(sch, f, target)
     block = state.find_block(sch.program, ref)
-    loops = dict(zip([it.var for it in block.iters], sch.loops(ref), strict=True))
+    around = sch.loops(ref)
+    own = around[around.index(home) + 1:] if home is not None else around
+    loops = dict(zip([it.var for it in block.iters], own, strict=True))
     if not loops:
         return
     lanes = lanes_of(block, target)
+    total = 1
+    for v in loops.values():
+        total *= estimate(sch.loop(v).extent)
     near = [sch.block(p.name) for p in near_producers(sch, block)]
     inner = _case_loops(sch, block, loops, near)
     *outer, last = [v for v in loops.values() if v not in inner]
-    total = 1
-    for v in sch.loops(ref):
-        total *= estimate(sch.loop(v).extent)
     crossing = None if inner or near else find_crossing(block)
-    if crossing is not None and last is loops[crossing.last] and loops[crossing.along] in outer:
+    if crossing is not None and home is None and last is loops[crossing.last] and loops[crossing.along] in outer:
         outer = tile_crossing(sch, ref, crossing, [*outer, last], loops[crossing.along], lanes, target)
         _share(sch, outer, total, target)
         return
@@ -56,12 +59,13 @@ def schedule_elementwise(sch: Schedule, ref: BlockRef, target: Target) -> None:
     if inner:
         sch.reorder(*outer, *inner, *([vector] if vector is not None else []))
     for p in near:
-        _compute_near(sch, p, outer[-1] if outer else None, lanes)
+        _compute_near(sch, p, outer[-1] if outer else home, lanes)
     for v in inner:
         sch.unroll(v)
     if vector is not None:
         sch.vectorize(vector)
-    _share(sch, outer, total, target)
+    if home is None:
+        _share(sch, outer, total, target)
 
 
 def _share(sch: Schedule, outer: list[Var], total: int, target: Target) -> None:

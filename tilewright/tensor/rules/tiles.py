@@ -69,13 +69,13 @@ def fits(tile: Tile, vectors: int, target: Target, tail: int = 0) -> bool:
 
 
 def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_rows: int = 2, tail: int = 0,
-                widest: int = 0) -> Tile:
+                widest: int = 0, whole: bool = False) -> Tile:
     """The cheapest register tile for `rows` x `columns` positions and `vectors` vectors of outputs.
 
     `max_rows` bounds the tile in the outer position axis (two rows of pixels suffice to fill the registers when a row is
     short); `tail`: see `tail_pieces`. Ties go to the tile with more positions: each weight vector is then used more often.
     With `widest`, among tiles that cost about the same one of the most vectors up to that number is taken: the other
-    operand, too large for the cache, is then read fewer times.
+    operand, too large for the cache, is then read fewer times. `whole`: the tile's columns must divide `columns`.
     """
     best, best_key = Tile(1, 1, 1), (math.inf, 0.0)
     keys: dict[Tile, tuple[float, float]] = {}
@@ -83,7 +83,7 @@ def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_ro
         for r in range(1, min(rows, max_rows) + 1):
             for c in range(1, min(columns, registers_left(v, target) // (r * v)) + 1):
                 tile = Tile(r, c, v)
-                if not fits(tile, vectors, target, tail):
+                if not fits(tile, vectors, target, tail) or whole and columns % c:
                     continue
                 key = (round(cost_per_element(tile, rows, columns, vectors, target, tail), 4), -r * c / (r * c + v))
                 keys[tile] = key

@@ -1,0 +1,50 @@
+"""A contraction between spatial blocks runs in bands where caches allow it: one region, less memory, the same numbers."""
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import tilewright
+from tests.small_models import inputs, model, weight
+from tilewright.model import Model
+from tilewright.target import get_target
+
+
+def winograd(size: int, channels: int = 32) -> onnx.ModelProto:
+    shape = f"float[1,{channels},{size},{size}]"
+    return model(f"conv ({shape} x) => ({shape} y) {{ a = Conv<pads = [1,1,1,1]>(x, w) b = Relu(a) "
+                 "y = Conv<pads = [1,1,1,1]>(b, v) }",
+                 w=weight(channels, channels, 3, 3), v=weight(channels, channels, 3, 3, seed=1))
+
+
+def compiled(proto: onnx.ModelProto, threads: int = 1, **facts: Any) -> Model:
+    return tilewright.compile(proto, target=dataclasses.replace(get_target(), **facts), threads=threads)
+
+
+def regions(made: Model) -> list[int]:
+    """Parallel regions of each convolution."""
+    return [use.record["lowered"].count("launch ") for use in made.kernels if use.group.anchor.op == "winograd_conv"]
+
+
+@pytest.mark.parametrize("size", [24, 30])
+def test_phases_share_a_region_if_the_cache_holds_a_band(size: int) -> None:
+    """Sizes that are whole tiles and one that is not; every element sums in the same order either way."""
+    proto = winograd(size)
+    feeds = inputs(proto)
+    near, far = compiled(proto, l2=320 << 10, cores=2), compiled(proto, l2=64 << 10, cores=2)
+    assert regions(near) and all(n == 1 for n in regions(near)) and all(n >= 3 for n in regions(far))
+    assert near.memory.arena < far.memory.arena
+    for a, b in zip(near(feeds), far(feeds), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_any_number_of_threads_gives_the_same() -> None:
+    proto = winograd(24)
+    feeds = inputs(proto)
+    one, two = compiled(proto, threads=1), compiled(proto, threads=2)
+    for a, b in zip(one(feeds), two(feeds), strict=True):
+        np.testing.assert_array_equal(a, b)
