@@ -4,8 +4,9 @@ In: a `Group`. Out: a `Program` of unscheduled blocks whose parameters are named
 that groups that compute the same thing give equal programs and share one kernel, and the values behind the parameters.
 
 Symbolic sizes: the program has symbols of its own, s0, s1, …, parameters after the buffers, in order of first use in the
-buffers' shapes (and then in the recipes). Each stands for an expression over the graph's symbols, which the host computes
-and passes; its range and typical value are the symbol's own (`loop.ir.Span`).
+buffers' shapes (and then in the recipes). Each stands for a symbol of the graph, or for what is no sum or product there (a
+quotient, a minimum), which the host computes and passes: the shapes of a deep convolution are then as simple as those of
+the first one. Range and usual value are its own (`loop.ir.Span`).
 """
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tilewright.core.errors import InternalError
+from tilewright.graph.infer import dim
 from tilewright.graph.ir import Operation, TensorType, Value
 from tilewright.graph.passes.fuse import Group
 from tilewright.graph.registry import record_of
-from tilewright.loop.ir import Expr, Program, Span, Var
-from tilewright.loop.substitute import free_vars, substitute
+from tilewright.loop.bounds import bounds
+from tilewright.loop.ir import Add, Expr, Mul, Program, Span, Sub, Var, estimate
+from tilewright.loop.substitute import free_vars
 from tilewright.tensor.compute import Tensor, const_table, create_program, placeholder
 
 LITERAL_ELEMENTS = 1
@@ -70,7 +73,7 @@ class _Sizes:
 
     def __init__(self, group: Group) -> None:
         self.symbols: dict[Var, Expr] = {}
-        self.of: dict[Var, Var] = {}
+        self.of: dict[Expr, Var] = {}
         self.values: dict[Value, Value] = {}
         for v in [*group.inputs, *group.outputs]:
             self.shape(v)
@@ -80,11 +83,16 @@ class _Sizes:
 
     def expr(self, e: Expr) -> Expr:
         """An expression over the graph's symbols as one over the program's."""
-        for v in free_vars(e):
-            if v not in self.of:
-                self.of[v] = new = Var(f"s{len(self.of)}", v.type, v.span or Span())
-                self.symbols[new] = v
-        return substitute(e, self.of)
+        if isinstance(e, Add | Sub | Mul):
+            return dim(e.map(self.expr))
+        if not free_vars(e):
+            return e
+        if e not in self.of:
+            lo, hi = bounds(e)
+            span = e.span if isinstance(e, Var) else None if lo is None else Span(lo, hi, hint=estimate(e))
+            self.of[e] = new = Var(f"s{len(self.of)}", e.dtype, span)
+            self.symbols[new] = e
+        return self.of[e]
 
     def operation(self, op: Operation) -> Operation:
         """The operation as its recipe sees it: over the program's symbols."""

@@ -202,7 +202,7 @@ def access_box(access: Access, block: Block, inner: Sequence[For], algebra: Alge
         spans = [algebra.span(substitute(i, bound), running) for i in access.indices]
     start, extent, exact, seen = [], [], True, frozenset[Var]()
     for s, size in zip(spans, buffer.shape, strict=True):
-        if s is None:
+        if s is None or (as_int(size) is None and not s.exact and _is_beyond(s, size, algebra)):
             start.append(ZERO)
             extent.append(size)
             exact = False
@@ -215,6 +215,11 @@ def access_box(access: Access, block: Block, inner: Sequence[For], algebra: Alge
     if not exact and None not in spans:
         exact = _fills(access, extent, seen, running, block, algebra)
     return Box(buffer, tuple(start), tuple(extent), exact and cuts_only_overshoot(block, algebra, inner))
+
+
+def _is_beyond(s: Span, size: Expr, algebra: Algebra) -> bool:
+    """Whether a span, known by numbers only, takes in the whole of a symbolic size (what is accessed is in bounds)."""
+    return as_int(s.lo) is not None and algebra.at_most(s.lo, ZERO) and algebra.at_most(size, s.lo + s.width + 1)
 
 
 def effective(block: Block, inner: Sequence[For], algebra: Algebra) -> list[For]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from tilewright.core.node import walk
-from tilewright.loop.ir import Block, Buffer, IterVar, Load, Program, Store, Var, as_int
+from tilewright.loop.ir import Block, Buffer, IterVar, Load, Program, Store, Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.regions import consumers, outputs, producers
@@ -50,7 +50,8 @@ class Product:
         return self.info.block.name
 
     def size(self, axis: IterVar) -> int:
-        return self.info.extents[axis.var] or 1
+        """Elements along an axis, as usual where that is symbolic."""
+        return estimate(axis.extent)
 
     @property
     def tasks(self) -> int:
@@ -111,10 +112,10 @@ def find_attention(program: Program, views: tuple[str | None, str | None]) -> At
 
 
 def _product(info: BlockInfo, view: str | None) -> Product | None:
-    """A contraction as a matrix product, or None if it is none or has sizes that are not known."""
+    """A contraction as a matrix product, or None if it is none."""
     iters = {it.var: it for it in info.block.iters}
     summed = [it for it in info.k if info.extents[it.var] != 1]
-    if info.out is None or info.windows or None in info.extents.values() or len(summed) != 1 or len(info.out.indices) < 2:
+    if info.out is None or info.windows or len(summed) != 1 or len(info.out.indices) < 2:
         return None
     row, column = (iters.get(i) if isinstance(i, Var) else None for i in info.out.indices[-2:])
     if row is None or column is None or row not in info.m or column not in info.n:
@@ -246,8 +247,9 @@ def _pack(sch: Schedule, product: Product, width: int) -> Copy | None:
     ref = BlockRef(product.name)
     info = classify(state.find_block(sch.program, ref))
     assert info.b is not None
-    columns = product.size(product.column)
-    plan = pack_map(info.b, info, [product.summed.var], columns if columns % width else width)
+    columns = product.column.extent
+    whole = (as_int(columns) or 1) % width
+    plan = pack_map(info.b, info, [product.summed.var], columns if whole else width)
     if plan is None:
         if product.view is not None:
             sch.compute_inline(sch.block(product.view))

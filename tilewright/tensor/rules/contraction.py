@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tilewright.loop.ir import Expr, IterVar, Var, as_int, estimate
+from tilewright.loop.ir import Expr, IntoExpr, IterVar, Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
 from tilewright.tensor.rules.epilogue import attach_epilogue, attach_rolled, finish_store, is_heavy
@@ -270,7 +270,7 @@ def _prefetch_weights(sch: Schedule, ref: BlockRef, packed: str, nest: TileNest,
     sch.prefetch(ref, packed, loop, nest.reduce[-1], STEPS_AHEAD)
 
 
-def pack_map(b: Access, info: BlockInfo, order: list[Var], width: int):  # type: ignore[no-untyped-def]
+def pack_map(b: Access, info: BlockInfo, order: list[Var], width: IntoExpr):  # type: ignore[no-untyped-def]
     """The index map of the packed operand, or None if its indices are not of a form that can be packed.
 
     Every dimension must be indexed by N axes only, or by one reduction axis, or by an outer and an inner reduction axis

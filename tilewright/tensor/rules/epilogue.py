@@ -116,6 +116,4 @@ def writes_border(block: Block) -> bool:
     value = block.body.value
     if not isinstance(value, Guard | Select) or not isinstance(value.b, Const):
         return False
-    own = {it.var for it in block.iters}
-    return all(isinstance(c, Lt | Le) and vars_of(c) <= own and not any(isinstance(n, Load) for n in walk(c))
-               for c in conjuncts(value.cond))
+    return all(isinstance(c, Lt | Le) and not any(isinstance(n, Load) for n in walk(c)) for c in conjuncts(value.cond))

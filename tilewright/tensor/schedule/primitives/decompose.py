@@ -186,6 +186,7 @@ def _padding(program: Program, b: Block, block: BlockRef) -> tuple[list[Expr], l
     if conjuncts(b.predicate) and any(v in {i.var for i in b.iters} for c in conjuncts(b.predicate) for v in vars_of(c)):
         raise wrong("it has a condition of its own")
     low, high = [ZERO for _ in b.iters], [i.extent for i in b.iters]
+    known: set[tuple[int, bool]] = set()
     position = {i.var: k for k, i in enumerate(b.iters)}
     domain = Algebra([For(i.var, ZERO, i.extent, Seq(())) for i in b.iters])
     for c in _flat(value.cond):
@@ -198,12 +199,13 @@ def _padding(program: Program, b: Block, block: BlockRef) -> tuple[list[Expr], l
             raise wrong(f"the condition {c} is not about one iteration variable")
         k, is_low, end = found
         ends = low if is_low else high
-        if as_int(ends[k]) != (0 if is_low else as_int(b.iters[k].extent)):
+        if (k, is_low) in known:
             ours, theirs = as_int(ends[k]), as_int(end)
             if ours is None or theirs is None:
                 raise wrong(f"two conditions about {b.iters[k].var.name} with symbolic ends")
             end = ZERO + (max(ours, theirs) if is_low else min(ours, theirs))
         ends[k] = end
+        known.add((k, is_low))
     for k, i in enumerate(b.iters):
         if not (domain.at_most(ZERO, low[k]) and domain.at_most(high[k], i.extent) and domain.at_most(low[k], high[k])):
             raise wrong(f"the range of {i.var.name} may be empty or leave its domain")

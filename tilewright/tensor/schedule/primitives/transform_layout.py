@@ -122,13 +122,15 @@ def _shape(program: Program, block: BlockRef, old: Buffer, places: IndexMap, pad
 def _end(program: Program, block: BlockRef, e: Expr, loops: dict[Var, For], algebra: Algebra) -> Expr:
     """The least number that an index surely does not reach."""
     most = algebra.known.interval(e)[1]
-    if most is not None:
+    if most is not None and all(as_int(f.extent) is not None for f in loops.values()):
         return const(most + 1)
-    span = algebra.span(e, loops)
+    span = algebra.span(e, loops)  # of a symbolic size what it is, not the most that it may be
     if span is not None:
         return algebra.simplify(span.lo + span.width + 1)
     if isinstance(e, FloorDiv) and (k := as_int(e.b)) is not None and k > 0:
         return algebra.simplify((_end(program, block, e.a, loops, algebra) + (k - 1)) // k)
+    if most is not None:
+        return const(most + 1)
     raise ScheduleError(NAME, f"the index {e} has no known bound", program, block)
 
 
