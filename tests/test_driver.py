@@ -16,9 +16,11 @@ from tests.small_models import inputs, model, reference, weight
 from tilewright import driver
 from tilewright.core.config import config
 from tilewright.core.errors import InternalError, UserError
+from tilewright.graph.builder import GraphBuilder
+from tilewright.graph.ir import tensor_type
 from tilewright.model import relative_error
 from tilewright.target import host
-from tilewright.target.presets import PRESETS
+from tilewright.target.presets import PRESETS, get_target
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "c" / "run_model.c"
 
@@ -224,3 +226,15 @@ def test_settings_dump_and_verify_every_pass(tmp_path):
     kernel = tmp_path / "dump" / made.kernels[0].kernel / "lower"
     assert (kernel / "00.ir").read_text().startswith("program")
     assert list(kernel.glob("*_flatten_blocks.diff"))
+
+
+def test_a_model_of_more_values_than_python_has_frames() -> None:
+    b = GraphBuilder("chain")
+    x, w = b.input("x", tensor_type("f32", (2, 4))), b.constant(np.eye(4, dtype=np.float32))
+    y = x
+    for _ in range(400):
+        y = b.add("matmul", [y, w])
+    built = driver.build(driver.Stages(optimized=b.finish([y])), get_target("native"), "default", 1, lambda done, total: None)
+    given = np.arange(8, dtype=np.float32).reshape(2, 4)
+    (got,) = built.run({"x": given})
+    assert (got == given).all()

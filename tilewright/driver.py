@@ -22,6 +22,7 @@ from tilewright.codegen.llvm.compile import compile_object
 from tilewright.codegen.llvm.emit import emit
 from tilewright.core.config import config
 from tilewright.core.errors import InternalError, UserError
+from tilewright.core.node import allow_deep_programs
 from tilewright.core.passes import Dump, Observer, Verify
 from tilewright.core.signature import Signature
 from tilewright.frontend.onnx.importer import import_model
@@ -131,6 +132,7 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     graph = stages.optimized
     assert graph is not None
     require_sizes(graph)
+    allow_deep_programs()
 
     # groups, and one program for each; equal programs are compiled once
     jobs = _Jobs(target, numerics)

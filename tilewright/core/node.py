@@ -246,3 +246,13 @@ def structural_hash(root: Any) -> int:
         return hash((type(root).__name__, repr(root) if isinstance(root, float) else root))
     skip = ("name",) if root.by_identity else ()
     return hash((type(root).__name__, *[structural_hash(getattr(root, f)) for f in root.fields if f not in skip]))
+
+
+FRAMES = 20000
+"""Calls that may be open at once: a walk takes about four per level, and the host program of a large model has one level
+for each of its values."""
+
+
+def allow_deep_programs() -> None:
+    """Let walks of deeply nested programs recurse (never less deeply than Python's setting allows already)."""
+    sys.setrecursionlimit(max(FRAMES, sys.getrecursionlimit()))
