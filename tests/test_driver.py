@@ -234,7 +234,8 @@ def test_a_model_of_more_values_than_python_has_frames() -> None:
     y = x
     for _ in range(400):
         y = b.add("matmul", [y, w])
-    built = driver.build(driver.Stages(optimized=b.finish([y])), get_target("native"), "default", 1, lambda done, total: None)
+    stages = driver.Stages(optimized=b.finish([y]))
+    built = driver.build(stages, get_target("native"), "default", 1, lambda done, total: None)
     given = np.arange(8, dtype=np.float32).reshape(2, 4)
     (got,) = built.run({"x": given})
     assert (got == given).all()
