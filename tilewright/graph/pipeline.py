@@ -21,6 +21,7 @@ from tilewright.graph.passes.scale import fold_scales
 from tilewright.graph.passes.scans import scans_to_loops
 from tilewright.graph.passes.simplify import simplify_operations
 from tilewright.graph.passes.sink import sink_reshapes
+from tilewright.graph.passes.transposed import transposed_to_phases
 from tilewright.graph.passes.views import simplify_views
 from tilewright.target.target import Target
 
@@ -48,6 +49,8 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         combine_products,                                    # queries, keys and values: one product
         simplify_views,                                      # its slices go behind the reshapes into heads
         merge_equal,
+        transposed_to_phases,                                # after scales went into its weights
+        fold_constants,
         functools.partial(blocked_layouts, target=target),   # from here on, convolutions work on channel blocks
         functools.partial(choose_algorithms, target=target, numerics=numerics),  # before borders get their widths
         share_borders,                                       # from here on, producers write the borders of their readers

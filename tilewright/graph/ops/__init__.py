@@ -11,6 +11,7 @@ from tilewright.graph.ops import (
     custom,
     image,
     indexing,
+    interleave,
     layout,
     matmul,
     norm,
@@ -28,7 +29,7 @@ from tilewright.graph.ops import (
 from tilewright.graph.registry import register
 
 FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, columns, sample,
-            trees, layout, control, recurrent, winograd, text, image, custom)
+            trees, layout, interleave, control, recurrent, winograd, text, image, custom)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:

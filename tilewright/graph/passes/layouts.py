@@ -99,7 +99,8 @@ class _Layouts:
         if not op.outputs or op.outputs[0] not in self.own:
             return None  # inside a region, where this graph's values are plain
         rule = {"conv": self.conv, "max_pool": self.pool, "avg_pool": self.pool, "pad": self.pad, "slice": self.slice,
-                "concat": self.concat, "resize": self.resize, "reduce_mean": self.reduce, "reduce_max": self.reduce,
+                "concat": self.concat, "resize": self.resize, "interleave": self.interleave,
+                "reduce_mean": self.reduce, "reduce_max": self.reduce,
                 "reduce_sum": self.reduce, "reduce_min": self.reduce}.get(op.op)
         if rule is None and record_of(op).fusion in ("elementwise", "broadcast") and op.op not in PLACE_DEPENDENT:
             rule = self.elementwise
@@ -116,10 +117,10 @@ class _Layouts:
         return list(b.add_all(op.op, inputs, op.attrs, name=op.outputs[0].name, loc=op.loc, regions=op.regions))
 
     def conv(self, op: Operation, b: GraphBuilder) -> Value | None:
-        """A 2-D convolution whose groups are whole blocks of channels, or that is depthwise."""
+        """A convolution over one to three axes whose groups are whole blocks of channels, or that is depthwise."""
         x, w = op.inputs[0], op.inputs[1]
         assert x is not None and w is not None
-        if w.rank != 4 or not w.is_constant or x.dtype.name != "f32" or op.output.dtype is not x.dtype:
+        if w.rank not in (3, 4, 5) or not w.is_constant or x.dtype.name != "f32" or op.output.dtype is not x.dtype:
             return None
         out_c, group = as_int(w.shape[0]) or 0, op.attrs["group"]
         in_c = (as_int(w.shape[1]) or 0) * group
@@ -135,7 +136,7 @@ class _Layouts:
 
     def pool(self, op: Operation, b: GraphBuilder) -> Value | None:
         x = self.at_hand(op.inputs[0])
-        if x is None or x.rank != 5:
+        if x is None:
             return None
         return self.made(op, [x], {**op.attrs, "layout": "NCHWc"}, self.channels[x], b)
 
@@ -180,6 +181,13 @@ class _Layouts:
         sizes = (a["sizes"][0], x.shape[1], *a["sizes"][2:], const(self.block))
         scales = None if a["scales"] is None else (*a["scales"], 1.0)
         return self.made(op, [x], {**a, "sizes": sizes, "scales": scales}, self.channels[x], b)
+
+    def interleave(self, op: Operation, b: GraphBuilder) -> Value | None:
+        """If each phase is whole blocks of channels."""
+        x, channels = self.at_hand(op.inputs[0]), as_int(op.output.shape[1]) or 0
+        if x is None or channels % self.block:
+            return None
+        return self.made(op, [x], {**op.attrs, "layout": "NCHWc"}, channels, b)
 
     def reduce(self, op: Operation, b: GraphBuilder) -> Value | None:
         """Over spatial axes: the same axes of the blocked tensor."""
