@@ -86,3 +86,15 @@ def test_gelu_over_the_whole_range() -> None:
     with np.errstate(invalid="ignore"):
         ends = compiled("Gelu", np.resize(np.array([np.nan, np.inf], np.float32), (1, 1024)), "native")
     assert np.isnan(ends[0, 0]) and ends[0, 1] == np.inf
+
+
+@pytest.mark.parametrize("target", ["native", "x86-64-v3"])
+def test_softmax_has_no_denormal_numbers_and_keeps_what_counts(target: str) -> None:
+    if not set(get_target(target).features) <= set(get_target("native").features):
+        pytest.skip("not this machine's code")
+    edges = [0.0, -20.0, -60.0, -79.0, -81.0, -90.0, -103.0, -105.0, -3.4e38, -np.inf]
+    x = np.concatenate([edges, np.linspace(-120, 0, 1014)])
+    got = compiled("Softmax", x.astype(np.float32)[None], target)[0]
+    exact = np.exp(x) / np.exp(x).sum()
+    np.testing.assert_allclose(got, exact, rtol=2e-6, atol=1e-34)
+    assert got[got != 0].min() > np.finfo(np.float32).tiny

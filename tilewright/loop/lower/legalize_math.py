@@ -198,6 +198,8 @@ _LN2_HIGH, _LN2_LOW = 0.693145751953125, 1.42860677e-06
 """ln 2 in two parts; the high one has 15 bits, so that its product with an exponent is exact."""
 _EXP = (1.0, 1.0, 0.49999994, 0.16666521, 0.041668389, 0.0083687175, 0.0013814596)
 """eʳ for |r| <= ln2/2, relative error 3.1e-9."""
+_EXP_LEAST = -103.98
+"""Below it eˣ rounds to zero."""
 _EXP2 = tuple([c * math.log(2) ** k for k, c in enumerate(_EXP)])
 """2ʳ for |r| <= 1/2."""
 _GELU_MOST = 14.0
@@ -223,8 +225,7 @@ def _reduce(x: Expr, let: _Legalizer) -> tuple[Expr, Expr]:
 
 def _scaled(p: Expr, n: Expr, let: _Legalizer) -> Expr:
     """p · 2ⁿ, rounded once, for an n that is an integer in -151 … 129, as an f32. Without an instruction for it, in two
-    halves, since 2ⁿ alone may be denormal or too large; where nothing is left the first is zero, for processors take
-    long over products that underflow."""
+    halves, since 2ⁿ alone may be denormal or too large; where nothing is left the first is zero."""
     if let.scale and p.dtype.lanes in SCALED_LANES:
         return Call("scale", (p, n), p.dtype)
     k = let("k", _bits(n + _ROUND) - _ROUND_BITS)
@@ -241,6 +242,11 @@ def _scaled_normal(p: Expr, n: Expr, let: _Legalizer) -> Expr:
 
 
 def _exp(x: Expr, let: _Legalizer) -> Expr:
+    """Where the result is below half the least denormal, a zero is scaled (some processors take a hundred times longer over
+    a product that underflows); -inf comes to it as NaN."""
+    if let.scale and x.dtype.lanes in SCALED_LANES:
+        n, r = _reduce(let("x", _at_most(x, 89.0)), let)
+        return _scaled(Select(x < _EXP_LEAST, const(0.0, x), _horner(r, _EXP)), n, let)
     n, r = _reduce(let("x", _at_least(_at_most(x, 89.0), -105.0)), let)
     return _scaled(_horner(r, _EXP), n, let)
 
