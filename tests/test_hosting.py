@@ -118,6 +118,9 @@ def test_numbers_and_text() -> None:
 def test_strings_are_no_numbers_to_the_user() -> None:
     with pytest.raises(UserError, match="is of strings"):
         tilewright.compile(model([N("Neg", ["x"], ["y"])], [texts("x", 3)], ["y"], opset=20))
+    for node in (N("StringConcat", ["x", "n"], ["y"]), N("Equal", ["n", "x"], ["y"])):
+        with pytest.raises(UserError, match="is not of strings"):
+            tilewright.compile(model([node], [texts("x", 3), value("n", [3], I64)], ["y"], opset=20))
 
 
 def test_threads_have_dictionaries_of_their_own() -> None:

@@ -279,14 +279,15 @@ class Reader:
 
     def string_types(self, schema: sc.Schema, inputs: Sequence[Item], loc: str) -> set[str]:
         """The type variables of an operator that stand for strings here. UserError where it takes none."""
-        out = set()
-        for k, (formal, x) in enumerate(zip(sc.formals(schema, "inputs", len(inputs)), inputs, strict=True)):
-            if not any(v in self.strings for v in tensors_of(x)):
-                continue
-            if not any("string" in t for t in formal.types) or schema.name in table.NO_STRINGS:
+        pairs = list(enumerate(zip(sc.formals(schema, "inputs", len(inputs)), inputs, strict=True)))
+        text = {k for k, (_, x) in pairs if any(v in self.strings for v in tensors_of(x))}
+        out = {formal.type_str for k, (formal, x) in pairs if k in text and isinstance(x, Value)}
+        for k, (formal, x) in pairs:
+            if k in text and (not any("string" in t for t in formal.types) or schema.name in table.NO_STRINGS):
                 raise UserError("onnx-unsupported-type", f"the input {k} of {schema.name} is of strings", where=loc)
-            if isinstance(x, Value):
-                out.add(formal.type_str)
+            alone = bool(formal.types) and all("string" in t for t in formal.types)
+            if isinstance(x, Value) and k not in text and (alone or formal.type_str in out):
+                raise UserError("onnx-unsupported-type", f"the input {k} of {schema.name} is not of strings", where=loc)
         return out
 
     def plain(self, a: Any, loc: str) -> Any:

@@ -85,7 +85,7 @@ class Formal:
 
 def formals(schema: Schema, which: str, count: int) -> list[Formal]:
     """The parameters behind the first `count` "inputs" or "outputs"; the last of the operator's may be repeated."""
-    known = _formals(schema.raw, which)
+    known = _formals(schema.raw, which) if schema.raw is not None else ()
     return [known[min(k, len(known) - 1)] for k in range(count)] if known else [Formal("", frozenset())] * count
 
 
