@@ -159,7 +159,7 @@ class _Recurrence:
         return None if self.wb is None or self.rb is None else self.c.add("add", self.wb, self.rb)
 
 
-@onnx_op("RNN", since=7)
+@onnx_op("RNN")
 def rnn(c: Context) -> Result:
     s = _Recurrence(c, 1, ("Tanh",))
     h0 = s.state(5)
@@ -170,7 +170,7 @@ def rnn(c: Context) -> Result:
     return s.run(call, s.both())
 
 
-@onnx_op("GRU", since=7)
+@onnx_op("GRU")
 def gru(c: Context) -> Result:
     s = _Recurrence(c, 3, ("Sigmoid", "Tanh"))
     h0, after = s.state(5), bool(c.a("linear_before_reset", 0))
@@ -189,7 +189,7 @@ def gru(c: Context) -> Result:
     return s.run(call, bias)
 
 
-@onnx_op("LSTM", since=7)
+@onnx_op("LSTM")
 def lstm(c: Context) -> Result:
     s = _Recurrence(c, 4, ("Sigmoid", "Tanh", "Tanh"))
     h0, c0, p = s.state(5), s.state(6), c.opt(7)

@@ -1,4 +1,4 @@
-"""Recurrences over time: rnn, gru, lstm (of ONNX, version 7 on), as one compiled loop.
+"""Recurrences over time: rnn, gru, lstm (of ONNX), as one compiled loop.
 
 The products of the input with its weights, and all biases that are added to them, are an operand: one product for all
 steps, made by `matmul` before. What is left is the recurrence proper: per step a product of the state with the recurrent
