@@ -51,10 +51,6 @@ EXPECTED_FAILURES: dict[str, tuple[str, ...]] = {
     "every output follows from the values that decide shapes": (
         "test_constantofshape_float_ones", "test_constantofshape_int_shape_zero", "test_constantofshape_int_zeros",
         "test_loop13_seq", "test_loop16_seq_none", "test_if_opt", "test_sequence_model8"),
-    "operator Det is missing": (
-        "test_det_2d", "test_det_nd"),
-    "Scan: version 8, with a batch axis,": (
-        "test_scan_sum",),
     "bounds of a slice that depend on data": (
         "test_loop11",),
     "the expected numbers are the rounding errors of a transform in f32": (

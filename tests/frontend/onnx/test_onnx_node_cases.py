@@ -20,7 +20,7 @@ WRONG = {
     "test_reduce_log_sum_exp_empty_set": "the largest of no elements", "test_reduce_max_empty_set": "the same",
     "test_reduce_min_empty_set": "the same"}
 
-UNSUPPORTED_VARIANTS = {"other": ("scan_sum",)}
+UNSUPPORTED_VARIANTS: dict[str, tuple[str, ...]] = {}
 
 FROM_OTHER_TESTS = {"Upsample", "Scatter", "SpaceToDepth", "GlobalLpPool", "LpNormalization", "MaxRoiPool", "Multinomial",
                     "RandomUniform", "RandomNormal", "RandomNormalLike", "RandomUniformLike", "Bernoulli"}

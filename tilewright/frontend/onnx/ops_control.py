@@ -4,6 +4,7 @@ from __future__ import annotations
 from tilewright.core.dtype import boolean, i64
 from tilewright.frontend.onnx.structure import same_structure, tensors_of, with_tensors
 from tilewright.frontend.onnx.table import Context, Result, onnx_op
+from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.infer import constant_of, same
 from tilewright.graph.ir import Graph, TensorType, Value, tensor_type
 from tilewright.loop.ir import Var
@@ -82,7 +83,23 @@ def loop(c: Context) -> Result:
 
 @onnx_op("Scan")
 def scan_batched(c: Context) -> Result:
-    raise c.error("onnx-unsupported-variant", "Scan: version 8, with a batch axis, is not supported")
+    """Version 8: a scan for each element of the batch, the first axis of all operands, by a scan over that axis."""
+    count = c.a("num_scan_inputs")
+    c.expect(c.opt(0) is None, "sequence_lens")
+    if not 0 < count < len(c.inputs):
+        raise c.error("onnx-invalid-graph", f"Scan: num_scan_inputs is {count}, {len(c.inputs)} inputs are given")
+    given = [c.x(k) for k in range(1, len(c.inputs))]
+    if any(v.rank < 1 for v in given) or any(v.rank < 2 for v in given[-count:]):
+        raise c.error("rank-mismatch", "Scan: an operand has no axis of the batch or of the sequence")
+    b = GraphBuilder(c.b.unique("batch"), c.b)
+    own = [b.input(v.name, TensorType(v.dtype, v.shape[1:])) for v in given]
+    states, sequences = own[:-count], own[-count:]
+    steps = [TensorType(v.dtype, v.shape[1:]) for v in sequences]
+    body = _body(c, [], [v.type for v in states], steps, 0)
+    directions = c.a("directions")
+    attrs = {"in_reverse": directions} if directions is not None else {}
+    found = b.add_all("scan", own, {"sequences": count, **attrs}, regions=[body])
+    return c.add_all("scan", *given, regions=[b.finish(found)], sequences=len(given))
 
 
 @onnx_op("Scan", since=9)

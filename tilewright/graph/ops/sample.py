@@ -101,7 +101,7 @@ def _placed(a: dict[str, Any], o: Any, v: Any, n: Any) -> Any:
         v = (v + 1) * 0.5 * (size - 1) if a["corners"] else ((v + 1) * size - 1) * 0.5
     if a["mode"] == "nearest":
         v = o.round(v)
-    if a["padding"] == "zeros":
+    if a["padding"] == "zeros" or (a["padding"], a["mode"]) == ("border", "cubic"):  # then the taps alone are moved
         return v
     low, high = (0 * size, size - 1) if a["corners"] else (0 * size - 0.5, size - 0.5)
     if a["padding"] == "border":
