@@ -145,3 +145,13 @@ def test_tree_ensembles_of_version_5() -> None:
                  membership_values=tensor("v", [X[0, 2], X[1, 2], np.nan], np.float32))
     m, feeds = one("TreeEnsemble", [X], version=5, **attrs)
     compare(m, feeds)
+
+
+def test_labels_that_are_strings() -> None:
+    texts = ["no", "perhaps", "yes"]
+    for m, feeds in (one("TreeEnsembleClassifier", [X], outputs=2, classlabels_strings=texts, **forest(6, 3, "class", 3)),
+                     one("LinearClassifier", [X], outputs=2, classlabels_strings=texts, intercepts=[0.1, 0.2, 0.3],
+                         coefficients=R.standard_normal(12).tolist())):
+        got, wanted = backend.run_native(m, [X]), by_onnxruntime(m, feeds)
+        assert got[0].tolist() == wanted[0].tolist()
+        np.testing.assert_allclose(got[1], wanted[1], rtol=1e-4, atol=1e-5)

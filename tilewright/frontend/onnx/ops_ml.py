@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.core import strings
 from tilewright.core.dtype import f32, f64, i64
 from tilewright.frontend.onnx.table import Context, Result, onnx_op
 from tilewright.graph.infer import product
@@ -134,10 +135,22 @@ def both_classes(c: Context, s: Value, kind: str, positive: bool) -> Value:
     return transformed(c, y, kind) if kind != "PROBIT" else y
 
 
-def class_labels(c: Context, places: Value, ints: Sequence[int] | None) -> Value:
+def labels_of(c: Context, ints: str, texts: str) -> Sequence[int] | None:
+    """The labels of the classes, strings by their numbers; None if there are none."""
+    if c.a(ints) or not c.a(texts):
+        return c.a(ints) or None
+    return [int(n) for n in strings.encode(np.array(c.a(texts), object))]
+
+
+def as_labels(c: Context, v: Value, texts: str) -> Value:
+    """Labels, marked as strings if the node has strings."""
+    return c.text(v) if c.a(texts) else v
+
+
+def class_labels(c: Context, places: Value, labels: Sequence[int] | None, texts: str) -> Value:
     """The labels of classes by their places."""
-    c.expect(ints is not None, "labels that are strings")
-    return c.add("gather", c.const(ints, i64), places, axis=0)
+    c.expect(labels is not None, "a model without labels")
+    return as_labels(c, c.add("gather", c.const(labels, i64), places, axis=0), texts)
 
 
 # ---- linear models ---------------------------------------------------------------------------------------------------
@@ -167,8 +180,7 @@ def linear_regressor(c: Context) -> Result:
 def linear_classifier(c: Context) -> Result:
     """One score for two classes stands for the second: the first one gets what is left to 1, or its opposite before
     LOGISTIC."""
-    x, labels, kind = _rows(c), c.a("classlabels_ints"), c.a("post_transform", "NONE")
-    c.expect(labels is not None or not c.a("classlabels_strings"), "labels that are strings")
+    x, labels, kind = _rows(c), labels_of(c, "classlabels_ints", "classlabels_strings"), c.a("post_transform", "NONE")
     weights = _floats(c, "coefficients").reshape(-1, as_int(x.shape[1]) or 1).T
     y = _linear(c, x, weights, _floats(c, "intercepts"))
     if weights.shape[1] == 1 and labels is not None and len(labels) == 2:
@@ -177,11 +189,12 @@ def linear_classifier(c: Context) -> Result:
     else:
         scores = transformed(c, y, kind)
     if as_int(y.shape[1]) == 1:
+        c.expect(not c.a("classlabels_strings"), "one score for one class with a name")
         above = c.add("greater" if kind == "NONE" else "greater_equal", c.b.squeeze(scores, [1]),
                       c.const(0 if kind == "NONE" else 0.5, y.dtype))
         found = c.add("where", above, c.const(labels[0] if labels else 1, i64), c.const(0, i64))
     else:
-        found = class_labels(c, c.add("argmax", y, axis=1, keepdims=False), labels)
+        found = class_labels(c, c.add("argmax", y, axis=1, keepdims=False), labels, "classlabels_strings")
     return found, c.cast(scores, f32)
 
 
@@ -223,13 +236,17 @@ def svm_regressor(c: Context) -> Result:
 def svm_classifier(c: Context) -> Result:
     """A score for each pair of classes, in which one of them gets a vote; the most votes win. Probabilities, where they are
     asked for, are those of Platt (1999) of each pair."""
-    x, labels, counts = _rows(c), c.a("classlabels_ints"), c.a("vectors_per_class") or ()
-    c.expect(labels is not None, "labels that are strings")
+    x, counts = _rows(c), c.a("vectors_per_class") or ()
+    texts = "classlabels_strings"
+    labels = labels_of(c, "classlabels_ints", texts)
+    c.expect(labels is not None, "a model without labels")
+    assert labels is not None
     total, classes, kind = sum(counts), len(labels), c.a("post_transform", "NONE")
     rho = _floats(c, "rho")
     if not total:
         y = _linear(c, x, _floats(c, "coefficients").reshape(classes, -1).T, rho[:1])
-        return class_labels(c, c.add("argmax", y, axis=1, keepdims=False), labels), transformed(c, c.cast(y, f32), kind)
+        found = class_labels(c, c.add("argmax", y, axis=1, keepdims=False), labels, texts)
+        return found, transformed(c, c.cast(y, f32), kind)
     coefficients, starts = _floats(c, "coefficients").reshape(-1, total), np.cumsum([0, *counts])
     pairs = [(i, j) for i in range(classes) for j in range(i + 1, classes)]
     weights, first, second = np.zeros((total, len(pairs))), np.zeros((len(pairs), classes)), np.zeros((len(pairs), classes))
@@ -249,6 +266,6 @@ def svm_classifier(c: Context) -> Result:
     else:
         scores = both_classes(c, y, kind, False) if classes == 2 else transformed(c, y, kind)
         winner = c.add("argmax", votes, axis=1, keepdims=False)
-    return class_labels(c, winner, labels), c.cast(scores, f32)
+    return class_labels(c, winner, labels, texts), c.cast(scores, f32)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.core.dtype import boolean, f32, f64, i64
-from tilewright.frontend.onnx.ops_ml import ML, both_classes, class_labels, transformed
+from tilewright.frontend.onnx.ops_ml import ML, as_labels, both_classes, class_labels, labels_of, transformed
 from tilewright.frontend.onnx.table import Context, Result, onnx_op
 from tilewright.graph.ir import Value
 from tilewright.loop.ir import as_int
@@ -151,8 +151,10 @@ def tree_ensemble_regressor(c: Context) -> Result:
 def tree_ensemble_classifier(c: Context) -> Result:
     """Where all weights are for the first of two classes, its score stands for the second, as a probability if no weight is
     negative."""
-    forest, labels, kind = _named(c, "class"), c.a("classlabels_int64s"), c.a("post_transform", "NONE")
-    c.expect(labels is not None, "labels that are strings")
+    forest, texts, kind = _named(c, "class"), "classlabels_strings", c.a("post_transform", "NONE")
+    labels = labels_of(c, "classlabels_int64s", texts)
+    c.expect(labels is not None, "a model without labels")
+    assert labels is not None
     base, targets = _numbers(c, "base_values"), {target for _, target, _ in forest.weights}
     if targets == {0} and len(labels) <= 2:
         s = forest.scores(1, "SUM")
@@ -162,12 +164,13 @@ def tree_ensemble_classifier(c: Context) -> Result:
         scores = both_classes(c, s, kind, positive)
         above = c.add("greater", c.b.squeeze(s, [1]), c.const(0.5 if positive else 0, s.dtype))
         first, second = labels if len(labels) == 2 else (0, labels[0])
-        return c.add("where", above, c.const(second, i64), c.const(first, i64)), c.cast(scores, f32)
+        found = c.add("where", above, c.const(second, i64), c.const(first, i64))
+        return as_labels(c, found, texts), c.cast(scores, f32)
     y = forest.scores(len(labels), "SUM")
     if base:
         y = c.add("add", y, c.const(base, y.dtype))
     winner = c.add("argmax", y, axis=1, keepdims=False)
-    return class_labels(c, winner, labels), c.cast(transformed(c, y, kind), f32)
+    return class_labels(c, winner, labels, texts), c.cast(transformed(c, y, kind), f32)
 
 
 # ---- version 5: rows that name rows ----------------------------------------------------------------------------------
