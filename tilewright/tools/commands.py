@@ -18,8 +18,9 @@ from tilewright.frontend.onnx.read import read_model
 from tilewright.graph.interpret import run as interpret
 from tilewright.model import Model
 from tilewright.tools import bench as racing
+from tilewright.tools import bisect as searching
 from tilewright.tools import compare as comparing
-from tilewright.tools import inspect_commands, report, roofline_report, throughput
+from tilewright.tools import fault_commands, inspect_commands, report, roofline_report, throughput
 from tilewright.tools.inputs import gather
 from tilewright.tools.options import (
     AsJson,
@@ -232,6 +233,8 @@ def compare(model: ModelFile,
                                                    "NumPy), or auto: the first that there is.")] = "auto",
             tolerance: Annotated[float, typer.Option(help="Largest error of floats, relative to an output's largest value."
                                                      )] = comparing.TOLERANCE,
+            by_layer: Annotated[bool, typer.Option("--layers", help="Also every value that a kernel stores, beside the "
+                                                   "interpreter in float64, up to the first that differs.")] = False,
             inputs: Inputs = [], target: TargetName = "native", shape: Shapes = [], threads: Threads = None,  # noqa: B006
             numerics: Numerics = None, seed: Seed = 0, as_json: AsJson = False, debug: Debug = False) -> None:
     """Compare a run, output by output, with another engine or the interpreter; exit status 1 if they differ."""
@@ -239,11 +242,22 @@ def compare(model: ModelFile,
         feeds = gather(made, inputs, None, False, seed)
         name, want = _reference(reference, model, made, feeds)
         found = comparing.differences(made.outputs, made.run(feeds), want, tolerance)
-    data = {"reference": name, "tolerance": tolerance, "ok": all(d.ok for d in found), "outputs": [d.facts() for d in found]}
+        inside = searching.layers(made, feeds, tolerance) if by_layer else []
+    first = next((k for k, x in enumerate(inside) if not x.ok), None)
+    inside = inside if first is None else inside[:first + 1]
+    data = {"reference": name, "tolerance": tolerance, "ok": all(d.ok for d in found),
+            "outputs": [d.facts() for d in found], "layers": [x.facts() for x in inside]}
     rows = [[d.output, d.type, d.absolute, d.relative, "–" if d.ulp is None else d.ulp, "yes" if d.ok else "NO"]
             for d in found]
     heads = ["output", "type", "largest difference", "relative", "ulp", "within tolerance"]
-    report.emit(as_json, data, lambda console: console.print(report.table(heads, rows, f"against {name}")))
+
+    def show(console: Console) -> None:
+        if by_layer:
+            console.print(report.table(*fault_commands.layer_rows(inside)))
+            said = "no layer differs" if first is None else f"the first layer that differs: {inside[-1].value}"
+            console.print(said + "\n", markup=False)
+        console.print(report.table(heads, rows, f"against {name}"))
+    report.emit(as_json, data, show)
     if not data["ok"]:
         raise SystemExit(report.MISMATCH)
 
@@ -289,3 +303,4 @@ def profile(model: ModelFile,
 
 
 inspect_commands.enter(app, report.guarded)
+fault_commands.enter(app, report.guarded)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import DType
 from tilewright.model import relative_error
 from tilewright.runtime.descriptor import TensorSpec
 
@@ -54,15 +53,16 @@ def _difference(spec: TensorSpec, got: Array, want: Array, tolerance: float) -> 
     finite = np.isfinite(np.asarray(want, np.float64))
     a, b = got[finite], want[finite]
     absolute = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) if a.size else 0.0
-    return Difference(spec.name, str(spec), absolute, relative, _ulp(a, b, spec.dtype), relative <= tolerance)
+    return Difference(spec.name, str(spec), absolute, relative, ulp_distance(a, b), relative <= tolerance)
 
 
-def _ulp(a: Array, b: Array, dtype: DType) -> int:
-    """Floats of one sign are ordered as their bits are: the distance of the bits, counted across zero."""
-    kind = np.dtype(f"i{dtype.nbytes}")
+def ulp_distance(a: Array, b: Array) -> int:
+    """Floats of one sign are ordered as their bits are: the largest distance of the bits, counted across zero."""
+    size = a.dtype.itemsize
+    kind = np.dtype(f"i{size}")
 
     def ordered(x: Array) -> Any:
-        bits = np.ascontiguousarray(x).view(kind).astype(object if dtype.nbytes == 8 else np.int64)
-        low = -(1 << (8 * dtype.nbytes - 1))
+        bits = np.ascontiguousarray(x).view(kind).astype(object if size == 8 else np.int64)
+        low = -(1 << (8 * size - 1))
         return np.where(bits < 0, low - bits, bits)
     return int(np.abs(ordered(a) - ordered(b)).max()) if a.size else 0
