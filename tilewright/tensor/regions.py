@@ -234,13 +234,15 @@ def _fills(access: Access, extent: list[Expr], moving: frozenset[Var], running: 
     """Whether an access takes every element of its box because it takes as many different ones as there are."""
     assert access.indices is not None
     loops = {v: running[v] for v in moving}
-    points = elements = 1
+    points: Expr = ONE
+    elements: Expr = ONE
     for f in loops.values():
-        points *= as_int(f.extent) or 0
+        points = points * f.extent
     for e in extent:
-        elements *= as_int(e) or 0
+        elements = elements * e
     bound = dict(zip([i.var for i in block.iters], block.bindings, strict=True))
-    return points == elements > 0 and algebra.determine([substitute(i, bound) for i in access.indices], loops)
+    as_many = algebra.equal(points, elements) and as_int(elements) != 0
+    return as_many and algebra.determine([substitute(i, bound) for i in access.indices], loops)
 
 
 def union(a: Box, b: Box, algebra: Algebra) -> Box:

@@ -70,8 +70,8 @@ def columns(b: GraphBuilder) -> Value:
     return b.add("matmul", [x(b, SEQ, 40), x(b, 40, OTHER, name="y")])
 
 
-def attention_of(b: GraphBuilder, seq: Var) -> Value:
-    q, k, v = (heads(b, name, BATCH, seq, 4, 16) for name in "qkv")
+def attention_of(b: GraphBuilder, seq: Var, width: int) -> Value:
+    q, k, v = (heads(b, name, BATCH, seq, 4, width) for name in "qkv")
     s = b.add("matmul", [q, b.add("transpose", [k], {"perm": (0, 1, 3, 2)})])
     s = b.add("add", [b.add("mul", [s, weight(b, 1)]), x(b, BATCH, 1, 1, seq, name="mask")])
     out = b.add("matmul", [b.add("softmax", [s], {"axis": -1}), v])
@@ -80,12 +80,12 @@ def attention_of(b: GraphBuilder, seq: Var) -> Value:
 
 @case((BATCH, SEQ), [*TOKENS, (1, 384)])
 def attention(b: GraphBuilder) -> Value:
-    return attention_of(b, SEQ)
+    return attention_of(b, SEQ, 16)
 
 
 @case((BATCH, BOUNDED), TOKENS)
 def attention_of_bounded_length(b: GraphBuilder) -> Value:
-    return attention_of(b, BOUNDED)
+    return attention_of(b, BOUNDED, 64)
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
