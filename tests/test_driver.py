@@ -194,12 +194,6 @@ def test_interrupt_while_compiling_leaves_nothing_behind(tmp_path, monkeypatch):
         check(tilewright.compile(proto), proto, seeds=(0,))
 
 
-def test_sizes_that_depend_on_data_are_refused():
-    proto = model("""dynamic (float a, float b, float c) => (float[n] y) { y = Range(a, b, c) }""")
-    with pytest.raises(UserError, match=r"onnx-unsupported-op|shape-dynamic"):
-        tilewright.compile(proto)
-
-
 def test_non_finite_weights_are_allowed():
     w = weight(6, 5)
     w[0, 0], w[1, 1] = np.nan, np.inf

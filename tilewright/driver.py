@@ -26,6 +26,7 @@ from tilewright.core.node import allow_deep_programs
 from tilewright.core.passes import Dump, Observer, Verify
 from tilewright.core.signature import Signature
 from tilewright.frontend.onnx.importer import import_model
+from tilewright.graph.assumed import with_checks
 from tilewright.graph.ir import Graph, TensorType, Value
 from tilewright.graph.lower import GroupProgram, group_program
 from tilewright.graph.memory import round_up
@@ -35,7 +36,7 @@ from tilewright.graph.pipeline import graph_pipeline
 from tilewright.graph.plan import HostPlan, Kernel, Planner
 from tilewright.graph.printer import print_graph
 from tilewright.graph.registry import runs_on_host
-from tilewright.graph.symbols import defined_symbols, symbols_of
+from tilewright.graph.symbols import defined_symbols, defining_operations, symbols_of
 from tilewright.graph.verify import verify as verify_graph
 from tilewright.hosting import HostWarning, host_function, host_node, refusal
 from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key, workspace_bytes
@@ -96,7 +97,7 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
     stages = Stages()
     try:
         read = import_model(model, shapes=shapes, custom_ops=custom_ops)
-        stages.imported, stages.signature = read.graph, read.signature
+        stages.imported, stages.signature = with_checks(read.graph), read.signature
         stages.optimized = graph_pipeline(device, options).run(stages.imported, [*observers, *_from_settings()])
         hosts = [host_node(op) for g in all_graphs(stages.optimized) for op in g.operations if runs_on_host(op)]
         if hosts and fallback == "error":
@@ -210,6 +211,11 @@ def require_sizes(graph: Graph, known: Iterable[Var] = ()) -> None:
         if new and op.op not in ("sizes", *CONTROL) and not runs_on_host(op):
             raise UserError("shape-dynamic", f"the size of {op.outputs[0].name} depends on the data: {op.outputs[0].type}",
                             where=op.loc or op.op, hint="sizes must follow from the inputs' shapes")
+        inside = {s for r in op.regions for s in (*defining_operations(r, have), *symbols_of(
+            d for v in r.inputs for d in v.shape))} - have
+        if inside & set(new):
+            raise UserError("shape-dynamic", f"{op.op} stacks values that may have another size in each turn: "
+                            f"{', '.join(f'{v.name}: {v.type}' for v in op.outputs)}", where=op.loc or op.op)
         have |= set(new)
         for region in op.regions:
             require_sizes(region, have)

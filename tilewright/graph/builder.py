@@ -9,10 +9,11 @@ import numpy as np
 from tilewright.core.dtype import DType, dtype
 from tilewright.core.errors import InternalError
 from tilewright.graph import ops
-from tilewright.graph.ir import Graph, Operation, TensorType, Value, tensor_type
+from tilewright.graph.infer import element_count, elements_of
+from tilewright.graph.ir import Check, Graph, Operation, TensorType, Value, tensor_type
 from tilewright.graph.ops.view import slice_range
 from tilewright.graph.registry import make
-from tilewright.loop.ir import IntoExpr, const
+from tilewright.loop.ir import Expr, IntoExpr, Span, Var, const
 
 assert ops.FAMILIES  # importing the package enters the operators
 
@@ -26,6 +27,7 @@ class GraphBuilder:
         self.operations: list[Operation] = []
         self.loc = ""
         self._names: dict[str, int] = parent._names if parent is not None else {}
+        self.checks: list[Check] = parent.checks if parent is not None else []
 
     # ---- values ------------------------------------------------------------------------------------------------------
     def unique(self, name: str) -> str:
@@ -105,7 +107,25 @@ class GraphBuilder:
         return self.add("slice", [x], {"starts": starts, "sizes": sizes, "steps": steps}, name=name)
 
     def finish(self, outputs: Sequence[Value], output_names: Sequence[str] | None = None) -> Graph:
-        return Graph(self.name, self.inputs, outputs, self.operations, output_names)
+        return Graph(self.name, self.inputs, outputs, self.operations, output_names, self.checks)
+
+    def check(self, cond: Expr, message: str) -> None:
+        """A run fails with `message` unless `cond` holds of the sizes."""
+        self.checks.append(Check(cond, f"{self.loc}: {message}" if self.loc else message))
+
+    def sizes(self, x: Value, least: int = 0, name: str = "") -> tuple[Expr, ...]:
+        """The elements of a small tensor of integers as sizes: known ones, or new symbols (from `least` on) to which the
+        host program gives their values."""
+        known = elements_of(x)
+        if known is not None:
+            return known
+        count = element_count(x.type) or 0
+        base = name or x.name
+        symbols = [Var(base if count == 1 else f"{base}_{k}", span=Span(least)) for k in range(count)]
+        made = self.add("sizes", [x], {"symbols": symbols}, name=base)
+        if x in self.inputs or any(x in op.outputs for op in self.operations):
+            x.elements = made.elements  # whoever asks again in this graph gets the same symbols
+        return tuple(symbols)
 
 
 Rule = Callable[[Operation, GraphBuilder], "Value | Sequence[Value] | None"]

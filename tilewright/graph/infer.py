@@ -13,6 +13,7 @@ import numpy as np
 from tilewright.core.dtype import DType, boolean, i64
 from tilewright.core.errors import UserError
 from tilewright.graph.ir import Operation, TensorType, Value
+from tilewright.loop.bounds import prove
 from tilewright.loop.ir import Const, Expr, IntoExpr, Var, as_int, const, expr
 from tilewright.loop.simplify import simplify
 from tilewright.loop.substitute import free_vars
@@ -29,6 +30,11 @@ def dim(value: IntoExpr) -> Expr:
     """A dimension in its simplest form; symbols stand for sizes, which are not negative and lie in their spans."""
     e = expr(value)
     return e if isinstance(e, Const | Var) else simplify(e, {v: (0, None) for v in free_vars(e) if v.span is None})
+
+
+def is_natural(e: Expr) -> bool:
+    """Whether an expression of sizes is known not to be negative."""
+    return prove(const(0) <= e, {v: (0, None) for v in free_vars(e) if v.span is None})
 
 
 def dims(values: Iterable[IntoExpr]) -> Shape:

@@ -10,6 +10,7 @@ from tilewright.core.passes import Pass, Pipeline
 from tilewright.graph.ir import Graph
 from tilewright.graph.passes.algorithms import choose_algorithms
 from tilewright.graph.passes.cse import merge_equal
+from tilewright.graph.passes.data_sizes import bind_sizes
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.passes.fold import fold_constants
 from tilewright.graph.passes.halo import share_borders
@@ -32,6 +33,7 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
     exact = numerics == "strict"
     passes: list[Pass[Graph]] = [
         remove_dead,                                         # frontends leave what nobody asked for
+        bind_sizes,                                          # from here on, each size comes from a shape or a `sizes`
         scans_to_loops,                                      # from here on, the only regions are those of if_ and loop
         simplify_products,                                   # before folding: a transposed weight needs no copy
         fold_constants,                                      # shape arithmetic ends here: its results are constants

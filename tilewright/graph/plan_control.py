@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tilewright.core.dtype import boolean, i64, u8
-from tilewright.core.errors import InternalError, UserError
+from tilewright.core.errors import InternalError
 from tilewright.graph import host
 from tilewright.graph.host import Item, Output
 from tilewright.graph.infer import dim
@@ -196,8 +196,7 @@ def _stacked(op: Operation, place: Place, part: Place, known: set[Var], counter:
             turn.append(host.copy_bytes(place_of_row, host.address(source), host.nbytes(row)))
             continue
         if new != [v.shape[0]]:
-            raise UserError("shape-dynamic", f"the rows of {v.name} may differ in size from turn to turn: {row.type}",
-                            where=op.loc or op.op)
+            raise InternalError(f"the rows of {v.name} may differ in size from turn to turn: {row.type}")
         slot, each = place.new_grown(), host.nbytes(row)
         used = dim(counter[0] * each)
         memory = Buffer(f"{v.name}_rows", u8, (used + each,), "arena")

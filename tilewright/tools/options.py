@@ -17,7 +17,8 @@ ModelFile = Annotated[Path, typer.Argument(help="An ONNX model.", show_default=F
 ModelOrLibrary = Annotated[Path, typer.Argument(help="An ONNX model, or a library saved by `compile`.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="native, x86-64, x86-64-v2, …: `tilewright targets`.")]
 Shapes = Annotated[list[str], typer.Option("--shape", "-s", metavar="NAME=N", help="Size of a symbolic dimension "
-                                           "(batch=1), or the whole shape of an input (x=1,3,224,224); may be repeated.")]
+                                           "(batch=1) or its range (batch=1..64), or the whole shape of an input "
+                                           "(x=1,3,224,224); may be repeated.")]
 Threads = Annotated[int | None, typer.Option("--threads", "-j", help="Threads of a run; all that there are if left out.",
                                              show_default=False)]
 Numerics = Annotated[str | None, typer.Option("--numerics", help="'strict' keeps the order of sums; 'default' also allows "

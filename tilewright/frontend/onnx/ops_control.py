@@ -7,7 +7,7 @@ from tilewright.frontend.onnx.table import Context, Result, onnx_op
 from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.infer import constant_of, same
 from tilewright.graph.ir import Graph, TensorType, Value, tensor_type
-from tilewright.loop.ir import Var
+from tilewright.loop.ir import Expr, Span, Var
 
 MAX_TURNS = 1000
 """A loop over sequences is read turn by turn, at most so many."""
@@ -24,6 +24,9 @@ def if_(c: Context) -> Result:
     regions, (then, otherwise) = c.branches("then_branch", "else_branch")
     if len(then) != len(otherwise) or not all(same_structure(x, y) for x, y in zip(then, otherwise, strict=True)):
         c.array(0)
+    if any(v.rank != w.rank for x, y in zip(then, otherwise, strict=True)
+           for v, w in zip(tensors_of(x), tensors_of(y), strict=True)):
+        c.array(0)
     made = c.add_all("if_", cond, regions=regions)
     pairs = zip(made, (v for x in then for v in tensors_of(x)), (v for x in otherwise for v in tensors_of(x)), strict=True)
     c.strings |= {v for v, x, y in pairs if c.is_text(x) or c.is_text(y)}
@@ -34,11 +37,18 @@ def if_(c: Context) -> Result:
 def _body(c: Context, fixed: list[TensorType], state: list[TensorType], rest: list[TensorType], first: int) -> Graph:
     """A body whose carried values keep their types: sizes that change from turn to turn become symbols."""
     types = list(state)
-    for _ in range(max(t.rank for t in types) + 1 if types else 1):
+    changing: set[Expr] = set()
+
+    def size(d: Expr, given: Expr) -> Expr:
+        """A carried value's size, given its size before and after a turn."""
+        if d in changing or same(d, given) is True:
+            return d
+        changing.add(new := Var("carried_size", span=Span()))
+        return new
+    for _ in range(sum(t.rank for t in types) + 1):  # each round but the last finds another size that changes
         values = [Value("carried", t) for t in [*fixed, *types, *rest]]
         body = c.region("body", values)
-        again = [TensorType(t.dtype, tuple([d if same(d, e) is True else Var("carried_size")
-                                            for d, e in zip(t.shape, v.shape, strict=True)]))
+        again = [TensorType(t.dtype, tuple([size(d, e) for d, e in zip(t.shape, v.shape, strict=True)]))
                  if v.rank == t.rank else t for t, v in zip(types, body.outputs[first:], strict=False)]
         if all(s is u or s == u for s, u in zip(types, again, strict=True)):
             return body

@@ -147,7 +147,7 @@ def max_unpool(c: Context) -> Result:
 @onnx_op("Col2Im")
 def col2im(c: Context) -> Result:
     attrs = {k: c.a(k) for k in ("strides", "pads", "dilations") if c.a(k) is not None}
-    return c.add("col2im", c.x(), image=c.dims(1), block=c.ints(2), **attrs)
+    return c.add("col2im", c.x(), image=c.ints(1), block=c.ints(2), **attrs)
 
 
 @onnx_op("AveragePool")

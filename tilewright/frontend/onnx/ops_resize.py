@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 
@@ -20,19 +21,24 @@ from tilewright.loop.ir import Expr, as_int, const
 
 
 def _sizes(x: Value, scales: Sequence[float]) -> list[Expr]:
-    """floor(size * scale); of a symbolic size for whole factors only."""
+    """floor(size * scale); of a symbolic size for scales that `_is_plain` takes."""
     out = []
     for d, s in zip(x.shape, scales, strict=True):
         n = as_int(d)
-        out.append(const(math.floor(n * s)) if n is not None else dim(d * int(s)))
+        out.append(const(math.floor(n * s)) if n is not None else dim(d * Fraction(s).numerator // Fraction(s).denominator))
     return out
+
+
+def _is_plain(scale: float) -> bool:
+    """Whether a scale is a fraction of small numbers, as 2 and 0.75 are."""
+    return max(Fraction(scale).numerator, Fraction(scale).denominator) <= 1 << 16
 
 
 def _check_scales(c: Context, x: Value, scales: Sequence[float]) -> None:
     if len(scales) != x.rank or not all(math.isfinite(s) and 0 < s < 2**31 for s in scales):
         raise c.error("onnx-invalid-graph", f"{c.op}: scales {list(scales)} for {x.type}")
-    if any(as_int(d) is None and s != int(s) for d, s in zip(x.shape, scales, strict=True)):
-        raise c.error("onnx-dynamic-value", f"{c.op}: fractional scales need known sizes, not {x.type}",
+    if any(as_int(d) is None and not _is_plain(s) for d, s in zip(x.shape, scales, strict=True)):
+        raise c.error("onnx-dynamic-value", f"{c.op}: the scales {list(scales)} need known sizes, not {x.type}",
                       "set the model's symbolic sizes")
 
 
@@ -90,10 +96,11 @@ def resize(c: Context) -> Result:
 def _by_sizes(c: Context, x: Value, axes: Sequence[int]) -> tuple[list[Expr], list[float] | None]:
     """Sizes that the node names, bent to one factor where the aspect ratio is to stay."""
     sizes = list(x.shape)
-    wanted = c.dims(3)
+    policy = c.a("keep_aspect_ratio_policy", "stretch")
+    tables = c.a("coordinate_transformation_mode") == "tf_crop_and_resize" or c.a("antialias")
+    wanted = c.dims(3) if policy == "stretch" and not tables else [const(n) for n in c.ints(3)]
     for a, d in zip(axes, wanted, strict=True):
         sizes[a] = d
-    policy = c.a("keep_aspect_ratio_policy", "stretch")
     if policy == "stretch":
         return sizes, None
     c.expect(policy in ("not_larger", "not_smaller"), f"keep_aspect_ratio_policy {policy!r}")

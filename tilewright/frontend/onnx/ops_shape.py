@@ -8,7 +8,7 @@ import numpy as np
 from tilewright.core import strings
 from tilewright.core.dtype import i64
 from tilewright.frontend.onnx.structure import STRING
-from tilewright.frontend.onnx.table import Context, Result, onnx_op
+from tilewright.frontend.onnx.table import Context, NeedsValue, Result, onnx_op
 from tilewright.frontend.onnx.tensors import element_type
 from tilewright.graph.infer import broadcast, ceil_div, dim, product
 from tilewright.graph.ir import Operation, Value
@@ -32,7 +32,8 @@ def size(c: Context) -> Result:
 @onnx_op("Reshape", since=5)
 def reshape(c: Context) -> Result:
     """A size of 0 is that of the input's axis, unless allowzero."""
-    x, wanted = c.x(), list(c.dims(1))
+    x = c.x()
+    wanted = list(c.dims(1) if c.is_known(1) else _resolved_shape(c))
     for k, d in enumerate(wanted):
         if as_int(d) == 0 and not c.a("allowzero"):
             if k >= x.rank:
@@ -40,6 +41,24 @@ def reshape(c: Context) -> Result:
                               f"{x.rank}")
             wanted[k] = x.shape[k]
     return c.b.reshape(x, wanted)
+
+
+def _resolved_shape(c: Context) -> tuple[Expr, ...]:
+    """The sizes of a reshape whose shape is data: what -1 and 0 stand for is computed at run time."""
+    x, shape = c.x(), c.cast(c.x(1), i64)
+    if as_int(shape.shape[0]) is None:
+        raise NeedsValue(f"the rank of the result of {c.op} depends on data", c.x(1), c.loc)
+    sizes, total, rank = c.add("shape_of", x), c.const(1, i64), as_int(shape.shape[0]) or 0
+    if x.rank:
+        total = c.add("reduce_prod", sizes, keepdims=False)
+    if not c.a("allowzero") and rank and x.rank:
+        same = sizes if x.rank == rank else c.b.slice(sizes, {0: (0, rank, 1)}) if x.rank > rank else c.add(
+            "pad", sizes, before=(0,), after=(rank - x.rank,), value=0)
+        shape = c.add("where", c.add("equal", shape, c.const(0, i64)), same, shape)
+    free = c.add("equal", shape, c.const(-1, i64))
+    others = c.add("reduce_prod", c.add("where", free, c.const(1, i64), shape), keepdims=False)
+    rest = c.add("div", total, c.add("max", others, c.const(1, i64)))
+    return c.b.sizes(c.add("where", free, rest, shape), name=f"{c.outputs[0]}_size")
 
 
 @onnx_op("Flatten")
@@ -113,10 +132,42 @@ def slice_attributes(c: Context) -> Result:
 
 @onnx_op("Slice", since=10)
 def slice_inputs(c: Context) -> Result:
-    starts, ends = c.dims(1), c.dims(2)
-    axes = c.ints(3) if c.opt(3) is not None else tuple(range(len(starts)))
-    steps = c.ints(4) if c.opt(4) is not None else (1,) * len(starts)
-    return _slice(c, starts, ends, axes, steps)
+    count = as_int(c.x(1).shape[0]) if c.x(1).rank == 1 else None
+    if count is None:
+        raise c.error("onnx-dynamic-value", f"Slice: the starts are {c.x(1).type}, not a vector of known length")
+    axes = c.ints(3) if c.opt(3) is not None else tuple(range(count))
+    steps = c.ints(4) if c.opt(4) is not None else (1,) * count
+    if c.is_known(1) and c.is_known(2):
+        return _slice(c, c.dims(1), c.dims(2), axes, steps)
+    return _run_time_slice(c, axes, steps)
+
+
+def _run_time_slice(c: Context, axes: Sequence[int], steps: Sequence[int]) -> Value:
+    """Starts and ends that are data: they may count from the back and lie beyond the ends."""
+    x, n = c.x(), len(axes)
+    _check_axes(c, axes, x.rank)
+    if not n == len(steps) == as_int(c.x(1).shape[0]) == as_int(c.x(2).shape[0]):
+        raise c.error("onnx-invalid-graph", "Slice: starts, ends, axes and steps differ in number")
+    extents = c.add("gather", c.add("shape_of", x), c.const([a % x.rank for a in axes], i64))
+    zero = c.const(0, i64)
+    low = c.const([0 if s > 0 else -1 for s in steps], i64)
+    high = c.add("add", extents, low)
+
+    def place(k: int) -> Value:
+        v = c.cast(c.x(k), i64)
+        v = c.add("where", c.add("less", v, zero), c.add("add", v, extents), v)
+        return c.add("min", c.add("max", v, low), high)
+    first, last = place(1), place(2)
+    span = c.add("mul", c.add("sub", last, first), c.const([1 if s > 0 else -1 for s in steps], i64))
+    by = c.const([abs(s) for s in steps], i64)
+    sizes = c.add("div", c.add("add", c.add("max", span, zero), c.add("sub", by, c.const(1, i64))), by)
+    name = c.outputs[0]
+    starts, counts = c.b.sizes(first, -1, f"{name}_start"), c.b.sizes(sizes, 0, f"{name}_size")
+    attrs = [[const(0)] * x.rank, list(x.shape), [const(1)] * x.rank]
+    for k, axis in enumerate(axes):
+        attrs[0][axis], attrs[1][axis] = starts[k], counts[k]
+    by_axis = dict(zip([a % x.rank for a in axes], steps, strict=True))
+    return c.add("slice", x, starts=attrs[0], sizes=attrs[1], steps=tuple([by_axis.get(k, 1) for k in range(x.rank)]))
 
 
 def _slice(c: Context, starts: Sequence[int | Expr], ends: Sequence[int | Expr], axes: Sequence[int],
@@ -165,7 +216,7 @@ def pad_attributes(c: Context) -> Result:
 def pad_inputs(c: Context) -> Result:
     value = c.scalar(2) if c.opt(2) is not None else 0
     axes = c.ints(3) if c.opt(3) is not None else range(c.x().rank)
-    return padded(c, c.dims(1), value, axes)
+    return padded(c, c.dims(1, -(1 << 31)), value, axes)
 
 
 def padded(c: Context, pads: Sequence[int | Expr], value: float, axes: Sequence[int]) -> Value:

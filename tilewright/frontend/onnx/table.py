@@ -16,7 +16,7 @@ from tilewright.core.dtype import DType
 from tilewright.core.errors import InternalError, UserError
 from tilewright.frontend.onnx.structure import Item, Series, tensors_of
 from tilewright.graph.builder import GraphBuilder
-from tilewright.graph.infer import constant_of, elements_of
+from tilewright.graph.infer import constant_of, elements_of, is_small_int
 from tilewright.graph.ir import Graph, Value
 from tilewright.loop.ir import Expr, as_int
 
@@ -142,23 +142,34 @@ class Context:
         return default if value is None else value
 
     # ---- operands whose values must be known -------------------------------------------------------------------------
-    def dims(self, k: int) -> tuple[Expr, ...]:
-        """The elements of integer input `k` as dimension expressions."""
-        found = elements_of(self.x(k))
-        if found is None:
-            v = self.x(k)
-            if v.data is not None and v.dtype.is_int:
-                raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} has too many elements: {v.type}")
-            raise NeedsValue(f"the input {k} of {self.op} (%{v.name}) must be known while compiling, and it depends on data",
-                             v, self.loc, "make it a constant, or set the symbolic sizes")
-        return found
+    def dims(self, k: int, least: int = 0) -> tuple[Expr, ...]:
+        """The elements of integer input `k` as dimension expressions: of unknown ones, as symbols from `least` on that get
+        their values at run time."""
+        v = self.x(k)
+        found = elements_of(v)
+        if found is not None:
+            return found
+        if v.data is not None and v.dtype.is_int:
+            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} has too many elements: {v.type}")
+        if v.dtype.is_int and is_small_int(v.type):
+            return self.b.sizes(v, least)
+        raise NeedsValue(f"the input {k} of {self.op} (%{v.name}) must be known while compiling, and it depends on data",
+                         v, self.loc, "make it a constant, or set the symbolic sizes")
+
+    def is_known(self, k: int) -> bool:
+        """Whether the elements of input `k` are known while compiling."""
+        return elements_of(self.x(k)) is not None
 
     def ints(self, k: int) -> tuple[int, ...]:
         """The elements of integer input `k` as numbers."""
+        v = self.x(k)
+        if elements_of(v) is None and v.data is None:
+            raise NeedsValue(f"the input {k} of {self.op} (%{v.name}) must be known while compiling, and it depends on data",
+                             v, self.loc, "make it a constant, or set the symbolic sizes")
         out = [as_int(d) for d in self.dims(k)]
         if any(d is None for d in out):
-            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{self.x(k).name}) must be known "
-                             f"while compiling, and it is {list(self.dims(k))}", "set the model's symbolic sizes")
+            raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} (%{v.name}) must be known while compiling, "
+                             f"and it is {list(self.dims(k))}", "set the model's symbolic sizes")
         return tuple([d for d in out if d is not None])
 
     def array(self, k: int) -> Array:

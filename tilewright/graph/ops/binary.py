@@ -13,6 +13,7 @@ from tilewright.graph.infer import (
     element_grid,
     expect_dtype,
     expect_same_dtype,
+    is_natural,
     operands,
 )
 from tilewright.graph.ir import Operation, TensorType
@@ -103,12 +104,12 @@ def _infer_where(op: Operation) -> Sequence[TensorType]:
 
 # ---- elements of shape arithmetic -------------------------------------------------------------------------------------
 def _truncating_div(a: Expr, b: Expr) -> Expr | None:
-    """Dimensions are not negative, so rounding down is truncation where the divisor is a positive number."""
-    return a // b if isinstance(b, Const) and b.value > 0 else None
+    """Rounding down is truncation where nothing is negative and the divisor is a positive number."""
+    return a // b if isinstance(b, Const) and b.value > 0 and is_natural(a) else None
 
 
 def _remainder(a: Expr, b: Expr) -> Expr | None:
-    return a % b if isinstance(b, Const) and b.value > 0 else None
+    return a % b if isinstance(b, Const) and b.value > 0 and is_natural(a) else None
 
 
 _ON_ELEMENTS: dict[str, Callable[[Expr, Expr], Expr | None]] = {

@@ -10,14 +10,14 @@ from tilewright.core.dtype import boolean
 from tilewright.graph.infer import axis_of, constant_of, elements_of, expect, expect_rank, operand, same
 from tilewright.graph.ir import Graph, Operation, TensorType, Value
 from tilewright.graph.registry import Array, Attr, OpRecord
-from tilewright.loop.ir import Expr, Var, as_int
+from tilewright.loop.ir import Expr, Span, Var, as_int
 
 
 def _joined(op: Operation, a: TensorType, b: TensorType, what: str) -> TensorType:
     """A type that holds both: where sizes are known to differ, or may, a fresh symbol."""
     expect(a.dtype is b.dtype, "dtype-mismatch", f"{op.op}: {what}: {a.dtype} and {b.dtype}")
     expect(a.rank == b.rank, "rank-mismatch", f"{op.op}: {what}: ranks {a.rank} and {b.rank}")
-    return TensorType(a.dtype, tuple([x if same(x, y) is True else Var(f"{op.op}_size")
+    return TensorType(a.dtype, tuple([x if same(x, y) is True else Var(f"{op.op}_size", span=Span())
                                       for x, y in zip(a.shape, b.shape, strict=True)]))
 
 
@@ -57,7 +57,7 @@ def trip_count(op: Operation) -> Expr:
     stays = _is_true(body.outputs[0]) or body.outputs[0] is body.inputs[1]
     if bound is not None and going and stays:
         return bound[0]
-    return Var("trips")
+    return Var("trips", span=Span())
 
 
 def _is_true(v: Value | None) -> bool:

@@ -22,7 +22,7 @@ from tilewright.graph.infer import (
 )
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.registry import Array, Attr, OpRecord
-from tilewright.loop.ir import Expr, Select, Var, const, maximum
+from tilewright.loop.ir import Expr, Select, Span, Var, const, maximum
 from tilewright.tensor.compute import Tensor, compute
 
 
@@ -56,7 +56,7 @@ def _range_length(op: Operation) -> Expr:
         span = last[0] - first[0] if by > 0 else first[0] - last[0]
         length = dim((span + (abs(by) - 1)) // abs(by))
         return length if isinstance(length, Var) else dim(maximum(length, 0))
-    return Var("range_length")
+    return Var("range_length", span=Span())
 
 
 def _infer_range(op: Operation) -> Sequence[TensorType]:
@@ -64,7 +64,8 @@ def _infer_range(op: Operation) -> Sequence[TensorType]:
     for v in (start, limit, step):
         expect_rank(op, v, 0)
     t = expect_same_dtype(op, start, limit, step)
-    return [TensorType(t, (_range_length(op),))]
+    length = op.attrs["length"]
+    return [TensorType(t, (_range_length(op) if length is None else length,))]
 
 
 def _range_elements(op: Operation) -> list[tuple[Expr, ...] | None]:
@@ -79,7 +80,9 @@ def _compute_range(op: Operation, start: Tensor, limit: Tensor, step: Tensor) ->
 
 
 def _range(attrs: dict[str, Any], start: Array, limit: Array, step: Array) -> Array:
-    count = max(0, int(np.ceil((limit.astype(np.float64) - start) / step)))
+    count = attrs["length"]
+    if count is None:
+        count = max(0, int(np.ceil((limit.astype(np.float64) - start) / step)))
     return (start + np.arange(count).astype(start.dtype) * step).astype(start.dtype)
 
 
@@ -157,7 +160,8 @@ RECORDS = (
     OpRecord("full", "injective", _infer_full, lambda a: np.full(a["shape"], a["value"], a["dtype"].numpy()),
              _compute_full, {"shape": Attr("dims"), "value": Attr("number", 0), "dtype": Attr("dtype")}, None,
              _full_elements, doc="A tensor of one number."),
-    OpRecord("range", "injective", _infer_range, _range, _compute_range, {}, None, _range_elements,
+    OpRecord("range", "injective", _infer_range, _range, _compute_range,
+             {"length": Attr("dim", None, "how many these are, where inference cannot tell")}, None, _range_elements,
              doc="start, start + step, … up to but without limit (three scalars)."),
     OpRecord("shape_of", "injective", _infer_shape_of, lambda a, x: np.array(x.shape, np.int64), _compute_shape_of, {},
              None, lambda op: [operands(op, 1)[0].shape], doc="The sizes of a tensor as an i64 vector."),

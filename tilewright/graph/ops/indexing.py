@@ -10,6 +10,7 @@ from tilewright.core.dtype import boolean, i64
 from tilewright.graph.infer import (
     axis_of,
     constant_of,
+    element_count,
     element_grid,
     expect,
     expect_dtype,
@@ -23,7 +24,7 @@ from tilewright.graph.infer import (
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import is_narrow, widened
 from tilewright.graph.registry import Array, Attr, OpRecord
-from tilewright.loop.ir import Call, Cast, Expr, Not, Select, Var, as_int, const, maximum, minimum
+from tilewright.loop.ir import Call, Cast, Expr, Not, Select, Span, Var, as_int, const, maximum, minimum
 from tilewright.tensor import compute as tc
 from tilewright.tensor.compute import Tensor, compute, reduce_axis
 from tilewright.tensor.scatter import scatter
@@ -251,7 +252,27 @@ def _compute_topk(op: Operation, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _infer_nonzero(op: Operation) -> Sequence[TensorType]:
     (x,) = operands(op, 1)
-    return [TensorType(i64, (const(x.rank), Var("nonzero_count")))]
+    count = element_count(x.type)
+    return [TensorType(i64, (const(x.rank), Var("nonzero_count", span=Span(0, count))))]
+
+
+def _infer_unravel(op: Operation) -> Sequence[TensorType]:
+    (x,) = operands(op, 1)
+    expect_rank(op, x, 1)
+    return [TensorType(i64, (const(len(op.attrs["shape"])), *x.shape))]
+
+
+def _compute_unravel(op: Operation, x: Tensor) -> Tensor:
+    shape = op.attrs["shape"]
+
+    def place(axis: Expr, k: Expr) -> Expr:
+        flat: Expr = x[k]
+        out: Expr = const(0)
+        for n in reversed(range(len(shape))):
+            out = Select(axis.eq(n), flat % maximum(shape[n], 1) if n else flat, out)
+            flat = flat // maximum(shape[n], 1)
+        return out
+    return compute(op.output.shape, place, name="unravel")
 
 
 _AXIS = {"axis": Attr("int", 0)}
@@ -274,4 +295,7 @@ RECORDS = (
              normalize=_normalize_axis, doc="The k largest or smallest along an axis, sorted, and their indices (i64)."),
     OpRecord("nonzero", "opaque", _infer_nonzero, lambda a, x: np.array(np.nonzero(x), np.int64),
              doc="Indices of the elements that are not zero, one column each, row major (i64)."),
+    OpRecord("unravel", "injective", _infer_unravel, lambda a, x: np.array(np.unravel_index(x, a["shape"]), np.int64),
+             _compute_unravel, {"shape": Attr("dims")},
+             doc="Where the elements with the given numbers (i64, row major) are in a tensor of a shape, one column each."),
 )

@@ -28,28 +28,32 @@ def _loop(op: Operation, b: GraphBuilder) -> Sequence[Value] | None:
     a, count = op.attrs, op.attrs["sequences"]
     states, sequences = op.inputs[:-count], op.inputs[-count:]
     first = sequences[0]
-    steps = None if first is None else as_int(first.shape[a["in_axes"][0]])
-    if steps is None:
-        return None
+    assert first is not None
+    steps = first.shape[a["in_axes"][0]]
+    known = as_int(steps)
+    if known is None:
+        bound = b.reshape(b.slice(b.add("shape_of", [first]), {0: (a["in_axes"][0], a["in_axes"][0] + 1, 1)}), [])
+    else:
+        bound = b.constant(known, "steps", i64)
     turn, going = (Value(b.unique(n), tensor_type(t, ())) for n, t in (("turn", i64), ("going", boolean)))
     picks: list[Operation] = []
     for x, inside, axis, back in zip(sequences, body.inputs[len(states):], a["in_axes"], a["in_reverse"], strict=True):
         at = turn
         if back:
-            picks.append(make("sub", [b.constant(steps - 1, "last", i64), turn], name=b.unique("from_back")))
+            last = b.constant(known - 1, "last", i64) if known is not None else b.add("sub", [bound, b.constant(1)])
+            picks.append(make("sub", [last, turn], name=b.unique("from_back")))
             at = picks[-1].output
         gather = make("gather", [x, at], {"axis": axis}, name=inside.name)
         picks.append(Operation("gather", gather.inputs, gather.attrs, [inside]))
     region = Graph(body.name, [turn, going, *body.inputs[:len(states)]], [going, *body.outputs],
                    [*picks, *body.operations])
-    bound = b.constant(steps, "steps", i64)
     results = list(b.add_all("loop", [bound, None, *states], {}, name=op.outputs[0].name, loc=op.loc, regions=[region]))
     for k, (axis, back) in enumerate(zip(a["out_axes"], a["out_reverse"], strict=True), len(states)):
         results[k] = _placed(results[k], axis, bool(back), steps, b)
     return results
 
 
-def _placed(rows: Value, axis: int, back: bool, steps: int, b: GraphBuilder) -> Value:
+def _placed(rows: Value, axis: int, back: bool, steps: Expr, b: GraphBuilder) -> Value:
     """Rows stacked along axis 0 in order of the turns, as the scan gives them."""
     if back:
         starts: list[Expr | int] = [steps - 1, *[0] * (rows.rank - 1)]

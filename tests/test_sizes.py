@@ -1,0 +1,211 @@
+"""Models whose sizes are known at run time only: one compiled model for all sizes, compared with the graph interpreter."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto as T
+from onnx import helper, numpy_helper
+
+import tilewright
+from tilewright.core.errors import UserError
+from tilewright.graph import interpret
+from tilewright.graph.ir import Graph
+from tilewright.model import Model
+
+RNG = np.random.default_rng(0)
+N = helper.make_node
+
+
+def x(*shape: int) -> Any:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def ints(*values: int) -> Any:
+    return np.array(values, np.int64)
+
+
+def model(nodes: Any, inputs: dict[str, Any], outputs: str, weights: dict[str, Any] | None = None) -> onnx.ModelProto:
+    """Inputs are f32 of a shape, or (type, shape)."""
+    infos = [helper.make_tensor_value_info(n, *(s if isinstance(s, tuple) else (T.FLOAT, s))) for n, s in inputs.items()]
+    results = [helper.make_tensor_value_info(n, T.FLOAT, None) for n in outputs.split()]
+    stored = [numpy_helper.from_array(w, n) for n, w in (weights or {}).items()]
+    graph = helper.make_graph(nodes, "sizes", infos, results, stored)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+def parsed(text: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {text}')
+
+
+def check(made: Model, feeds: list[dict[str, Any]]) -> None:
+    """Each run against the interpreter; arenas begin as NaN."""
+    graph = made.graph
+    assert isinstance(graph, Graph)
+    made.executable.set_poison(True)
+    for feed in feeds:
+        for got, want in zip(made.run(feed), interpret.run(graph, feed), strict=True):
+            assert (got.shape, got.dtype) == (want.shape, want.dtype)
+            scale = max(np.abs(want.astype(np.float64)).max(initial=0), 1e-9)
+            np.testing.assert_allclose(got.astype(np.float64), want.astype(np.float64), rtol=0, atol=2e-5 * scale)
+
+
+# ---- sizes of the inputs ---------------------------------------------------------------------------------------------
+def block() -> onnx.ModelProto:
+    """A product, a softmax and a sum over tokens."""
+    nodes = [N("MatMul", ["x", "w"], ["a"]), N("Relu", ["a"], ["b"]), N("Softmax", ["b"], ["c"]),
+             N("Add", ["c", "z"], ["y"])]
+    return model(nodes, {"x": ["batch", "seq", 16], "z": ["batch", "seq", 32]}, "y", {"w": x(16, 32)})
+
+
+def test_one_model_for_all_sizes() -> None:
+    with tilewright.compile(block(), shapes={"batch": "1..8", "seq": "1..~32"}) as made:
+        assert [s.shape for s in made.outputs] == [(-1, -1, 32)]
+        check(made, [{"x": x(b, s, 16), "z": x(b, s, 32)} for b, s in [(1, 1), (2, 3), (8, 100), (3, 17), (1, 1)]])
+        assert made.verify() < 1e-4
+
+
+@pytest.mark.parametrize("shapes, text", [
+    ([(9, 2, 16), (9, 2, 32)], "input 'x': dimension 0 is 9, 'batch' is from 1 to 8"),
+    ([(2, 2, 16), (2, 3, 32)], "input 'z': dimension 1 is 3, but 'seq' is 2 in input 'x'"),
+    ([(2, 0, 16), (2, 0, 32)], "input 'x': dimension 1 is 0, 'seq' is from 1")])
+def test_shapes_are_checked_before_anything_runs(shapes: Any, text: str) -> None:
+    with tilewright.compile(block(), shapes={"batch": "1..8"}) as made:
+        with pytest.raises(UserError, match="input-shape") as error:
+            made(*[x(*s) for s in shapes])
+        assert text in str(error.value)
+
+
+def test_symbols_that_meet_must_be_equal() -> None:
+    m = model([N("Add", ["a", "b"], ["y"])], {"a": ["n", 2], "b": ["m", 2]}, "y")
+    with tilewright.compile(m) as made:
+        check(made, [{"a": x(3, 2), "b": x(3, 2)}])
+        with pytest.raises(UserError, match="run-shape") as error:
+            made(x(3, 2), x(4, 2))
+        assert "m and n differ" in str(error.value)
+
+
+def test_images_of_any_size_and_batches_of_any_number() -> None:
+    nodes = [N("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]), N("Relu", ["a"], ["b"]),
+             N("Conv", ["b", "v"], ["c"], pads=[1, 1, 1, 1]),
+             N("MaxPool", ["c"], ["p"], kernel_shape=[2, 2], strides=[2, 2]),
+             N("GlobalAveragePool", ["p"], ["q"])]
+    m = model(nodes, {"x": ["n", 3, "h", "w_"]}, "p q", {"w": x(16, 3, 3, 3), "v": x(16, 16, 3, 3)})
+    with tilewright.compile(m) as made:
+        check(made, [{"x": x(*s)} for s in [(1, 3, 8, 8), (2, 3, 9, 17), (1, 3, 20, 5)]])
+    with tilewright.compile(m, shapes={"x": ("n", 3, 24, 24)}) as made:
+        check(made, [{"x": x(n, 3, 24, 24)} for n in (1, 2, 5)])
+
+
+# ---- sizes that are data ---------------------------------------------------------------------------------------------
+TWO = {"x": ["a", "b"], "s": (T.INT64, [2])}
+BY_VALUES = {
+    "reshape": (model([N("Reshape", ["x", "s"], ["y"])], {"x": ["a", "b"], "s": (T.INT64, [3])}, "y"),
+                [{"x": x(2, 6), "s": ints(3, 2, 2)}, {"x": x(4, 5), "s": ints(0, -1, 1)},
+                 {"x": x(4, 6), "s": ints(2, 2, -1)}]),
+    "slice": (model([N("Slice", ["x", "s", "e"], ["y"])], {**TWO, "e": (T.INT64, [2])}, "y"),
+              [{"x": x(5, 6), "s": ints(1, 2), "e": ints(4, 100)}, {"x": x(4, 5), "s": ints(-2, -3), "e": ints(100, -1)},
+               {"x": x(4, 6), "s": ints(3, 0), "e": ints(1, 2)}]),
+    "expand": (model([N("Expand", ["x", "s"], ["y"])], {"x": ["a", 1], "s": (T.INT64, [2])}, "y"),
+               [{"x": x(5, 1), "s": ints(5, 3)}, {"x": x(4, 1), "s": ints(4, 7)}]),
+    "full": (model([N("ConstantOfShape", ["s"], ["y"])], {"s": (T.INT64, [2])}, "y"),
+             [{"s": ints(2, 3)}, {"s": ints(0, 4)}]),
+    "tile": (model([N("Tile", ["x", "s"], ["y"])], TWO, "y"),
+             [{"x": x(2, 3), "s": ints(2, 3)}, {"x": x(1, 2), "s": ints(1, 4)}]),
+    "pad": (model([N("Pad", ["x", "s"], ["y"])], {"x": ["a", 3], "s": (T.INT64, [4])}, "y"),
+            [{"x": x(2, 3), "s": ints(2, 3, 1, 0)}, {"x": x(2, 3), "s": ints(0, -1, 0, 2)}]),
+    "topk": (model([N("TopK", ["x", "k"], ["y", "i"])], {"x": ["a", "b"], "k": (T.INT64, [1])}, "y i"),
+             [{"x": x(2, 30), "k": ints(k)} for k in (1, 9)]),
+    "split": (model([N("Split", ["x", "k"], ["y", "z"], axis=1)], {"x": ["a", "b"], "k": (T.INT64, [2])}, "y z"),
+              [{"x": x(2, 30), "k": ints(k, 30 - k)} for k in (1, 9)]),
+    "range": (model([N("Range", ["a", "b", "c"], ["y"])], {"a": [], "b": [], "c": []}, "y"),
+              [dict(zip("abc", np.array(v, np.float32), strict=True))
+               for v in ((1, 5, 2), (0, 1, .1), (5, 0, -1), (0, 0, 1))]),
+    "nonzero": (model([N("NonZero", ["x"], ["y"])], {"x": ["a", "b"]}, "y"),
+                [{"x": (x(*s) > .3).astype(np.float32)} for s in [(1, 1), (3, 5), (2, 100)]] + [{"x": 0 * x(3, 3)}]),
+    "compress": (model([N("Compress", ["x", "c"], ["y"], axis=1), N("ReduceSum", ["y"], ["z"])],
+                       {"x": [3, "n"], "c": (T.BOOL, ["n"])}, "y z"), [{"x": x(3, n), "c": x(n) > 0} for n in (4, 9, 50)]),
+    "window": (model([N("HannWindow", ["n"], ["y"])], {"n": (T.INT64, [])}, "y"), [{"n": np.array(n)} for n in (10, 33)])}
+
+
+@pytest.mark.parametrize("name", BY_VALUES)
+def test_sizes_from_values(name: str) -> None:
+    m, feeds = BY_VALUES[name]
+    with tilewright.compile(m) as made:
+        check(made, [{k: np.asarray(v) for k, v in f.items()} for f in feeds])
+
+
+def test_values_that_are_no_sizes_are_refused() -> None:
+    no_size = r"run-shape(.|\n)*s_1 is not in 0.."
+    with tilewright.compile(BY_VALUES["full"][0]) as made, pytest.raises(UserError, match=no_size):
+        made(ints(3, -1))
+    with tilewright.compile(BY_VALUES["reshape"][0]) as made, pytest.raises(UserError, match=r"run-shape(.|\n)*elements"):
+        made(x(2, 3), ints(2, 2, 2))
+
+
+# ---- control flow ----------------------------------------------------------------------------------------------------
+CONTROL = {
+    "branches of different sizes": ("""g (bool c, float[n,3] x) => (y, w) {
+            y = If (c) <then_branch = a () => (t) { t = Relu(x) }, else_branch = b () => (e) { e = Concat<axis=0>(x, x) }>
+            axis = Constant<value = int64[1] {1}>()
+            w = ReduceSum<keepdims=0>(y, axis)
+        }""", [{"c": np.array(c), "x": x(n, 3)} for c, n in ((True, 2), (False, 5), (True, 50))]),
+    "a value that grows, and rows": ("""g (int64 n, float[2] x) => (y, rows) {
+            t = Constant<value = bool {1}>()
+            y, rows = Loop (n, t, x) <body = b (int64 i, bool go, float[q] v) => (more, v2, row) {
+                more = Identity(go)
+                v2 = Concat<axis=0>(v, x)
+                f = Cast<to=1>(i)
+                row = Add(x, f)
+            }>
+        }""", [{"n": np.array(n), "x": x(2)} for n in (1, 3, 0, 40)]),
+    "values that change places": ("""g (float[3] x) => (y, z, steps) {
+            t = Constant<value = bool {1}>()
+            one = Constant<value = int64 {1}>()
+            limit = Constant<value = int64 {20}>()
+            zero = Constant<value = int64 {0}>()
+            y, z, steps = Loop (, t, x, x, zero) <body = b (int64 i, bool go, float[q] v, float[p] u, int64 s) => (
+                more, v2, u2, s2) {
+                u2 = Concat<axis=0>(u, v)
+                v2 = Identity(u)
+                s2 = Add(s, one)
+                size = Size(u2)
+                more = Less(size, limit)
+            }>
+        }""", [{"x": x(3)}]),
+    "rows of an unknown number of turns": ("""g (float limit, float[2] x) => (rows) {
+            t = Constant<value = bool {1}>()
+            s, rows = Loop (, t, x) <body = b (int64 i, bool go, float[2] v) => (more, v2, row) {
+                v2 = Add(v, v)
+                row = Identity(v2)
+                f = Cast<to=1>(i)
+                more = Less(f, limit)
+            }>
+        }""", [{"limit": np.array(n, np.float32), "x": x(2)} for n in (0, 5, 30)]),
+    "a scan over all there is": ("""g (float[n,2] x, float[2] h) => (y, rows) {
+            y, rows = Scan <num_scan_inputs=1, body = b (float[2] s, float[2] e) => (s2, o) {
+                s2 = Add(s, e)
+                o = Tanh(s2)
+            }> (h, x)
+        }""", [{"x": x(n, 2), "h": x(2)} for n in (1, 5, 17)]),
+    "sizes from data in a loop": ("""g (int64 n, float[k] x) => (y) {
+            t = Constant<value = bool {1}>()
+            y = Loop (n, t, x) <body = b (int64 i, bool go, float[q] v) => (more, v2) {
+                more = Identity(go)
+                z = Relu(v)
+                found = NonZero(z)
+                axis = Constant<value = int64[1] {0}>()
+                at = Squeeze(found, axis)
+                picked = Gather(v, at)
+                v2 = Concat<axis=0>(picked, x)
+            }>
+        }""", [{"n": np.array(n), "x": x(7)} for n in (1, 10, 0)])}
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_control_flow(name: str) -> None:
+    text, feeds = CONTROL[name]
+    with tilewright.compile(parsed(text)) as made:
+        check(made, feeds)
