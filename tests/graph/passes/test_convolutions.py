@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from tests.graph.passes.passcheck import Net, check_groups, counts, kernels, names, same
-from tilewright.graph.ir import Graph, Value
+from tilewright.graph.builder import GraphBuilder
+from tilewright.graph.interpret import run
+from tilewright.graph.ir import Graph, Value, tensor_type
 from tilewright.graph.passes.halo import share_borders
 from tilewright.graph.passes.layouts import blocked_layouts
 from tilewright.graph.passes.padding import fold_padding
@@ -237,3 +239,17 @@ def test_printed_graph_of_a_residual_block() -> None:
         "%add = add(%conv_1, %relu_bordered_inner): f32[1, 1, 6, 6, 16]",
         "%reduce_mean = reduce_mean(%add): f32[1, 1, 1, 1, 16]",
         "%reduce_mean_1 = reshape(%reduce_mean): f32[1, 16, 1, 1]"]
+
+
+@pytest.mark.parametrize("groups, inputs, outputs", [(4, 4, 4), (8, 8, 8), (4, 8, 4), (2, 24, 24), (3, 4, 4)])
+def test_small_groups_become_whole_blocks(groups: int, inputs: int, outputs: int) -> None:
+    rng = np.random.default_rng(0)
+    b = GraphBuilder()
+    x = b.input("x", tensor_type("f32", (1, groups * inputs, 6, 5)))
+    w = b.constant(rng.standard_normal((groups * outputs, inputs, 3, 3)).astype(np.float32))
+    graph = b.finish([b.add("conv", [x, w], {"pads": (1, 1, 1, 1), "group": groups})])
+    blocked = blocked_layouts(graph, get_target("x86-64-v4"))
+    (conv,) = [op for op in blocked.operations if op.op == "conv"]
+    assert conv.attrs["layout"] == ("NCHW" if groups == 3 else "NCHWc")
+    given = [rng.standard_normal((1, groups * inputs, 6, 5)).astype(np.float32)]
+    np.testing.assert_allclose(run(blocked, given)[0], run(graph, given)[0], rtol=1e-4, atol=1e-4)

@@ -12,13 +12,16 @@ the logical number are zeros in what `to_blocked` and `conv` write and finite el
 """
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from tilewright.graph.builder import GraphBuilder, rewrite
 from tilewright.graph.ir import Graph, Operation, Value, used_values
 from tilewright.graph.ops.layout import to_blocked
 from tilewright.graph.passes.match import map_regions, reshaped
-from tilewright.graph.registry import record_of
+from tilewright.graph.registry import Array, record_of
 from tilewright.loop.ir import as_int, const
 from tilewright.target.target import Target
 
@@ -40,6 +43,23 @@ def blocked_layouts(graph: Graph, target: Target) -> Graph:
         return graph
     graph = map_regions(graph, lambda region: blocked_layouts(region, target))
     return _Layouts(block, graph).run()
+
+
+def merged_groups(in_c: int, out_c: int, groups: int, block: int) -> int | None:
+    """How many groups of so many channels to take together, so that they are whole blocks on both sides; None if there is no
+    such number, or if more products with zeros are made than a vector has lanes."""
+    m = math.lcm(block // math.gcd(block, in_c), block // math.gcd(block, out_c))
+    return m if groups % m == 0 and m < block else None
+
+
+def block_diagonal(w: Array, groups: int, merged: int) -> Array:
+    """The weights [O, I, …] of a convolution in groups as those of one whose groups are `merged` times as large: zeros
+    between the old groups."""
+    o, i = w.shape[0] // groups, w.shape[1]
+    out = np.zeros((w.shape[0], merged * i, *w.shape[2:]), w.dtype)
+    for k in range(groups):
+        out[k * o:(k + 1) * o, k % merged * i:(k % merged + 1) * i] = w[k * o:(k + 1) * o]
+    return out
 
 
 class _Layouts:
@@ -117,7 +137,8 @@ class _Layouts:
         return list(b.add_all(op.op, inputs, op.attrs, name=op.outputs[0].name, loc=op.loc, regions=op.regions))
 
     def conv(self, op: Operation, b: GraphBuilder) -> Value | None:
-        """A convolution over one to three axes whose groups are whole blocks of channels, or that is depthwise."""
+        """A convolution over one to three axes whose groups are whole blocks of channels, or become so together, or that is
+        depthwise."""
         x, w = op.inputs[0], op.inputs[1]
         assert x is not None and w is not None
         if w.rank not in (3, 4, 5) or not w.is_constant or x.dtype.name != "f32" or op.output.dtype is not x.dtype:
@@ -125,13 +146,18 @@ class _Layouts:
         out_c, group = as_int(w.shape[0]) or 0, op.attrs["group"]
         in_c = (as_int(w.shape[1]) or 0) * group
         depthwise = group == in_c == out_c
-        if group > 1 and not depthwise and (in_c // group % self.block or out_c // group % self.block):
-            return None
+        if group > 1 and not depthwise:
+            merged = merged_groups(in_c // group, out_c // group, group, self.block)
+            if merged is None:
+                return None
+            if merged > 1:
+                assert w.data is not None
+                w, group = b.constant(block_diagonal(w.data, group, merged), w.name), group // merged
         if out_c < self.block // 2:
             return None
         plain = in_c <= FIRST_LAYER_CHANNELS and group == 1 and x not in self.channels and x not in self.blocked
         src = x if plain else self.as_blocked(x, b)
-        attrs = {**op.attrs, "layout": "NCHWc", "in_layout": "NCHW" if plain else "NCHWc", "block": self.block}
+        attrs = {**op.attrs, "group": group, "layout": "NCHWc", "in_layout": "NCHW" if plain else "NCHWc", "block": self.block}
         return self.made(op, [src, w], attrs, out_c, b)
 
     def pool(self, op: Operation, b: GraphBuilder) -> Value | None:
