@@ -157,7 +157,8 @@ class _Layouts:
             return None
         plain = in_c <= FIRST_LAYER_CHANNELS and group == 1 and x not in self.channels and x not in self.blocked
         src = x if plain else self.as_blocked(x, b)
-        attrs = {**op.attrs, "group": group, "layout": "NCHWc", "in_layout": "NCHW" if plain else "NCHWc", "block": self.block}
+        attrs = {**op.attrs, "group": group, "layout": "NCHWc", "in_layout": "NCHW" if plain else "NCHWc",
+                 "block": self.block}
         return self.made(op, [src, w], attrs, out_c, b)
 
     def pool(self, op: Operation, b: GraphBuilder) -> Value | None:
