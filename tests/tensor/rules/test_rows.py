@@ -244,3 +244,15 @@ def test_accumulators_are_several_vectors():
     sizes = [np.prod([as_int(d) for d in n.buffer.shape]) for p in module.programs for n in walk(p.body)
              if isinstance(n, Allocate)]
     assert 64 in sizes and max(sizes) == 64
+
+
+@pytest.mark.parametrize("op", ["reduce_sum", "reduce_mean", "reduce_max"])
+@pytest.mark.parametrize("shape", [(1, 600000), (3, 100000), (2, 65537)], ids=str)
+def test_few_long_rows_are_reduced_in_blocks_whatever_the_number_of_threads(op: str, shape: tuple[int, ...]) -> None:
+    x = np.random.default_rng(3).random(shape).astype(np.float32)
+    g = graph(op, shape, {"axes": (1,), "keepdims": False})
+    one, two = (check(g, x, threads=t, tolerance=4e-6) for t in (1, 2))
+    np.testing.assert_array_equal(one[0], two[0])
+    if shape[1] % 1000 == 0:  # it has a part of the size of a block
+        exact = {"reduce_sum": np.sum, "reduce_mean": np.mean, "reduce_max": np.max}[op](x.astype(np.float64), axis=1)
+        np.testing.assert_allclose(one[0], exact, rtol=2e-7)

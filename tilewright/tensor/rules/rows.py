@@ -32,17 +32,25 @@ GROUP, GROUPED_ELEMENTS = 4, 512
 """Rows of up to so many elements go through the stages in groups: one row's horizontal reductions wait for each other,
 those of several rows overlap."""
 
+FEW_ROWS, LONG_ROW = 8, 65536
+"""So many rows of at least so many elements are reduced in blocks: these run in parallel, and a sum of blocks' sums loses
+less than one long sum. Their size depends on the row alone, so results do not depend on the number of threads."""
+
+SHORT_BLOCK, LONG_BLOCK = 2048, 16384
+"""Elements of such a block: a part of the row without remainder, whole vectors if there is such a part."""
+
 UNKNOWN_EXTENT = 1024
 """What a symbolic extent is taken for where the form of a loop depends on it."""
 
 
 def schedule_rows(sch: Schedule, target: Target) -> None:
     """Schedule every block of the program around the axes that all reductions keep."""
+    early = _reduce_in_blocks(sch, target)
     last = state.blocks(sch.program)[-1]
     if _is_reduction(last) and isinstance(last.body, Store):  # so that it accumulates in registers
         copy = sch.cache_write(sch.block(last.name), 0, "local")
         last = state.find_block(sch.program, copy)
-    blocks = state.blocks(sch.program)
+    blocks = [b for b in state.blocks(sch.program) if b.name not in early]
     axes = _axes(sch, blocks, last)
     kept = _kept(blocks, axes, last)
     loops = dict(zip([it.var for it in last.iters], sch.loops(sch.block(last.name)), strict=True))
@@ -66,8 +74,44 @@ def schedule_rows(sch: Schedule, target: Target) -> None:
     for b in blocks:
         vectorize_stage(sch, sch.block(b.name), home if b.name in placed else None, target)
     work = max(_points(b) for b in blocks) * len(blocks)
-    if rows and work >= PARALLEL_ELEMENTS and target.cores > 1:
+    if rows and work >= PARALLEL_ELEMENTS and target.cores > 1 and not early:
         parallelize_outer(sch, rows, target)
+
+
+def _reduce_in_blocks(sch: Schedule, target: Target) -> set[str]:
+    """Split the only reduction of a program, over few long rows, into partial results of blocks, computed before everything
+    else, in parallel. Returns the names of the blocks that make them."""
+    early: set[str] = set()
+    reductions = [b for b in state.blocks(sch.program) if _is_reduction(b)]
+    for block in reductions if len(reductions) == 1 else ():
+        reduced = [it for it in block.iters if it.kind == "reduce" and as_int(it.extent) != 1]
+        if len(reduced) != 1 or not isinstance(block.body, Store) or reduction_of(block) is None:
+            continue
+        long = (as_int(reduced[0].extent) or 0) >= LONG_ROW and reduced[0].var in _contiguous(block)
+        rows = math.prod([as_int(it.extent) or UNKNOWN_EXTENT for it in block.iters if it.kind == "spatial"])
+        reads = {n.buffer for n in walk(block.body) if isinstance(n, Load)} - set(outputs(block))
+        size = _block_of(as_int(reduced[0].extent) or 0) if long else None
+        if size is None or rows > FEW_ROWS or not all(state.is_parameter(sch.program, b) for b in reads):
+            continue
+        before = {b.name for b in state.blocks(sch.program)}
+        ref = sch.block(block.name)
+        loop = dict(zip([it.var for it in block.iters], sch.loops(ref), strict=True))[reduced[0].var]
+        outer, _ = sch.split(loop, [None, size])
+        partial = sch.rfactor(ref, outer, -1)
+        copy = sch.cache_write(partial, 0, "local")
+        home = sch.loops(copy)[-1]
+        sch.compute_at(partial, home)
+        vectorize_stage(sch, partial, home, target)
+        if target.cores > 1:
+            sch.parallel(home)  # the loops around it also hold what follows
+        early |= {b.name for b in state.blocks(sch.program)} - before
+    return early
+
+
+def _block_of(n: int) -> int | None:
+    """The size of the blocks of a row of `n` elements, None if it has no part of a fitting size."""
+    parts = [k for k in range(SHORT_BLOCK, LONG_BLOCK + 1) if n % k == 0]
+    return max(parts, key=lambda k: (k & -k >= 16, k), default=None)
 
 
 # ---- which axes are rows ---------------------------------------------------------------------------------------------
