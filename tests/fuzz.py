@@ -25,7 +25,8 @@ from tilewright.frontend.onnx import table
 from tilewright.frontend.onnx.importer import import_model
 from tilewright.graph.ir import Graph
 
-SECONDS, BYTES = 10, 2 << 30
+SECONDS, BYTES, PATIENCE = 10, 2 << 30, 6
+"""Processor time of one model, its memory, and how many times the seconds may pass."""
 ODD = (0, 1, -1, 2, 7, 127, -128, 2**31 - 1, 2**31, -(2**31), 2**32, 2**40, 2**62, 2**63 - 1, -(2**63))
 RUNNABLE = 1 << 20
 """Models whose values have at most so many elements in all are also compiled and run."""
@@ -239,13 +240,15 @@ def _child(bases: Sequence[bytes], seeds: Sequence[int], run: bool, tell: Any) -
     with config.override(compile_workers=1):
         for seed in seeds:
             tell.send(("begin", seed, ""))
-            signal.alarm(SECONDS)  # nobody handles it: a hang ends the process
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody handles these: a hang ends the process
+            signal.alarm(PATIENCE * SECONDS)  # other processes' work is no hang
             what = ""
             try:
                 code = attempt(mutated(seed, bases), run)
             except BaseException as e:  # noqa: BLE001 – whatever it is, it is what was looked for
                 what, code = "".join(traceback.format_exception(e)[-3:])[-1500:], "wrong"
             signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             tell.send(("end", seed, what or code))
     tell.send(("done", 0, ""))
 
@@ -280,7 +283,7 @@ def campaign(bases: Sequence[bytes], seeds: Sequence[int], run: bool = True,
         except EOFError:
             child.join()
             if running is not None:
-                hung = child.exitcode == -signal.SIGALRM
+                hung = child.exitcode in (-signal.SIGALRM, -signal.SIGPROF)
                 failures.append(Failure(running, f"hung for {SECONDS} s" if hung else f"died: exit code {child.exitcode}"))
                 todo = todo[1:]
         child.kill()
