@@ -233,4 +233,4 @@ def out_of_blocks(b: GraphBuilder) -> Value:
 def test_one_kernel_is_right_at_every_size(name: str) -> None:
     build, symbols, sizes = CASES[name]
     b = GraphBuilder()
-    check(b.finish([build(b)]), symbols, sizes, rtol=1e-4, atol=1e-4)
+    check(b.finish([build(b)]), symbols, sizes, groups=3 if "attention" in name else 1, rtol=1e-4, atol=1e-4)
