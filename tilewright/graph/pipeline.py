@@ -51,9 +51,9 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         combine_products,                                    # queries, keys and values: one product
         simplify_views,                                      # its slices go behind the reshapes into heads
         merge_equal,
-        transposed_to_phases,                                # after scales went into its weights
+        functools.partial(transposed_to_phases, exact=exact),  # after scales went into its weights
         fold_constants,
-        functools.partial(blocked_layouts, target=target),   # from here on, convolutions work on channel blocks
+        functools.partial(blocked_layouts, target=target, exact=exact),  # now convolutions work on channel blocks
         functools.partial(choose_algorithms, target=target, numerics=numerics),  # before borders get their widths
         share_borders,                                       # from here on, producers write the borders of their readers
         simplify_views,

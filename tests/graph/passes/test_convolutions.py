@@ -253,3 +253,18 @@ def test_small_groups_become_whole_blocks(groups: int, inputs: int, outputs: int
     assert conv.attrs["layout"] == ("NCHW" if groups == 3 else "NCHWc")
     given = [rng.standard_normal((1, groups * inputs, 6, 5)).astype(np.float32)]
     np.testing.assert_allclose(run(blocked, given)[0], run(graph, given)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_strict_keeps_infinities_in_their_group() -> None:
+    """Merged groups have zeros between them, which times an infinity are NaN: strict numerics does not merge."""
+    rng = np.random.default_rng(0)
+    b = GraphBuilder()
+    x = b.input("x", tensor_type("f32", (1, 16, 6, 5)))
+    w = b.constant(rng.uniform(0.5, 1, (16, 4, 3, 3)).astype(np.float32))
+    graph = b.finish([b.add("conv", [x, w], {"pads": (1, 1, 1, 1), "group": 4})])
+    given = rng.standard_normal((1, 16, 6, 5)).astype(np.float32)
+    given[0, 5, 2, 2] = np.inf
+    with np.errstate(invalid="ignore"):
+        strict, merged = (run(graph_pipeline(TARGET, n).run(graph), [given])[0] for n in ("strict", "default"))
+    assert np.isinf(strict[0, 4:8, 1:4, 1:4]).all() and np.isfinite(np.delete(strict, range(4, 8), 1)).all()
+    assert not np.isfinite(np.delete(merged, range(4, 8), 1)).all()  # what the test is about

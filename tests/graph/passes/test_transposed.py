@@ -36,3 +36,17 @@ def test_phases(axes: int, kernel: int, stride: int, pads: tuple[int, ...], extr
 def test_interleave() -> None:
     check("interleave", [floats(2, 12, 3, 4)], {"factors": (2, 3), "starts": (1, 0), "sizes": (4, 11)})
     check("interleave", [floats(2, 6, 3, 4)], {"factors": (2,), "starts": (1,), "sizes": (5,), "layout": "NCHWc"})
+
+
+@pytest.mark.parametrize("kernel, phases", [(3, False), (4, True)])
+def test_strict_fills_no_kernel_up(kernel: int, phases: bool) -> None:
+    """Zeros that fill a kernel up to a multiple of the stride would turn an infinity into NaN where it does not reach."""
+    b = GraphBuilder()
+    x = b.input("x", tensor_type("f32", (1, 2, 3, 3)))
+    w = b.constant(np.ones((2, 1, kernel, kernel), np.float32))
+    graph = b.finish([b.add("conv_transpose", [x, w], {"strides": (2, 2)})])
+    exact = transposed_to_phases(graph, exact=True)
+    assert any(op.op == "interleave" for op in exact.operations) == phases
+    given = [np.ones((1, 2, 3, 3), np.float32)]
+    given[0][0, 0, 1, 1] = np.inf
+    np.testing.assert_array_equal(run(exact, given)[0], run(graph, given)[0])

@@ -36,13 +36,14 @@ FINITE_AT_ZERO = frozenset({
 """Operators that give finite numbers for the zeros beyond the last channel; others may work only on whole blocks."""
 
 
-def blocked_layouts(graph: Graph, target: Target) -> Graph:
-    """Choose layouts for a target: a block is one vector of f32."""
+def blocked_layouts(graph: Graph, target: Target, exact: bool = False) -> Graph:
+    """Choose layouts for a target: a block is one vector of f32. `exact`: groups of convolutions are not taken together,
+    since an infinity or NaN times the zeros between them would reach the neighbours."""
     block = target.lanes(32)
     if block < 4:
         return graph
-    graph = map_regions(graph, lambda region: blocked_layouts(region, target))
-    return _Layouts(block, graph).run()
+    graph = map_regions(graph, lambda region: blocked_layouts(region, target, exact))
+    return _Layouts(block, graph, exact).run()
 
 
 def merged_groups(in_c: int, out_c: int, groups: int, block: int) -> int | None:
@@ -66,8 +67,8 @@ class _Layouts:
     """One walk over a graph (not its regions); `blocked` maps a plain value to its blocked twin, `plain` the other way;
     `channels` tells the number of channels of every blocked value."""
 
-    def __init__(self, block: int, graph: Graph) -> None:
-        self.block, self.graph = block, graph
+    def __init__(self, block: int, graph: Graph, exact: bool) -> None:
+        self.block, self.graph, self.exact = block, graph, exact
         self.blocked: dict[Value, Value] = {}
         self.plain: dict[Value, Value] = {}
         self.channels: dict[Value, int] = {}
@@ -148,7 +149,7 @@ class _Layouts:
         depthwise = group == in_c == out_c
         if group > 1 and not depthwise:
             merged = merged_groups(in_c // group, out_c // group, group, self.block)
-            if merged is None:
+            if merged is None or (self.exact and merged > 1):
                 return None
             if merged > 1:
                 assert w.data is not None

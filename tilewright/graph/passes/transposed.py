@@ -6,10 +6,12 @@ With stride s, the outputs at places q * s + r see the inputs around q through e
 stride 1 with ceil(k / s) taps, one for each r. No zeros are multiplied but those that fill k up to a multiple of s. (Shi et
 al., "Is the deconvolution layer the same as a convolutional layer?", 2016.)
 
-In: a graph with plain layouts. Out: the same graph without transposed convolutions of one group and dilation 1.
+In: a graph with plain layouts. Out: the same graph without transposed convolutions of one group and dilation 1; where
+infinities and NaN shall reach exactly what they reach in the original, those stay whose kernels would be filled up.
 """
 from __future__ import annotations
 
+import functools
 from math import prod
 
 from tilewright.graph.builder import GraphBuilder, rewrite
@@ -17,12 +19,12 @@ from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.loop.ir import as_int
 
 
-def transposed_to_phases(graph: Graph) -> Graph:
+def transposed_to_phases(graph: Graph, exact: bool = False) -> Graph:
     """Replace transposed convolutions where their kernels' sizes are known."""
-    return rewrite(graph, _phases)
+    return rewrite(graph, functools.partial(_phases, exact=exact))
 
 
-def _phases(op: Operation, b: GraphBuilder) -> Value | None:
+def _phases(op: Operation, b: GraphBuilder, exact: bool) -> Value | None:
     if op.op != "conv_transpose" or op.attrs["group"] != 1 or any(d != 1 for d in op.attrs["dilations"]):
         return None
     x, w = op.inputs[0], op.inputs[1]
@@ -32,6 +34,8 @@ def _phases(op: Operation, b: GraphBuilder) -> Value | None:
     if not w.is_constant or any(k is None for k in kernel):
         return None
     s = a["strides"]
+    if exact and any(k % f for k, f in zip(kernel, s, strict=True) if k is not None):
+        return None
     taps = [-(-k // f) for k, f in zip(kernel, s, strict=True) if k is not None]
     first = [min(a["pads"][d] // s[d], taps[d] - 1) for d in range(rank)]  # places q that are not computed at the start
     last = [-(-((kernel[d] or 0) + a["output_padding"][d] - a["pads"][rank + d]) // s[d]) - 1 for d in range(rank)]
