@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from tilewright.bundle import write_bundle
+from tilewright.codegen.clike.languages import LANGUAGES
+from tilewright.codegen.clike.nvrtc import compile_cubin
 from tilewright.codegen.llvm import jit
 from tilewright.codegen.llvm.compile import compile_object
 from tilewright.codegen.llvm.emit import emit
@@ -41,6 +43,7 @@ from tilewright.graph.verify import verify as verify_graph
 from tilewright.hosting import HostWarning, host_function, host_node, refusal
 from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key, workspace_bytes
 from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, Span, Var, as_int, const, estimate, seq
+from tilewright.loop.lower.host_for_device import host_for_device
 from tilewright.loop.lower.pipeline import lower
 from tilewright.loop.substitute import substitute
 from tilewright.model import KernelUse, Model, not_here, why_not_here
@@ -49,7 +52,7 @@ from tilewright.runtime.cache import Cache
 from tilewright.runtime.descriptor import Descriptor, SymbolSpec, TensorSpec, check_threads
 from tilewright.runtime.memory import Array, aligned
 from tilewright.runtime.module import Executable
-from tilewright.target.presets import get_target
+from tilewright.target.presets import get_target, host_of
 from tilewright.target.target import Target
 from tilewright.tensor.work import work_of
 
@@ -162,7 +165,10 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     blob = weights.fill([k.prepack for k in kernels.values() if k.prepack])
 
     # machine code: kernels' objects and the host program
-    main = compile_object(emit(_entry_module(plan.main, "tw_main", plan.sources, target), target), target)
+    entry, arena_bytes, host = plan.main, plan.arena_bytes, host_of(target)
+    if target.is_gpu:
+        entry, arena_bytes = host_for_device(entry, len(graph.inputs), arena_bytes)
+    main = compile_object(emit(_entry_module(entry, "tw_main", plan.sources, host), host), host)
     objects = [*[k.object for k in kernels.values()], main]
 
     metadata: dict[str, Any] = {"target": target.name, "numerics": numerics, "version": compiler_version()}
@@ -173,8 +179,10 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
         metadata["host_calls"] = [f"{n.where}: {n.op}" for n in hosts]
     symbols = symbols_of(d for v in graph.inputs for d in v.shape)
     descriptor = Descriptor(graph.name, _specs(graph.inputs, symbols=symbols), _specs(graph.outputs, graph.output_names),
-                            plan.arena_bytes, tuple(plan.kernels), tuple(target.features), plan.grown, len(plan.hosts),
-                            threads or 0, metadata, tuple([_symbol(s) for s in symbols]))
+                            arena_bytes, tuple(plan.kernels), tuple(target.features), plan.grown, len(plan.hosts),
+                            threads or 0, metadata, tuple([_symbol(s) for s in symbols]),
+                            target.language if target.is_gpu else "",
+                            device_image([k.source for k in kernels.values()], target) if target.is_gpu else b"")
     executable = None
     if not why_not_here(target):
         library = jit.load(objects, native.symbol_addresses())
@@ -183,8 +191,14 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
             executable.set_host_call(slot, host_function(call))
     uses = [jobs.use(group, kernels) for group in plan.groups]
     return Model(descriptor, executable, stages.imported, uses, objects=objects, constants=blob,
-                 weight_bytes=bytes_as_read(stages.imported), packed_bytes=weights.size, arena_bytes=plan.arena_bytes,
+                 weight_bytes=bytes_as_read(stages.imported), packed_bytes=weights.size, arena_bytes=arena_bytes,
                  stages=stages, target=target, hosts=hosts)
+
+
+def device_image(sources: Sequence[str], target: Target) -> bytes:
+    """The module that a device's driver loads: all kernels of a model in one."""
+    text = "\n".join([LANGUAGES[target.language].prelude, *sources])
+    return compile_cubin(text, target.arch_name) if target.language == "cuda" else text.encode()
 
 
 def bytes_as_read(imported: Graph | None) -> int:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tilewright.codegen.clike.languages import LANGUAGES
+from tilewright.codegen.clike.printer import print_kernels
 from tilewright.codegen.llvm.compile import CompilePool, Job
 from tilewright.codegen.llvm.emit import emit
 from tilewright.core.config import config
@@ -21,12 +23,13 @@ from tilewright.core.dtype import dtype
 from tilewright.core.errors import InternalError, TilewrightError
 from tilewright.core.passes import Dump
 from tilewright.loop.ir import Buffer, Expr, Module, Program, Var, as_int, const
+from tilewright.loop.lower.device_pipeline import device_kernels, host_programs, lower_for_device
 from tilewright.loop.lower.pipeline import lower
 from tilewright.loop.parser import parse_expr
 from tilewright.loop.printer import print_expr, print_module, print_program
 from tilewright.loop.simplify import simplify
 from tilewright.loop.substitute import free_vars, substitute
-from tilewright.target.presets import get_target
+from tilewright.target.presets import get_target, host_of
 from tilewright.target.target import Target
 from tilewright.tensor.rules.dispatch import schedule_program
 from tilewright.tensor.schedule.schedule import Schedule
@@ -52,13 +55,15 @@ class CompiledKernel:
     """A kernel's object and record. Its parameters are the program's (buffers, then sizes), then scratch buffers:
     `workspaces` has their bytes, a number or the text of an expression over the program's sizes s0, s1, … by their place
     among its sizes (see `workspace_bytes`). `prepack`: the object of the programs that `packed` names, for the machine
-    that compiles (empty if there are none)."""
+    that compiles (empty if there are none); `source`: the text of the kernels that the object launches on a device ("" on a
+    CPU)."""
     name: str
     object: bytes
     prepack: bytes
     workspaces: list[int | str]
     packed: dict[str, PackedWeight]
     record: dict[str, str] = field(default_factory=dict)
+    source: str = ""
 
     def to_bytes(self) -> bytes:
         """For the cache: the lengths of a JSON header and of the kernel's object, then these, then the prepack's object."""
@@ -92,8 +97,10 @@ def schedule_kernel(program: Program, target: Target, numerics: str) -> Schedule
 
 
 def lowered_kernel(sch: Schedule, name: str, target: Target) -> Module:
-    """The emitted-stage module of a scheduled kernel."""
+    """The emitted-stage module of a scheduled kernel: for a device the host's program and the kernels that it launches."""
     observers = [] if config.dump_dir is None else [Dump(config.dump_dir / name)]
+    if target.is_gpu:
+        return lower_for_device(sch.program.replace(name=name), target, observers)
     return Module(lower(sch.program.replace(name=name), target, observers).programs)
 
 
@@ -162,8 +169,11 @@ def compile_kernels(programs: Mapping[str, Program], target: Target, numerics: s
             parts.append({"name": name, "workspaces": workspaces_of(module, name), "packed": packed, "record": {
                 "program": print_program(programs[key]), "trace": str(sch.trace), "lowered": print_module(module),
                 **({"schedule_fallback": sch.fallback} if sch.fallback else {})}})
+            if target.is_gpu:
+                parts[-1]["source"] = print_kernels(device_kernels(module), LANGUAGES[target.language])
+                module = host_programs(module)
             progress(len(done) + len(parts), len(programs))
-            yield emit(module, target), target
+            yield emit(module, host_of(target)), host_of(target)
             if packed:
                 yield emit(prepacks, host), host
 

@@ -60,4 +60,6 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         merge_equal,
         remove_dead,
     ]
-    return Pipeline("graph", [p for p in passes if combine or p is not combine_products])
+    left_out = [*([] if combine else [combine_products]),
+                *([share_borders] if target.is_gpu else [])]  # a thread that reads beyond a border has its own condition
+    return Pipeline("graph", [p for p in passes if p not in left_out])

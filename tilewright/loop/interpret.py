@@ -7,7 +7,7 @@ Each expression and statement is compiled once to a Python closure over an envir
 
 To bring mistakes to light: allocated memory starts as NaN or 0xCD bytes, every index is checked per dimension, a block's
 iteration variables must lie in their domains, arena buffers share one memory at their planned offsets, and parallel
-iterations can run in another order.
+iterations and the threads of a block can run in another order.
 """
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tilewright.core.dtype import DType
 from tilewright.core.errors import InternalError, TilewrightError
 from tilewright.core.node import Node, walk
 from tilewright.loop import ir
+from tilewright.loop.interpret_threads import threads, waits
 from tilewright.loop.intrinsics import intrinsic
 from tilewright.loop.printer import print_around
 from tilewright.loop.values import (
@@ -425,6 +426,8 @@ def _call(c: _Compiled, e: ir.Call) -> Value:
     record = intrinsic(e.name)
     if len(e.args) != record.arity:
         raise InternalError(f"{e.name} takes {record.arity} operands: {e!r}")
+    if e.name == "barrier":
+        raise InternalError("a barrier where no threads are: only nested loops over threadIdx have them")
     args = [c.expr(a) for a in e.args]
     meaning, to, frm = record.meaning, e.type, e.args[0].dtype
     if len(args) == 1:
@@ -469,10 +472,12 @@ def _seq(c: _Compiled, s: ir.Seq) -> Action:
 
 
 def _for(c: _Compiled, s: ir.For) -> Action:
+    if s.kind.startswith("threadIdx") and waits(s.body):
+        return threads(c, s)
     start, extent = c.expr(s.start), c.expr(s.extent)
     slot = c.slot(s.var)
     body = c.stmt(s.body)
-    if s.kind == "parallel" or s.kind.startswith("blockIdx"):
+    if s.kind == "parallel" or s.kind.startswith(("blockIdx", "threadIdx")):
         def parallel(env: Env) -> None:
             first = start(env)
             for k in c.owner.ordered(max(0, extent(env))):

@@ -121,6 +121,10 @@ def _number_of_worker(args: tuple[DType, ...], to: DType) -> bool:
     return to is i64
 
 
+def _nothing(args: tuple[DType, ...], to: DType) -> bool:
+    return not args
+
+
 def _tap_operands(args: tuple[DType, ...], to: DType) -> bool:
     return args[0] is i32 and args[1].kind == "handle" and args[2] is i64
 
@@ -282,6 +286,13 @@ def _declare() -> None:
                        "The number of the thread that runs a parallel region, from 0 and below tw_threads.", pure=False))
     register(Intrinsic("tw_threads", 0, _number_of_worker, lambda to, frm: 1, "Threads that share parallel regions.",
                        pure=False))
+    register(Intrinsic("barrier", 0, _nothing, lambda to, frm: 0,
+                       "The threads of a block wait here for each other; what they wrote before, all see after.",
+                       pure=False))
+    for name, what in (("tw_upload", "the device from the host"), ("tw_move", "the device from the device"),
+                       ("tw_download", "the host from the device")):
+        register(Intrinsic(name, 3, _copy_operands, _copy_bytes, pure=False,
+                           doc=f"Copy bytes to the first address from the second: {what}. The result is unused."))
     register(Intrinsic("tw_tap", 3, _tap_operands, lambda to, frm, k, address, n: 0,
                        "Report a stored value of the graph: its number, address and bytes. The result is unused.",
                        pure=False))

@@ -10,8 +10,11 @@ Semantics, for every stage and every code generator (`loop/interpret.py` is the 
   bounds on the other side.
 - Loads and stores must be in bounds. A buffer's elements are undefined until written.
 - Serial loops run in order; parallel iterations must be independent; vectorized, unrolled and vthread loops mean the
-  same as serial ones. A Block means: for the values bound to its iteration variables, if the predicate holds, run
-  `init` (when all reduction variables are at their first value) and then `body`.
+  same as serial ones. So do loops over blockIdx and threadIdx, whose iterations must be independent, too, as long as
+  nobody in them calls the intrinsic barrier. With barriers, nested threadIdx loops are threads that run at once: each
+  runs up to its next barrier, in any order, and goes on when all have arrived at it; a "shared" buffer is allocated
+  around the loops over its threads. A Block means: for the values bound to its iteration variables, if the predicate
+  holds, run `init` (when all reduction variables are at their first value) and then `body`.
 - A buffer's index of rank k addresses `offset + sum(index[i] * stride[i])` elements of its memory, row major by default.
 """
 from __future__ import annotations
@@ -396,10 +399,13 @@ class Launch(Stmt):
     `args` are scalars and Addresses, matching the callee's parameters. A region has one parameter before them, the task,
     or two, a range: then it is called for disjoint ranges begin <= task < end that together are all tasks.
     The callee HOST_CALL is a function of the process that runs the program: `args` are its slot and Addresses.
+    `grid` makes it the launch of a device's kernel: its blocks along x, y, z, then the threads of a block along x, y, z.
+    The kernel's own loops over blockIdx and threadIdx say the same.
     """
     callee: str
     args: tuple[Expr, ...]
     tasks: Expr | None = None
+    grid: tuple[Expr, ...] = ()
 
 
 @node

@@ -555,8 +555,12 @@ class _Parser:
         self.expect("(")
         args = self.listed(")", self.expr)
         tasks = self.expr() if self.accept("tasks") else None
+        grid: tuple[ir.Expr, ...] = ()
+        if self.accept("grid"):
+            self.expect("(")
+            grid = self.listed(")", self.expr)
         self.end_of_line()
-        return ir.Launch(callee, args, tasks)
+        return ir.Launch(callee, args, tasks, grid)
 
     def _assert(self) -> ir.Stmt:
         cond = self.expr()

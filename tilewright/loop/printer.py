@@ -34,7 +34,7 @@ from tilewright.loop import ir
 IDENT = re.compile(r"[A-Za-z_]\w*(\.\w+)*\Z", re.ASCII)
 KEYWORDS = frozenset((
     "program", "table", "for", "in", "while", "if", "elif", "else", "let", "alloc", "at", "block", "init", "body", "launch",
-    "tasks", "assert", "pass", "seq", "and", "or", "not", "true", "false", "nan", "inf"))
+    "tasks", "grid", "assert", "pass", "seq", "and", "or", "not", "true", "false", "nan", "inf"))
 BUILTINS = frozenset(("min", "max", "select", "guard", "ramp", "broadcast"))
 INFIX: dict[type, tuple[str, int]] = {
     ir.Or: ("or", 1), ir.And: ("and", 2), ir.Eq: ("==", 4), ir.Ne: ("!=", 4), ir.Lt: ("<", 4), ir.Le: ("<=", 4),
@@ -315,7 +315,8 @@ class _Text:
 
     def _launch(self, s: ir.Launch, indent: str, last: bool) -> None:
         tasks = "" if s.tasks is None else f" tasks {self.expr(s.tasks)}"
-        self.line(indent, f"launch {word(s.callee)}({self.exprs(s.args)}){tasks}", s)
+        grid = f" grid ({self.exprs(s.grid)})" if s.grid else ""
+        self.line(indent, f"launch {word(s.callee)}({self.exprs(s.args)}){tasks}{grid}", s)
 
     def _assert(self, s: ir.Assert, indent: str, last: bool) -> None:
         self.line(indent, f"assert {self.expr(s.cond)}, {s.code}, {_quoted(s.message)}", s)

@@ -331,6 +331,9 @@ def _launch(c: _Check, s: ir.Launch) -> None:
         c.expr(a, address=True)
     if s.tasks is not None:
         c.index(s.tasks, s)
+    c.need(len(s.grid) in (0, 6), f"a grid has 6 extents, not {len(s.grid)}", s)
+    for e in s.grid:
+        c.index(e, s)
     if c.callees is None:
         return
     if s.callee not in c.callees:  # kernels that a host program calls are in objects of their own

@@ -61,8 +61,14 @@ def save(path: str | Path, objects: Sequence[bytes], descriptor: Descriptor, con
         (folder / "exports").write_text(version_script(prefix))
         run_compiler([*compiler, "-c", "-o", "weights.o", "weights.s"], folder, "placing the weights")
         (folder / "weights").unlink()
+        placed = ["weights.o"]
+        if descriptor.device:
+            (folder / "image").write_bytes(descriptor.image)
+            (folder / "image.s").write_text(weights_stub("image", "image"))
+            run_compiler([*compiler, "-c", "-o", "image.o", "image.s"], folder, "placing the kernels")
+            placed.append("image.o")
         run_compiler([*compiler, "-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", *architecture_flags(compiler, triple),
-                      f"-I{native.NATIVE_FOLDER}", "-o", "library", "descriptor.c", "weights.o",
+                      f"-I{native.NATIVE_FOLDER}", "-o", "library", "descriptor.c", *placed,
                       *(f"{name}.o" for name in parts), *_LINK_FLAGS], folder, "linking")
         (folder / "header").write_text(c_header(descriptor, prefix))
         header = path.with_suffix(".h")

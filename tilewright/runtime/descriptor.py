@@ -47,7 +47,8 @@ class Descriptor:
     `arena_bytes`: planned temporaries of one run. `kernels`: names in the order of the numbers given to tw_profile_begin.
     `cpu_features`: LLVM's names; those that the runtime can detect (`native.cpu_feature_bits`) are checked before the
     code runs. `grown_count`, `host_count`: slots of tw_grow and tw_host_call. `threads`: 0 = what the machine gives.
-    `symbols`: the sizes that inputs choose. `metadata`: plain data for JSON.
+    `symbols`: the sizes that inputs choose. `metadata`: plain data for JSON. `device`: the runtime's name of the
+    device that runs the kernels ("" for the CPU), and `image` their module as its driver takes it.
     """
     name: str
     inputs: tuple[TensorSpec, ...]
@@ -60,6 +61,8 @@ class Descriptor:
     threads: int = 0
     metadata: Mapping[str, Any] = field(default_factory=dict)
     symbols: tuple[SymbolSpec, ...] = ()
+    device: str = ""
+    image: bytes = b""
 
     def feature_mask(self) -> int:
         bits = native.cpu_feature_bits()
@@ -111,7 +114,8 @@ def to_struct(descriptor: Descriptor, entry: int, consts: int, consts_bytes: int
         arena_bytes=descriptor.arena_bytes, consts=consts, consts_bytes=consts_bytes,
         cpu_features=descriptor.feature_mask(), entry=entry, metadata=json.dumps(dict(descriptor.metadata)).encode(),
         grown_count=descriptor.grown_count, host_count=descriptor.host_count, threads=descriptor.threads,
-        symbol_count=len(descriptor.symbols), symbols=_symbols(descriptor.symbols))
+        symbol_count=len(descriptor.symbols), symbols=_symbols(descriptor.symbols),
+        device=descriptor.device.encode() or None, image=descriptor.image or None, image_bytes=len(descriptor.image))
 
 
 def _symbols(specs: tuple[SymbolSpec, ...]) -> Any:
@@ -135,4 +139,5 @@ def from_struct(model: native.Model, runtime: native.Runtime) -> Descriptor:
         cpu_features=tuple(runtime.feature_names(model.cpu_features)), grown_count=model.grown_count,
         host_count=model.host_count, threads=model.threads, metadata=json.loads(model.metadata),
         symbols=tuple(SymbolSpec(s.name.decode(), s.least, None if s.most < 0 else s.most, s.multiple)
-                      for s in model.symbols[:model.symbol_count]))
+                      for s in model.symbols[:model.symbol_count]),
+        device=(model.device or b"").decode())

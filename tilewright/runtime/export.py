@@ -76,10 +76,10 @@ def version_script(prefix: str) -> str:
     return f"{{ global: {prefix}_*; tilewright_runtime; local: *; }};\n"
 
 
-def weights_stub(path: str) -> str:
-    """Assembler that places a file's bytes in a read-only section of their own, on a page boundary."""
+def weights_stub(path: str, name: str = "weights") -> str:
+    """Assembler that places a file's bytes at tw_`name` in a read-only section of their own, on a page boundary."""
     quoted = path.replace("\\", "\\\\").replace('"', '\\"')
-    return (f'.section .tw_weights,"a"\n.balign 4096\n.globl tw_weights\n.hidden tw_weights\ntw_weights:\n'
+    return (f'.section .tw_{name},"a"\n.balign 4096\n.globl tw_{name}\n.hidden tw_{name}\ntw_{name}:\n'
             f'.incbin "{quoted}"\n.balign 64\n.section .note.GNU-stack,"",%progbits\n')
 
 
@@ -89,6 +89,7 @@ def c_source(descriptor: Descriptor, prefix: str, consts_bytes: int) -> str:
     return "\n".join([
         "#include <stddef.h>", '#include "runtime.h"', "",
         "extern const uint8_t tw_weights[] __attribute__((visibility(\"hidden\")));",
+        *(['extern const uint8_t tw_image[] __attribute__((visibility("hidden")));'] if descriptor.device else []),
         "extern int32_t tw_main(tw_ctx *ctx, void *const *in, void *const *out);",
         *_symbols(descriptor), *_infos("inputs", descriptor.inputs), *_infos("outputs", descriptor.outputs),
         f"static const char *const kernels[] = {{{kernels}}};",
@@ -102,6 +103,8 @@ def c_source(descriptor: Descriptor, prefix: str, consts_bytes: int) -> str:
         f"  .metadata = {_text(json.dumps(dict(descriptor.metadata)))},",
         f"  .grown_count = {descriptor.grown_count}, .host_count = 0, .threads = {descriptor.threads},",
         f"  .symbol_count = {len(descriptor.symbols)}, .symbols = symbols,",
+        *([f"  .device = {_text(descriptor.device)}, .image = tw_image, .image_bytes = {len(descriptor.image)}LL,"]
+          if descriptor.device else []),
         "};", "", _DEFINITIONS.format(p=prefix)])
 
 

@@ -20,9 +20,12 @@ from tilewright.runtime.descriptor import Descriptor, TensorSpec, check_threads,
 from tilewright.runtime.memory import Array, address_of, adopt, aligned, empty
 
 _CODES = {1: "run-index", 2: "run-memory", 3: "run-shape", 4: "run-value", 5: "run-host-call", 6: "run-device",
-          7: "run-argument", 8: "artifact-cpu", 9: "artifact-version", 10: "model-closed", 11: "input-shape"}
+          7: "run-argument", 8: "artifact-cpu", 9: "artifact-version", 10: "model-closed", 11: "input-shape",
+          12: "device-missing"}
 _HINTS = {2: "free memory, or use a smaller batch", 8: "compile the model for this machine, or for a plainer target",
-          9: "compile the model again with this Tilewright"}
+          9: "compile the model again with this Tilewright",
+          12: "install the loader and a driver: on Debian ocl-icd-libopencl1 and the GPU's own driver, or pocl-opencl-icd "
+              "to run on the CPU"}
 
 
 class KernelTime(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any
 from tilewright.core.dtype import DType, dtype
 from tilewright.core.errors import InternalError, UserError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_RANK = 16
 ALIGNMENT = 64
 PROFILE, TAP, POISON = 1, 2, 4
@@ -24,7 +24,11 @@ NATIVE_FOLDER = Path(__file__).with_name("native")
 
 # The functions that generated code may call: tilewright_abi.h says what they do.
 GENERATED_CODE_CALLS = ("tw_parallel", "tw_worker", "tw_fail", "tw_grow", "tw_grow_kept", "tw_output", "tw_host_call",
-                        "tw_profile_begin", "tw_profile_end", "tw_tap")
+                        "tw_profile_begin", "tw_profile_end", "tw_tap", "tw_launch", "tw_upload", "tw_download",
+                        "tw_move")
+
+DEVICES = ("opencl",)
+"""Devices beside the CPU that this runtime can open (device.c)."""
 
 DTYPE_CODES: dict[str, int] = {
     "f64": 1, "f32": 2, "f16": 3, "bf16": 4, "f8e4m3fn": 5, "f8e4m3fnuz": 6, "f8e5m2": 7, "f8e5m2fnuz": 8,
@@ -61,7 +65,8 @@ class Model(Structure):
                 ("outputs", POINTER(TensorInfo)), ("kernels", POINTER(c_char_p)), ("arena_bytes", c_int64),
                 ("consts", c_void_p), ("consts_bytes", c_int64), ("cpu_features", c_uint64), ("entry", c_void_p),
                 ("metadata", c_char_p), ("grown_count", c_int32), ("host_count", c_int32), ("threads", c_int32),
-                ("symbol_count", c_int32), ("symbols", POINTER(Symbol))]
+                ("symbol_count", c_int32), ("symbols", POINTER(Symbol)),
+                ("device", c_char_p), ("image", c_char_p), ("image_bytes", c_int64)]
 
 
 HOST_FUNCTION = ctypes.CFUNCTYPE(c_int32, c_void_p, POINTER(c_void_p), c_int32)

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from collections.abc import Callable
+from typing import Any
 
 from tilewright.core.errors import UserError
 from tilewright.target import host, x86
@@ -31,8 +33,33 @@ PRESETS: dict[str, Target] = {t.name: t for t in (
 )}
 
 
+def _gpu(name: str, language: str, **facts: Any) -> Callable[[], Target]:
+    """A device beside this machine: its host program is code for this machine. Kernels work on scalars, one per thread."""
+    device = {"kind": "gpu", "language": language, "vector_bits": 32, "memory_operands": False, **facts}
+    return lambda: dataclasses.replace(host.native(), name=name, **device)
+
+
+def _cuda(generation: int, cores: int) -> Callable[[], Target]:
+    """Limits of the CUDA programming guide, "Technical specifications per compute capability"."""
+    return _gpu(f"sm_{generation}", "cuda", max_threads=1024, max_block=(1024, 1024, 64), max_grid=(2**31 - 1, 65535, 65535),
+                shared_memory=48 << 10, warp=32, cores=cores, arch_name=f"sm_{generation}")
+
+
+DEVICES: dict[str, Callable[[], Target]] = {
+    # What any OpenCL driver that we met grants; the specification itself asks for less (one thread, 32 KiB).
+    "opencl": _gpu("opencl", "opencl", max_threads=256, max_block=(256, 256, 64), max_grid=(2**31 - 1, 65535, 65535),
+                   shared_memory=32 << 10, warp=32, cores=16),
+    "sm_75": _cuda(75, 40), "sm_80": _cuda(80, 108), "sm_90": _cuda(90, 132),
+}
+
+
 def target_names() -> list[str]:
-    return ["native", *PRESETS]
+    return ["native", *PRESETS, *DEVICES]
+
+
+def host_of(target: Target) -> Target:
+    """The machine on which a model for `target` starts: itself, or for a device this one."""
+    return host.native() if target.is_gpu else target
 
 
 def get_target(spec: str | Target = "native", *, cores: int | None = None) -> Target:
@@ -46,6 +73,8 @@ def get_target(spec: str | Target = "native", *, cores: int | None = None) -> Ta
         target = host.native()
     elif spec in PRESETS:
         target = PRESETS[spec]
+    elif spec in DEVICES:
+        target = DEVICES[spec]()
     else:
         near = difflib.get_close_matches(str(spec), target_names(), 1)
         raise UserError("target-unknown", f"there is no target {spec!r}",

@@ -17,6 +17,12 @@ class Target:
     "bf16_dot", …). `vector_registers` counts those of `vector_bits`; a CPU without vectors says the bits of one f32. `cores`
     is how many threads may run at once. Cache sizes are per core except `l3` (shared). `memory_operands`: arithmetic may
     take an operand from memory, so what is used once needs no register.
+
+    `kind` is "cpu", or "gpu" for a device whose kernels are blocks of threads, launched by a host program for the machine
+    that the other fields describe. Then `language` names the table of `codegen/clike` in which kernels are written,
+    `max_threads` is the largest number of threads of a block, `max_block` and `max_grid` are the limits of each axis (x, y,
+    z), `shared_memory` the bytes that a block may share, `warp` the threads that run in lockstep, `cores` the blocks that
+    run at once and `arch_name` the driver's word for the device's generation ("sm_80"; "" where it compiles source).
     """
 
     name: str
@@ -35,11 +41,23 @@ class Target:
     intrinsics: tuple[str, ...] = ()
     abi: str = ""
     memory_operands: bool = False
+    kind: str = "cpu"
+    language: str = ""
+    max_threads: int = 1
+    max_block: tuple[int, int, int] = (1, 1, 1)
+    max_grid: tuple[int, int, int] = (1, 1, 1)
+    shared_memory: int = 0
+    warp: int = 1
+    arch_name: str = ""
 
     @property
     def arch(self) -> str:
         """"x86_64", "aarch64", …: the first part of the triple."""
         return self.triple.split("-", 1)[0]
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.kind == "gpu"
 
     @property
     def is_x86(self) -> bool:

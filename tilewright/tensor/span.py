@@ -233,7 +233,7 @@ class Algebra:
                     changed = True
                 if isinstance(a, FloorMod) and isinstance(a.a, FloorDiv) and a.a not in known:
                     above = self.simplify(a.a.a // (a.a.b * a.b))  # (x // m) % k beside x // (m * k) give x // m
-                    if above in known or as_int(above) is not None:
+                    if above in known or not any(v in inner for v in vars_of(above)):
                         known.add(a.a)
                         changed = True
         return {v for v in inner if v in known}

@@ -35,7 +35,8 @@ LIBRARY = tuple(sorted({n + s for n in (*LIBM, "floor", "ceil", "trunc", "rint",
 """Every C library function that an object may refer to."""
 
 RUNTIME = {"tw_worker": "i32", "tw_grow": "ptr", "tw_grow_kept": "ptr", "tw_output": "ptr", "tw_host_call": "i32",
-           "tw_profile_begin": "void", "tw_profile_end": "void", "tw_tap": "void"}
+           "tw_profile_begin": "void", "tw_profile_end": "void", "tw_tap": "void", "tw_upload": "void",
+           "tw_download": "void", "tw_move": "void"}
 """The runtime's functions (tilewright_abi.h) that may be Calls, and what they return; the context is added in front."""
 
 

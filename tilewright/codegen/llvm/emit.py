@@ -322,6 +322,9 @@ def _launch(f: Function, s: ir.Launch) -> None:
         status = _host_call(f, args)
         _leave_if(f, f.op(f"icmp ne i32 {status}, 0"), status)
         return
+    if s.grid:
+        _launch_on_device(f, s)
+        return
     if s.callee not in f.module.defined:
         task = ["i64"] if s.tasks is not None else []
         f.module.declare(f"@{s.callee}", f"declare i32 @{s.callee}({', '.join(['ptr', *task, *types])})")
@@ -348,6 +351,30 @@ def _host_call(f: Function, args: list[str]) -> str:
     _store_closure(f, places)
     f.module.declare(f"@{ir.HOST_CALL}", f"declare i32 @{ir.HOST_CALL}(ptr, i32, ptr, i32)")
     return f.op(f"call i32 @{ir.HOST_CALL}(ptr %ctx, {slot}, ptr %closure, i32 {len(places)})")
+
+
+def _launch_on_device(f: Function, s: ir.Launch) -> None:
+    """tw_launch(ctx, name, grid, buffers, how many, numbers, how many): all in one array on the stack."""
+    buffers = [a for a in s.args if isinstance(a, ir.Address)]
+    numbers = [a for a in s.args if not isinstance(a, ir.Address)]
+    slots = [*s.grid, *buffers, *numbers]
+    f.closure_slots = max(f.closure_slots, len(slots))
+    places = []
+    for k, a in enumerate(slots):
+        v, t = f.value(a), "ptr" if isinstance(a, ir.Address) else "i64"
+        if t == "i64" and register_type(a.dtype) != "i64":
+            raise InternalError(f"a kernel's number is {a.dtype}, not i64")
+        places.append(f.op(f"getelementptr inbounds i64, ptr %closure, i64 {k}"))
+        f.line(f"store {t} {v}, ptr {places[-1]}, align 8")
+    name = f"@name.{s.callee}"
+    if name not in f.module.global_names:
+        f.module.global_names[name] = name
+        f.module.globals.append(f'{name} = private unnamed_addr constant [{len(s.callee) + 1} x i8] c"{s.callee}\\00"')
+    f.module.declare("@tw_launch", "declare i32 @tw_launch(ptr, ptr, ptr, ptr, i32, ptr, i32)")
+    at_buffers, at_numbers = (f.op(f"getelementptr inbounds i64, ptr %closure, i64 {k}") for k in (6, 6 + len(buffers)))
+    status = f.op(f"call i32 @tw_launch(ptr %ctx, ptr {name}, ptr %closure, ptr {at_buffers}, i32 {len(buffers)}, "
+                  f"ptr {at_numbers}, i32 {len(numbers)})")
+    _leave_if(f, f.op(f"icmp ne i32 {status}, 0"), status)
 
 
 def _region(m: ModuleText, callee: str, types: list[str]) -> str:

@@ -2,7 +2,8 @@
 
 In: flat loops; allocations anywhere above the uses, typically at the top. Out: each allocation at the smallest
 statement that encloses all its uses and across which no value is carried; buffers of scope "local" and "shared" are
-shrunk to the region touched there, their indices relative to its start. Allocations of scope "global" only move, and
+shrunk to the region touched there, their indices relative to its start (of local ones, in units of the
+step between the elements touched). Allocations of scope "global" only move, and
 never into a parallel loop (they would multiply); shared ones stay outside the loops over the threads that share them.
 An allocation without uses goes away.
 
@@ -16,7 +17,9 @@ elements that it does not itself write.
 """
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tilewright.core.node import Node
@@ -27,6 +30,7 @@ from tilewright.loop.ir import (
     Buffer,
     Expr,
     For,
+    If,
     Let,
     Load,
     Program,
@@ -38,7 +42,7 @@ from tilewright.loop.ir import (
     seq,
 )
 from tilewright.loop.lower.flatten_blocks import REDUCES
-from tilewright.loop.lower.linear import Terms, from_linear, linear, loop_range
+from tilewright.loop.lower.linear import Terms, from_linear, highest, limits_of, linear, loop_range
 
 _SHRINKING = ("local", "shared", "warp")
 
@@ -56,11 +60,18 @@ class _Dim:
     terms: Terms
     low: int
     high: int
+    step: int = 0
+    """All that is touched is low, low + step, low + 2 step, …; 0 for a single element, 1 where nothing is known."""
+
+    @property
+    def extent(self) -> int:
+        return 1 if self.step == 0 else max(0, self.high - self.low) // self.step + 1
 
 
-def compact_storage(program: Program) -> Program:
-    """Allocations moved inwards and shrunk; the `reduces` marks of flatten_blocks are gone afterwards."""
-    found = _Accesses()
+def compact_storage(program: Program, scope: str | None = None) -> Program:
+    """Allocations moved inwards and shrunk; the `reduces` marks of flatten_blocks are gone afterwards. With `scope`, those
+    of that scope alone, and the marks stay for the others."""
+    found = _Accesses(scope)
     found.stmt(program.body, ())
     wraps: dict[int, list[Buffer]] = {}
     new_buffers: dict[Buffer, tuple[Buffer, list[_Dim | None]]] = {}
@@ -69,25 +80,26 @@ def compact_storage(program: Program) -> Program:
         if not accesses:
             continue
         place, dims = _place(buffer, accesses, depth, found.ranges)
-        shape = tuple([e if d is None else const(max(1, d.high - d.low + 1))
+        shape = tuple([e if d is None else const(d.extent)
                        for e, d in zip(buffer.shape, dims, strict=True)])
         new = buffer if all(d is None for d in dims) else buffer.replace(shape=shape)
         new_buffers[buffer] = (new, dims)
         wraps.setdefault(id(place), []).append(new)
-    return program.replace(body=_rebuild(program.body, wraps, new_buffers))
+    return program.replace(body=_rebuild(program.body, wraps, new_buffers, scope))
 
 
 class _Accesses:
     """Allocations (with their depth in the tree), accesses of the allocated buffers, and ranges of the variables."""
 
-    def __init__(self) -> None:
+    def __init__(self, scope: str | None) -> None:
+        self.scope = scope
         self.allocations: dict[Buffer, int] = {}
         self.accesses: dict[Buffer, list[_Access]] = {}
         self.ranges: dict[Var, Any] = {}
 
     def stmt(self, s: Stmt, path: tuple[Stmt, ...]) -> None:
         path = (*path, s)
-        if isinstance(s, Allocate) and s.offset is None:
+        if isinstance(s, Allocate) and s.offset is None and self.scope in (None, s.buffer.scope):
             self.allocations[s.buffer] = len(path)
         elif isinstance(s, For):
             r = loop_range(s, self.ranges)
@@ -139,7 +151,7 @@ def _place(buffer: Buffer, accesses: list[_Access], depth: int,
     for k in range(buffer.rank):
         hull = _hull([r[k] for r in regions])
         whole = as_int(buffer.shape[k])
-        if hull is not None and whole is not None and (hull.high - hull.low + 1 >= whole):
+        if hull is not None and whole is not None and hull.extent >= whole:
             hull = None
         dims.append(hull)
     return path[-1], dims
@@ -151,10 +163,14 @@ def _region(buffer: Buffer, a: _Access, depth: int, ranges: dict[Var, Any]) -> l
         return []
     inner = {s.var for s in a.path[depth - 1:] if isinstance(s, For | Let)}
     out: list[_Dim | None] = []
+    limits = [x for s, below in pairwise(a.path[depth - 1:]) if isinstance(s, If) and below is s.then
+              for x in limits_of(s.cond)]
     for e, extent in zip(a.indices, buffer.shape, strict=True):
         terms, low = linear(e)
         high = low
         outer: Terms = {}
+        own: Terms = {}
+        step = 0
         for atom, c in terms.items():
             if not _mentions(atom, inner):
                 outer[atom] = c
@@ -163,11 +179,17 @@ def _region(buffer: Buffer, a: _Access, depth: int, ranges: dict[Var, Any]) -> l
             if lo is None or hi is None:
                 break
             low, high = low + min(c * lo, c * hi), high + max(c * lo, c * hi)
+            step = math.gcd(step, c) if lo != hi else step
+            own[atom] = c
         else:
-            if not outer:  # accesses are in bounds
+            top = highest(own, ranges, limits) if limits else None
+            if top is not None:
+                high = min(high, linear(e)[1] + top)
+                high = low + (high - low) // max(1, step) * max(1, step)
+            if not outer and step <= 1:  # accesses are in bounds
                 whole = as_int(extent)
                 low, high = max(low, 0), high if whole is None else min(high, whole - 1)
-            out.append(_Dim(outer, low, high))
+            out.append(_Dim(outer, low, high, step if buffer.scope == "local" else min(step, 1)))
             continue
         out.append(None)
     return out
@@ -183,7 +205,8 @@ def _hull(dims: list[_Dim | None]) -> _Dim | None:
     first = dims[0]
     if first is None or any(d is None or d.terms != first.terms for d in dims):
         return None
-    return _Dim(first.terms, min(d.low for d in dims if d), max(d.high for d in dims if d))
+    step = math.gcd(*[d.step for d in dims if d], *[d.low - first.low for d in dims if d])
+    return _Dim(first.terms, min(d.low for d in dims if d), max(d.high for d in dims if d), step)
 
 
 def _covered(buffer: Buffer, accesses: list[_Access], regions: list[list[_Dim | None]]) -> bool:
@@ -203,18 +226,19 @@ def _covered(buffer: Buffer, accesses: list[_Access], regions: list[list[_Dim | 
     return True
 
 
-def _rebuild(s: Any, wraps: dict[int, list[Buffer]], new: dict[Buffer, tuple[Buffer, list[_Dim | None]]]) -> Any:
+def _rebuild(s: Any, wraps: dict[int, list[Buffer]], new: dict[Buffer, tuple[Buffer, list[_Dim | None]]],
+             scope: str | None) -> Any:
     if isinstance(s, Buffer):
         return s
-    out = s.map(lambda c: _rebuild(c, wraps, new))
+    out = s.map(lambda c: _rebuild(c, wraps, new, scope))
     if isinstance(out, Load | Store | Address) and out.buffer in new:
         buffer, dims = new[out.buffer]
         if buffer is not out.buffer:
             indices = tuple([e if d is None else _relative(e, d) for e, d in zip(out.indices, dims, strict=True)])
             out = out.replace(buffer=buffer, indices=indices)
-    elif isinstance(out, Allocate) and out.offset is None:
+    elif isinstance(out, Allocate) and out.offset is None and scope in (None, out.buffer.scope):
         out = out.body
-    elif isinstance(out, For) and any(k == REDUCES for k, _ in out.attrs):
+    elif scope is None and isinstance(out, For) and any(k == REDUCES for k, _ in out.attrs):
         out = out.replace(attrs=tuple([(k, v) for k, v in out.attrs if k != REDUCES]))
     for buffer in wraps.get(id(s), ()):
         out = Allocate(buffer, seq(out))
@@ -223,4 +247,5 @@ def _rebuild(s: Any, wraps: dict[int, list[Buffer]], new: dict[Buffer, tuple[Buf
 
 def _relative(e: Expr, d: _Dim) -> Expr:
     terms, constant = linear(e)
-    return from_linear([(a, c - d.terms.get(a, 0)) for a, c in terms.items()], constant - d.low, e)
+    step = max(1, d.step)
+    return from_linear([(a, (c - d.terms.get(a, 0)) // step) for a, c in terms.items()], (constant - d.low) // step, e)

@@ -9,7 +9,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tilewright.loop.bounds import bounds
-from tilewright.loop.ir import Add, Broadcast, Cast, Const, Expr, For, Mul, Ramp, Sub, Var, as_int, const
+from tilewright.loop.ir import (
+    Add,
+    And,
+    Broadcast,
+    Cast,
+    Const,
+    Expr,
+    FloorDiv,
+    For,
+    Le,
+    Lt,
+    Mul,
+    Ramp,
+    Sub,
+    Var,
+    as_int,
+    const,
+)
 
 Terms = dict[Expr, int]
 Range = tuple[int, int]
@@ -78,6 +95,41 @@ def interval(e: Expr, ranges: Mapping[Var, Range]) -> Range | None:
             return None
         low, high = low + min(c * found[0], c * found[1]), high + max(c * found[0], c * found[1])
     return low, high
+
+
+Limit = tuple[Terms, int]
+"""Σ terms <= the number."""
+
+
+def limits_of(cond: Expr) -> list[Limit]:
+    """What the comparisons of a condition say of linear forms."""
+    match cond:
+        case And(a, b):
+            return limits_of(a) + limits_of(b)
+        case Lt(a, b) | Le(a, b) if is_scalar_int(a) and is_scalar_int(b):
+            terms, constant = linear(a - b)
+            return [(terms, -constant - isinstance(cond, Lt))] if terms else []
+    return []
+
+
+def highest(terms: Mapping[Expr, int], ranges: Mapping[Var, Range], limits: Iterable[Limit]) -> int | None:
+    """The largest value of Σ terms for variables in their ranges that keep the limits; None if unknown."""
+    tops: dict[Expr, int] = {}
+    for atom, c in terms.items():
+        lo, hi = bounds(atom, ranges)
+        if not isinstance(lo, int) or not isinstance(hi, int):
+            return None
+        if isinstance(atom, FloorDiv) and (k := as_int(atom.b)) and k > 0 and c > 0:
+            inner, constant = linear(atom.a)
+            top = highest(inner, ranges, limits)
+            hi = hi if top is None else min(hi, (top + constant) // k)
+        tops[atom] = max(c * lo, c * hi)
+    best = sum(tops.values())
+    for form, limit in limits:
+        ratio = {terms.get(a, 0) // c if terms.get(a, 0) % c == 0 else 0 for a, c in form.items()}
+        if len(ratio) == 1 and (m := ratio.pop()) > 0:
+            best = min(best, m * limit + sum(t for a, t in tops.items() if a not in form))
+    return best
 
 
 def loop_range(s: For, ranges: Mapping[Var, Range]) -> Range | None:

@@ -7,12 +7,13 @@
 
 #include "runtime.h"
 
-tw_ctx *tw_context_new(const tw_model *model) {
+tw_ctx *tw_context_new(const tw_model *model, tw_device_model *on_device) {
   size_t kernels = (size_t)model->kernel_count, grown = (size_t)model->grown_count;
   tw_ctx *ctx = calloc(1, sizeof *ctx);
   if (ctx == NULL) return NULL;
   ctx->model = model;
   ctx->consts = model->consts;
+  ctx->on_device = on_device;
   ctx->grown_count = model->grown_count;
   ctx->devices = tw_devices;
   ctx->device_count = tw_device_count;
@@ -25,6 +26,8 @@ tw_ctx *tw_context_new(const tw_model *model) {
   void *arena = NULL;
   int failed = tw_devices[0]->alloc(tw_devices[0], model->arena_bytes, &arena);
   ctx->arena = arena;
+  if (!failed && on_device != NULL)
+    failed = on_device->device->alloc(on_device->device, model->arena_bytes, &ctx->device_arena);
   if (failed || !ctx->profile || !ctx->profile_start || !ctx->grown || !ctx->grown_bytes) {
     tw_context_free(ctx);
     return NULL;
@@ -37,6 +40,8 @@ void tw_context_free(tw_ctx *ctx) {
   for (int32_t i = 0; ctx->grown != NULL && ctx->grown_bytes != NULL && i < ctx->grown_count; ++i)
     cpu->free(cpu, ctx->grown[i], ctx->grown_bytes[i]);
   cpu->free(cpu, ctx->arena, ctx->model->arena_bytes);
+  if (ctx->device_arena != NULL)
+    ctx->on_device->device->free(ctx->on_device->device, ctx->device_arena, ctx->model->arena_bytes);
   free(ctx->profile);
   free(ctx->profile_start);
   free(ctx->grown);
@@ -132,5 +137,7 @@ TW_EXPORT void tw_profile_end(tw_ctx *ctx, int32_t kernel) {
 }
 
 TW_EXPORT void tw_tap(tw_ctx *ctx, int32_t value, const void *data, int64_t bytes) {
-  if (ctx->flags & TW_TAP && ctx->tap != NULL) ctx->tap(ctx->tap_user, value, data, bytes);
+  if (!(ctx->flags & TW_TAP) || ctx->tap == NULL) return;
+  if (ctx->on_device != NULL) tw_download(ctx, (void *)(uintptr_t)data, data, bytes);
+  ctx->tap(ctx->tap_user, value, data, bytes);
 }

@@ -83,8 +83,13 @@ static const char *cpu_error(tw_device *self) {
   return last_error;
 }
 
-static tw_device cpu = {.name = "cpu", .alloc = cpu_alloc, .free = cpu_free, .copy = cpu_copy, .load = cpu_load,
-                        .launch = cpu_launch, .sync = cpu_sync, .error = cpu_error};
+static int32_t cpu_unload(tw_device *self, void *module) {
+  (void)self;
+  return dlclose(module) == 0 ? TW_OK : refuse("unload", dlerror());
+}
 
-TW_EXPORT tw_device *tw_devices[] = {&cpu};
-const int32_t tw_device_count = 1;
+static tw_device cpu = {.name = "cpu", .open = cpu_sync, .alloc = cpu_alloc, .free = cpu_free, .copy = cpu_copy,
+                        .load = cpu_load, .unload = cpu_unload, .launch = cpu_launch, .sync = cpu_sync, .error = cpu_error};
+
+TW_EXPORT tw_device *tw_devices[] = {&cpu, &tw_opencl};
+const int32_t tw_device_count = sizeof tw_devices / sizeof *tw_devices;

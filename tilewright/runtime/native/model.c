@@ -19,6 +19,7 @@ typedef struct slot {
 
 struct tw_instance {
   const tw_model *model;
+  tw_device_model *on_device;
   slot *idle;
   int32_t threads, flags, running, closed, generation;
   int64_t contexts;
@@ -112,6 +113,13 @@ TW_EXPORT tw_instance *tw_open(const tw_model *model, int32_t threads) {
     report(TW_ERROR_MEMORY, "no memory to open the model");
     return NULL;
   }
+  char message[TW_MESSAGE_BYTES];
+  int32_t status = tw_device_open(model, &self->on_device, message, sizeof message);
+  if (status != TW_OK) {
+    tw_destroy(self);
+    report(status, message);
+    return NULL;
+  }
   if (tw_set_threads(self, threads) == TW_OK) return self;
   tw_destroy(self);
   return NULL;
@@ -146,6 +154,7 @@ TW_EXPORT int32_t tw_close(tw_instance *self) {
 
 TW_EXPORT void tw_destroy(tw_instance *self) {
   if (self == NULL || tw_close(self) != TW_OK) return;
+  tw_device_close(self->model, self->on_device);
   free(self->host_calls);
   free(self->profile);
   free(self);
@@ -153,14 +162,14 @@ TW_EXPORT void tw_destroy(tw_instance *self) {
 
 /* ---- contexts ---- */
 
-static slot *new_slot(const tw_model *model) {
+static slot *new_slot(const tw_model *model, tw_device_model *on_device) {
   slot *s = calloc(1, sizeof *s);
   if (s == NULL) return NULL;
   s->in = calloc(2 * (size_t)model->input_count + 1, sizeof *s->in);
   s->out = calloc((size_t)model->output_count + 1, sizeof *s->out);
   s->sizes = calloc((size_t)model->symbol_count + 1, sizeof *s->sizes);
   s->first = calloc((size_t)model->symbol_count + 1, sizeof *s->first);
-  s->ctx = tw_context_new(model);
+  s->ctx = tw_context_new(model, on_device);
   if (s->in != NULL && s->out != NULL && s->sizes != NULL && s->first != NULL && s->ctx != NULL) return s;
   free_slot(s);
   return NULL;
@@ -180,7 +189,7 @@ static slot *acquire(tw_instance *self) {
   if (s != NULL) self->idle = s->next;
   pthread_mutex_unlock(&lock);
   int fresh = s == NULL;
-  if (fresh) s = new_slot(self->model);
+  if (fresh) s = new_slot(self->model, self->on_device);
   pthread_mutex_lock(&lock);
   if (s == NULL) {
     --self->running;

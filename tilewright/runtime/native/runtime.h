@@ -6,6 +6,7 @@
 
 #define TW_EXPORT __attribute__((visibility("default")))
 #define TW_MAX_THREADS 1024
+#define TW_MAX_ARGUMENTS 128
 
 /* ---- memory.c ---- */
 /* Zeroed pages, aligned to a page; to 2 MiB and asked to be huge from 4 MiB on. NULL when there are none. */
@@ -31,12 +32,26 @@ tw_pool *tw_shared_pool(void);
 int32_t tw_swap_worker(int32_t index);
 
 /* ---- context.c ---- */
-tw_ctx *tw_context_new(const tw_model *model);
+/* NULL when there is no memory, here or on the device. */
+tw_ctx *tw_context_new(const tw_model *model, tw_device_model *on_device);
 void tw_context_free(tw_ctx *ctx);
 
 /* ---- device.c ---- */
 extern tw_device *tw_devices[];
 extern const int32_t tw_device_count;
+
+/* ---- opencl.c ---- */
+extern tw_device tw_opencl;
+
+/* ---- device_model.c ---- */
+struct tw_device_model {
+  tw_device *device;
+  void *module;
+  void *consts;
+};
+/* Opens the model's device, loads its kernels and weights. *out is NULL for a model without a device. */
+int32_t tw_device_open(const tw_model *model, tw_device_model **out, char *message, size_t room);
+void tw_device_close(const tw_model *model, tw_device_model *self);
 
 /* ---- model.c ---- */
 /* Everything that a user of the runtime calls, as one table: the in-process binding and a loaded library look the same. */

@@ -23,7 +23,8 @@ enum {
   TW_ERROR_CPU = 8,         /* this CPU lacks a feature that the model's code needs */
   TW_ERROR_ABI = 9,         /* made for another version of the runtime */
   TW_ERROR_CLOSED = 10,     /* the model was closed */
-  TW_ERROR_INPUT = 11       /* an input's shape is not one that the model takes */
+  TW_ERROR_INPUT = 11,      /* an input's shape is not one that the model takes */
+  TW_ERROR_DRIVER = 12      /* no driver or device for the model's kernels */
 };
 
 /* Element types of inputs and outputs. */

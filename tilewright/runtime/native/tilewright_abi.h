@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define TW_ABI_VERSION 2
+#define TW_ABI_VERSION 3
 #define TW_MESSAGE_BYTES 512
 #define TW_ALIGNMENT 64
 
@@ -31,6 +31,7 @@ typedef struct tw_ctx tw_ctx;
 typedef struct tw_pool tw_pool;
 typedef struct tw_model tw_model;
 typedef struct tw_device tw_device;
+typedef struct tw_device_model tw_device_model;
 
 /* The entry of a model. in[0..n) are the inputs' elements and in[n..2n) their shapes (int64_t[rank] each); out[0..m) are
  * the outputs' elements. An output of symbolic shape has out[i] = NULL: the model asks tw_output for its memory. */
@@ -69,6 +70,8 @@ struct tw_ctx {
   int32_t host_count;      /* 120 */
   int32_t device_count;    /* 124 */
   char message[TW_MESSAGE_BYTES]; /* 128: … and its text */
+  tw_device_model *on_device; /* 640: NULL for a model that runs on the CPU */
+  void *device_arena;         /* 648: the device's memory behind `arena` */
 };
 
 /* What the runtime knows of a model: filled by Python in-process, emitted as constants into a saved library. */
@@ -92,19 +95,33 @@ struct tw_model {
   int32_t threads;      /* participants by default; 0: all that the process may use */
   int32_t symbol_count;
   const tw_symbol *symbols; /* sizes that the inputs' shapes choose */
+  const char *device;   /* name of the device that runs the kernels; NULL: the CPU */
+  const uint8_t *image; /* its module: source text or code */
+  int64_t image_bytes;
 };
 
 /* A device: what GPU drivers and the CPU have in common. Functions return a status; `error` gives the last one's text. */
 enum { TW_COPY_TO_DEVICE = 0, TW_COPY_TO_HOST = 1, TW_COPY_ON_DEVICE = 2 };
 
+/* An argument of a kernel: a place in memory that `alloc` gave, or (memory NULL) a number. */
+typedef struct tw_argument {
+  void *memory;
+  int64_t number; /* the offset in bytes, or the number */
+} tw_argument;
+
+/* Opening is quick the second time. Launches and copies on a device run in the order of the calls, copies to the host and
+ * `sync` wait. For all but the CPU, `args` of `launch` are n tw_arguments. */
+
 struct tw_device {
   const char *name;
   void *state;
+  int32_t (*open)(tw_device *self);
   int32_t (*alloc)(tw_device *self, int64_t bytes, void **memory);
   int32_t (*free)(tw_device *self, void *memory, int64_t bytes);
   int32_t (*copy)(tw_device *self, int32_t direction, void *to, int64_t to_offset, const void *from, int64_t from_offset,
                   int64_t bytes);
   int32_t (*load)(tw_device *self, const void *image, int64_t bytes, void **module);
+  int32_t (*unload)(tw_device *self, void *module);
   int32_t (*launch)(tw_device *self, tw_ctx *ctx, void *module, const char *kernel, const int64_t grid[3],
                     const int64_t block[3], int64_t shared_bytes, void **args, int32_t n);
   int32_t (*sync)(tw_device *self);
@@ -134,6 +151,15 @@ void *tw_grow_kept(tw_ctx *ctx, int32_t slot, int64_t bytes, int64_t used);
 void *tw_output(tw_ctx *ctx, int32_t output, int32_t rank, const int64_t *shape, int64_t bytes);
 
 int32_t tw_host_call(tw_ctx *ctx, int32_t slot, void **args, int32_t n);
+
+/* Launches a kernel of the model's device: grid[0..3) blocks of grid[3..6) threads; addresses are the host program's. */
+int32_t tw_launch(tw_ctx *ctx, const char *kernel, const int64_t *grid, void *const *buffers, int32_t buffer_count,
+                  const int64_t *numbers, int32_t number_count);
+
+/* Copies between the host and the device, and on the device. A failure is in the error record: launches stop then. */
+void tw_upload(tw_ctx *ctx, void *to, const void *from, int64_t bytes);
+void tw_download(tw_ctx *ctx, void *to, const void *from, int64_t bytes);
+void tw_move(tw_ctx *ctx, void *to, const void *from, int64_t bytes);
 
 /* Around each kernel's launch, on the thread that runs the entry. Nothing happens unless flags has TW_PROFILE. */
 void tw_profile_begin(tw_ctx *ctx, int32_t kernel);

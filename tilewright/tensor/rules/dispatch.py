@@ -1,23 +1,24 @@
 """The default schedule of any program on a CPU: finds the heaviest block, merges what surrounds it, applies its rule.
+(Devices of threads have rules of their own: gpu.py.)
 
 In: an unscheduled Program and a target. Out: a Schedule with its trace. The rules know blocks (`tensor/classify.py`) and
 facts of the target; no operator, model or shape is known by name.
 """
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 
-from tilewright.core.node import walk
-from tilewright.loop.ir import Block, Load, Program
+from tilewright.loop.ir import Block, Program
 from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
-from tilewright.tensor.regions import consumers
 from tilewright.tensor.rules.attention import find_attention, operand_views, schedule_attention
 from tilewright.tensor.rules.bands import find_bands, schedule_bands
 from tilewright.tensor.rules.contraction import schedule_contraction
 from tilewright.tensor.rules.depthwise import schedule_depthwise
 from tilewright.tensor.rules.elementwise import near_producers, schedule_elementwise
-from tilewright.tensor.rules.epilogue import is_view, merge_chain
+from tilewright.tensor.rules.epilogue import merge_chain
+from tilewright.tensor.rules.gpu import schedule_for_gpu
+from tilewright.tensor.rules.prologues import inline_prologues
 from tilewright.tensor.rules.recurrence import schedule_recurrence, time_loops
 from tilewright.tensor.rules.rows import schedule_rows
 from tilewright.tensor.schedule import state
@@ -32,6 +33,8 @@ def schedule_program(program: Program, target: Target, numerics: str = "default"
     Any program gets a schedule: where a rule meets one that it was not written for, and a primitive refuses, the loops
     stay as they are written, serial; `fallback` of the schedule then says why.
     """
+    if target.is_gpu:
+        return schedule_for_gpu(program, target)
     try:
         return by_rules(program, target)
     except ScheduleError as refused:
@@ -124,37 +127,3 @@ def in_scheduled_nest(sch: Schedule, block: Block) -> bool:
     """Whether a rule has already given the loops around a block their kinds, or put it beside another block."""
     loops = state.loops_around(sch.program, block)
     return any(f.kind != "serial" for f in loops) or (bool(loops) and len(state.blocks_under(loops[0])) > 1)
-
-
-def inline_prologues(sch: Schedule, keep: Collection[str | None] = ()) -> None:
-    """Inline spatial blocks into their readers where that repeats no real work: views anywhere, arithmetic only where one
-    spatial block reads it. Those named in `keep` stay."""
-    changed = True
-    while changed:
-        changed = False
-        for block in state.blocks(sch.program):
-            info = classify(block)
-            readers = consumers(sch.program, block)
-            if info.kind not in ("elementwise", "injective") or not readers or block.name in keep:
-                continue
-            kinds = [classify(r).kind for r in readers]
-            alone = (len(readers) == 1 and kinds[0] in ("elementwise", "injective") and reads_once(readers[0], info)
-                     and not reads_reduction(sch, block.name))
-            if is_view(info) or alone:
-                sch.compute_inline(sch.block(block.name))
-                changed = True
-                break
-
-
-def reads_once(reader: Block, info: BlockInfo) -> bool:
-    """Whether each instance of `reader` uses one element of what the block computes: inlining repeats no work then."""
-    assert info.out is not None
-    return len({n for n in walk(reader.body) if isinstance(n, Load) and n.buffer is info.out.buffer}) == 1
-
-
-def reads_reduction(sch: Schedule, name: str) -> bool:
-    """Whether a block reads the result of a reduction (it is then an epilogue, merged by the anchor's rule)."""
-    block = state.find_block(sch.program, BlockRef(name))
-    produced = {classify(b).out.buffer: b for b in state.blocks(sch.program)  # type: ignore[union-attr]
-                if classify(b).out is not None and any(it.kind == "reduce" for it in b.iters)}
-    return any(r.buffer in produced for r in classify(block).reads)

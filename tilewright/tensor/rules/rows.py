@@ -47,12 +47,12 @@ def schedule_rows(sch: Schedule, target: Target) -> None:
     """Schedule every block of the program around the axes that all reductions keep."""
     early = _reduce_in_blocks(sch, target)
     last = state.blocks(sch.program)[-1]
-    if _is_reduction(last) and isinstance(last.body, Store):  # so that it accumulates in registers
+    if is_reduction(last) and isinstance(last.body, Store):  # so that it accumulates in registers
         copy = sch.cache_write(sch.block(last.name), 0, "local")
         last = state.find_block(sch.program, copy)
     blocks = [b for b in state.blocks(sch.program) if b.name not in early]
-    axes = _axes(sch, blocks, last)
-    kept = _kept(blocks, axes, last)
+    axes = axes_of(sch, blocks, last)
+    kept = kept_axes(blocks, axes, last)
     loops = dict(zip([it.var for it in last.iters], sch.loops(sch.block(last.name)), strict=True))
     rows = [loops[v] for v in kept]
     rest = [v for v in loops.values() if v not in rows]
@@ -82,7 +82,7 @@ def _reduce_in_blocks(sch: Schedule, target: Target) -> set[str]:
     """Split the only reduction of a program, over few long rows, into partial results of blocks, computed before everything
     else, in parallel. Returns the names of the blocks that make them."""
     early: set[str] = set()
-    reductions = [b for b in state.blocks(sch.program) if _is_reduction(b)]
+    reductions = [b for b in state.blocks(sch.program) if is_reduction(b)]
     for block in reductions if len(reductions) == 1 else ():
         reduced = [it for it in block.iters if it.kind == "reduce" and as_int(it.extent) != 1]
         if len(reduced) != 1 or not isinstance(block.body, Store) or reduction_of(block) is None:
@@ -115,7 +115,7 @@ def _block_of(n: int) -> int | None:
 
 
 # ---- which axes are rows ---------------------------------------------------------------------------------------------
-def _is_reduction(block: Block) -> bool:
+def is_reduction(block: Block) -> bool:
     return any(it.kind == "reduce" for it in block.iters)
 
 
@@ -132,7 +132,7 @@ def _steps(sch: Schedule, loops: Sequence[Var]) -> int:
     return math.prod([estimate(sch.loop(v).extent) for v in loops])
 
 
-def _axes(sch: Schedule, blocks: Sequence[Block], last: Block) -> dict[str, dict[Var, Var]]:
+def axes_of(sch: Schedule, blocks: Sequence[Block], last: Block) -> dict[str, dict[Var, Var]]:
     """Per block, which of its spatial variables is which of the last block's: they index what one writes and the other
     reads, through the stages between them."""
     out: dict[str, dict[Var, Var]] = {last.name: {it.var: it.var for it in last.iters if it.kind == "spatial"}}
@@ -154,11 +154,11 @@ def _axes(sch: Schedule, blocks: Sequence[Block], last: Block) -> dict[str, dict
     return out
 
 
-def _kept(blocks: Sequence[Block], axes: dict[str, dict[Var, Var]], last: Block) -> list[Var]:
+def kept_axes(blocks: Sequence[Block], axes: dict[str, dict[Var, Var]], last: Block) -> list[Var]:
     """The last block's variables that every reduction has as its own, and those of one value."""
     kept = [it.var for it in last.iters if it.kind == "spatial"]
     for b in blocks:
-        if _is_reduction(b):
+        if is_reduction(b):
             has = set(axes[b.name].values())
             kept = [v for v in kept if v in has]
     return kept
@@ -181,7 +181,7 @@ def _strip_axis(blocks: Sequence[Block], axes: dict[str, dict[Var, Var]], last: 
     """The last block's variable along which all reductions have their contiguous data, if none of them reduces that."""
     found: set[Var | None] = set()
     for b in blocks:
-        if _is_reduction(b):
+        if is_reduction(b):
             inner = _contiguous(b)
             spatial = [it.var for it in b.iters if it.kind == "spatial" and it.var in inner]
             found.add(axes[b.name].get(spatial[0]) if spatial else None)

@@ -162,8 +162,9 @@ def _starts_first(b: Block, running: Sequence[For], algebra: Algebra) -> bool:
 
 
 # ---- iterations that run at once -------------------------------------------------------------------------------------
-PRIVATE: dict[str, tuple[str, ...]] = {"parallel": ("local", "shared", "warp"),
-                                       "vectorized": ("global", "local", "shared", "warp")}
+PRIVATE: dict[str, tuple[str, ...]] = {
+    "parallel": ("local", "shared", "warp"), "vectorized": ("global", "local", "shared", "warp"), "vthread": (),
+    **{f"blockIdx.{x}": ("local", "shared", "warp") for x in "xyz"}, **{f"threadIdx.{x}": ("local",) for x in "xyz"}}
 """Scopes of which each iteration gets a buffer of its own where that is what it needs: lowering allocates it in the loop."""
 
 
@@ -172,14 +173,17 @@ MOVING = frozenset({"reorder", "compute_at", "reverse_compute_at", "compute_inli
 """Primitives that change what the iterations of a loop do; the others keep the instances of each."""
 
 
-def broken_promise(old: Program, new: Program) -> tuple[For, str] | None:
-    """A parallel or vectorized loop that an edit has changed so that its iterations may depend on each other, and why."""
+def broken_promise(old: Program, new: Program, reordered: Sequence[Var] = ()) -> tuple[For, str] | None:
+    """A parallel, vectorized or bound loop that an edit has changed so that its iterations may depend on each other, and
+    why. Loops around all that were `reordered` still do the same in each iteration."""
+    whole = [{g.var for g in loops_around(new, find_loop(new, v))} for v in reordered]
+    same = set.intersection(*whole) if whole else set()
     loops = [s for s in iterate(new.body) if isinstance(s, For) and s.kind in PRIVATE]
     if not loops:
         return None
     before = {id(s) for s in iterate(old.body)}
     for f in loops:
-        if id(f) not in before:
+        if id(f) not in before and f.var not in same:
             why = carried(new, f, f.kind)
             if why is not None:
                 return f, why

@@ -58,7 +58,8 @@ class Schedule:
         self._depth = 1
         try:
             result = run(self, *plain(args), **{k: plain(v) for k, v in kwargs.items()})
-            broken = broken_promise(saved[0], self.program) if name in MOVING else None
+            moved = plain(args) if name == "reorder" else ()
+            broken = broken_promise(saved[0], self.program, moved) if name in MOVING else None
             if broken is not None:
                 refuse(name, f"{broken[1]}, but the loop is {broken[0].kind}", self.program, broken[0].var)
         except BaseException:
@@ -136,6 +137,9 @@ class Schedule:
     def parallel(self, loop: Var) -> None:
         self.apply("parallel", loop)
 
+    def bind(self, loop: Var, axis: str) -> None:
+        self.apply("bind", loop, axis)
+
     def annotate(self, place: Var | BlockRef, key: str, value: Any) -> None:
         self.apply("annotate", place, key, value)
 
@@ -170,6 +174,9 @@ class Schedule:
 
     def set_scope(self, block: BlockRef, index: int, scope: str) -> None:
         self.apply("set_scope", block, index, scope)
+
+    def storage_align(self, block: BlockRef, index: int, axis: int, factor: int, offset: int) -> None:
+        self.apply("storage_align", block, index, axis, factor, offset)
 
     def transform_layout(self, block: BlockRef, buffer: str, index_map: IndexFunction, pad_value: float | None = None,
                          allow_interface: bool = False) -> None:

@@ -1,0 +1,156 @@
+"""Whole models on OpenCL: every class of operators, control flow, saved libraries. Needs an OpenCL driver (PoCL will do)."""
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import tilewright
+from tests import small_models
+from tests.small_models import inputs, model, reference, weight
+from tilewright.core.errors import UserError
+from tilewright.runtime import native
+
+
+def has_opencl() -> bool:
+    """Whether a platform with a device answers."""
+    try:
+        library = ctypes.CDLL("libOpenCL.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_uint32()
+    return library.clGetPlatformIDs(0, None, ctypes.byref(count)) == 0 and count.value > 0
+
+
+needs_opencl = pytest.mark.skipif(not has_opencl(), reason="no OpenCL platform: install ocl-icd-libopencl1 and a driver, "
+                                  "such as pocl-opencl-icd")
+
+
+def check(m: onnx.ModelProto, tolerance: float = 1e-5) -> tilewright.Model:
+    """Compile for OpenCL, and compare with ONNX Runtime."""
+    feeds = inputs(m)
+    compiled = tilewright.compile(m, target="opencl")
+    for got, want in zip(compiled.run(feeds), reference(m, feeds), strict=True):
+        if np.issubdtype(want.dtype, np.floating):
+            assert np.abs(got - want).max(initial=0) <= tolerance * max(1.0, np.abs(want).max(initial=0))
+        else:
+            np.testing.assert_array_equal(got, want)
+    return compiled
+
+
+@needs_opencl
+@pytest.mark.parametrize("build", [small_models.mlp, small_models.convnet, small_models.attention, small_models.branches,
+                                   small_models.while_loop, small_models.swaps, small_models.stacked, small_models.ends,
+                                   small_models.integers], ids=lambda f: f.__name__)
+def test_small_models(build: Callable[[], onnx.ModelProto]) -> None:
+    check(build())
+
+
+@needs_opencl
+def test_a_product_is_tiled() -> None:
+    m = model("f (float[40,50] x) => (float[40,70] y) { a = MatMul(x, w)  y = Relu(a) }", w=weight(50, 70))
+    compiled = check(m)
+    (kernel,) = compiled.kernels
+    assert "schedule_fallback" not in kernel.record
+    text = compiled.descriptor.image.decode()
+    assert text.count("__kernel") == 1 and text.count("barrier(CLK") == 2
+
+
+@needs_opencl
+def test_convolutions() -> None:
+    m = model("""f (float[1,6,15,15] x) => (float[1,20,8,8] y) {
+        a = Conv<pads = [1,1,1,1], strides = [2,2]>(x, w, b)
+        y = Relu(a)
+    }""", w=weight(20, 6, 3, 3), b=weight(20))
+    compiled = check(m)
+    assert "schedule_fallback" not in compiled.kernels[0].record
+    assert compiled.descriptor.image.decode().count("__kernel") == 1
+    check(model("""f (float[2,8,9,9] x) => (float[2,8,9,9] y) {
+        a = Conv<pads = [1,1,1,1], group = 8>(x, w)
+        b = MaxPool<kernel_shape = [3,3], pads = [1,1,1,1]>(a)
+        y = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1]>(b)
+    }""", w=weight(8, 1, 3, 3)))
+
+
+@needs_opencl
+def test_rows_share_a_block() -> None:
+    m = model("""f (float[3,5,100] x) => (float[3,5,100] y) {
+        a = Softmax<axis = -1>(x)
+        y = LayerNormalization<axis = -1>(a, s, b)
+    }""", s=weight(100), b=weight(100))
+    compiled = check(m)
+    assert all("schedule_fallback" not in k.record for k in compiled.kernels)
+    assert compiled.descriptor.image.decode().count("__kernel") == len(compiled.kernels) <= 2
+
+
+@needs_opencl
+def test_indexing_and_reductions() -> None:
+    check(model("""f (float[4,300] x, int64[5] i) => (float[5,300] g, int64[4] m, float s, float[300,4] t) {
+        g = Gather<axis = 0>(x, i)
+        m = ArgMax<axis = 1, keepdims = 0>(x)
+        s = ReduceSum<keepdims = 0>(x)
+        t = Transpose<perm = [1,0]>(x)
+    }"""))
+
+
+@needs_opencl
+def test_runs_are_independent_and_profiles_count() -> None:
+    compiled = check(small_models.convnet())
+    feeds = [inputs(small_models.convnet(), seed=k) for k in range(3)]
+    want = [compiled.run(f) for f in feeds]
+    for f, w in zip(reversed(feeds), reversed(want), strict=True):
+        for a, b in zip(compiled.run(f), w, strict=True):
+            np.testing.assert_array_equal(a, b)
+    compiled.close()
+    with pytest.raises(UserError, match="model-closed"):
+        compiled.run(feeds[0])
+
+
+@needs_opencl
+def test_a_saved_library_runs_from_c(tmp_path: Path) -> None:
+    m = small_models.mlp()
+    feeds = inputs(m)
+    compiled = tilewright.compile(m, target="opencl")
+    want = compiled.run(feeds)[0]
+    compiled.save(tmp_path / "net.so")
+    with tilewright.load(tmp_path / "net.so") as loaded:
+        np.testing.assert_array_equal(loaded.run(feeds)[0], want)
+    (tmp_path / "main.c").write_text(textwrap.dedent("""
+        #include <stdio.h>
+        #include "net.h"
+        int main(void) {
+          static float x[4 * 16], y[4 * 10];
+          const void *in[] = {x};
+          void *out[] = {y};
+          if (fread(x, sizeof x, 1, stdin) != 1) return 1;
+          tw_instance *net = net_open();
+          if (net == NULL || net_run(net, in, out) != 0) return fprintf(stderr, "%s\\n", net_error()), 1;
+          net_close(net);
+          return fwrite(y, sizeof y, 1, stdout) != 1;
+        }"""))
+    subprocess.run(["cc", "main.c", "./net.so", "-o", "main"], cwd=tmp_path, check=True)
+    done = subprocess.run(["./main"], cwd=tmp_path, input=feeds["x"].tobytes(), capture_output=True, check=True)
+    np.testing.assert_array_equal(np.frombuffer(done.stdout, np.float32).reshape(want.shape), want)
+
+
+def test_a_missing_driver_says_what_to_install(tmp_path: Path) -> None:
+    """In a process whose loader knows of no driver."""
+    code = """
+import tilewright
+from tests.small_models import mlp
+try:
+    tilewright.compile(mlp(), target="opencl")
+except tilewright.UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          cwd=native.NATIVE_FOLDER.parents[2],
+                          env={"OCL_ICD_VENDORS": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
+    assert "device-missing" in done.stdout and "pocl-opencl-icd" in done.stdout

@@ -1,0 +1,62 @@
+"""The C-like languages that kernels can be written in: OpenCL C, CUDA C, and C for reading and for tests on the CPU.
+
+Names and meanings are those of the OpenCL C 1.2 specification (6.12: built-in functions, 6.1.2: vector types), the CUDA C++
+programming guide (appendix on language extensions and mathematical functions) and C99's <math.h>.
+"""
+from __future__ import annotations
+
+from tilewright.codegen.clike.language import Language
+
+_MATH = ("exp", "log", "sqrt", "erf", "tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh",
+         "atanh", "floor", "ceil", "trunc")
+_C = {**{name: name + "f({0})" for name in _MATH}, "rsqrt": "(1.0f / sqrtf({0}))", "round": "rintf({0})",
+      "abs": "fabsf({0})", "pow": "powf({0}, {1})", "fmod": "fmodf({0}, {1})", "fma": "fmaf({0}, {1}, {2})",
+      "gelu": "(0.5f * {0} * (1.0f + erff({0} * 0.70710678f)))", "isnan": "({0} != {0})",
+      "isinf": "(fabsf({0}) == INFINITY)"}
+_C_DOUBLE = {name: text.replace("f(", "(").replace("1.0f", "1.0") for name, text in _C.items()}
+_C_DOUBLE["erf"] = "erf({0})"
+_C_DOUBLE["gelu"] = "(0.5 * {0} * (1.0 + erf({0} * 0.70710678118654752)))"
+_OPENCL = {**{name: name + "({0})" for name in _MATH}, "rsqrt": "rsqrt({0})", "round": "rint({0})", "abs": "fabs({0})",
+           "pow": "pow({0}, {1})", "fmod": "fmod({0}, {1})", "fma": "fma({0}, {1}, {2})", "isnan": "isnan({0})",
+           "gelu": "(0.5f * {0} * (1.0f + erf({0} * 0.70710678f)))",
+           "isinf": "isinf({0})"}
+
+OPENCL = Language(
+    name="opencl",
+    types={"f32": "float", "f64": "double", "i64": "long", "i32": "int", "i16": "short", "i8": "char", "u64": "ulong",
+           "u32": "uint", "u16": "ushort", "u8": "uchar", "bool": "uchar"},
+    prelude="#ifdef cl_khr_fp64\n#pragma OPENCL EXTENSION cl_khr_fp64 : enable\n#endif\n",
+    kernel="__kernel __attribute__((reqd_work_group_size({x}, {y}, {z})))\nvoid {name}({params})",
+    buffer="__global {const}{type} *restrict {name}, const long {name}_at",
+    begin="{name} = (__global {const}{type} *)((__global {const}uchar *){name} + {name}_at);",
+    index={**{f"blockIdx.{x}": f"(int)get_group_id({k})" for k, x in enumerate("xyz")},
+           **{f"threadIdx.{x}": f"(int)get_local_id({k})" for k, x in enumerate("xyz")}},
+    shared="__local {type} {name}[{n}];", barrier="barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);",
+    helper="{type} {name}({params})", table="__constant {type} {name}[{n}] = {{{values}}};",
+    wide="vstore{n}(vload{n}(0, {source}), 0, {to});", functions=_OPENCL, double={**_OPENCL, "gelu": _C_DOUBLE["gelu"]})
+
+CUDA = Language(
+    name="cuda",
+    types={"f32": "float", "f64": "double", "i64": "long long", "i32": "int", "i16": "short", "i8": "signed char",
+           "u64": "unsigned long long", "u32": "unsigned int", "u16": "unsigned short", "u8": "unsigned char",
+           "bool": "unsigned char"},
+    prelude="#ifndef INFINITY\n#define INFINITY __int_as_float(0x7f800000)\n"
+            "#define NAN __int_as_float(0x7fffffff)\n#endif\n",
+    kernel='extern "C" __global__ void __launch_bounds__({threads})\n{name}({params})',
+    buffer="{const}{type} *__restrict__ {name}",
+    index={f"{kind}.{x}": f"(int){kind}.{x}" for kind in ("blockIdx", "threadIdx") for x in "xyz"},
+    shared="__shared__ __align__(16) {type} {name}[{n}];", barrier="__syncthreads();",
+    helper="static __device__ __forceinline__ {type} {name}({params})",
+    table="static __constant__ {type} {name}[{n}] = {{{values}}};",
+    wide="*({type}{n} *)({to}) = *(const {type}{n} *)({source});", suffix={"f32": "f", "i64": "LL"},
+    functions={**_C, "rsqrt": "rsqrtf({0})"}, double={**_C_DOUBLE, "rsqrt": "rsqrt({0})"})
+
+C = Language(
+    name="c",
+    types={"f32": "float", "f64": "double", "i64": "int64_t", "i32": "int32_t", "i16": "int16_t", "i8": "int8_t",
+           "u64": "uint64_t", "u32": "uint32_t", "u16": "uint16_t", "u8": "uint8_t", "bool": "uint8_t"},
+    prelude="#include <math.h>\n#include <stdint.h>\n",
+    kernel="void {name}({params})", buffer="{const}{type} *restrict {name}", index={},
+    suffix={"f32": "f", "i64": "LL"}, functions=_C, double=_C_DOUBLE)
+
+LANGUAGES = {language.name: language for language in (OPENCL, CUDA, C)}

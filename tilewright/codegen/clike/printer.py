@@ -1,0 +1,377 @@
+"""Kernels as text in a C-like language: one printer for all, which asks a `Language` for every word.
+
+In: lowered kernels (`loop/lower/device_pipeline.py`): loops serial or bound to blocks and threads, vectors only as copies.
+Out: the source of one module. A bound loop becomes a variable; for plain C it stays a loop, so that a kernel without
+barriers is a function that runs on the CPU. Integers are printed in their own types; a loop variable is a 32-bit int where
+it surely fits, widened where it meets 64-bit data.
+"""
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from tilewright.codegen.clike.language import HELPERS, Language
+from tilewright.core.dtype import DType, f32
+from tilewright.core.errors import InternalError, UserError
+from tilewright.core.node import walk
+from tilewright.loop import ir
+from tilewright.loop.bounds import bounds
+from tilewright.loop.lower.linear import interval, linear
+
+_INFIX: dict[type, tuple[str, int]] = {
+    ir.Or: ("||", 1), ir.And: ("&&", 2), ir.Eq: ("==", 6), ir.Ne: ("!=", 6), ir.Lt: ("<", 7), ir.Le: ("<=", 7),
+    ir.Add: ("+", 9), ir.Sub: ("-", 9), ir.Mul: ("*", 10), ir.Div: ("/", 10)}
+_BITS = {"bit_and": "&", "bit_or": "|", "bit_xor": "^", "shift_left": "<<", "shift_right": ">>"}
+_RESERVED = frozenset((
+    "kernel", "global", "local", "constant", "private", "half", "float", "double", "int", "long", "short", "char", "uint",
+    "ulong", "uchar", "ushort", "if", "else", "for", "while", "do", "switch", "case", "return", "void", "const", "static",
+    "inline", "restrict", "auto", "register", "signed", "unsigned", "default", "goto", "break", "continue", "union", "enum",
+    "struct", "typedef", "volatile", "extern", "sizeof", "bool", "true", "false", "in", "out", "this", "new", "class"))
+TERNARY, UNARY, ATOM = 0, 11, 12
+
+
+def print_kernels(kernels: Iterable[ir.Program], language: Language) -> str:
+    """The functions of some kernels, their helpers and tables first; texts may follow each other in one module, which opens
+    with `language.prelude`.
+
+    Raises UserError "device-dtype" for an element type that the language does not have."""
+    parts: list[str] = []
+    helpers: dict[str, str] = {}
+    for p in kernels:
+        text = _Kernel(p, language, helpers)
+        parts.append(text.function())
+    return "\n".join([*helpers.values(), *parts])
+
+
+class _Kernel:
+    """One kernel being printed."""
+
+    def __init__(self, p: ir.Program, language: Language, helpers: dict[str, str]) -> None:
+        self.p, self.language, self.helpers = p, language, helpers
+        self.names: dict[Any, str] = {}
+        self.used: set[str] = set(_RESERVED)
+        self.ranges: dict[ir.Var, Any] = {}
+        self.narrow: set[ir.Var] = set()
+        self.lines: list[str] = []
+        self.threads: dict[str, int] = {}
+        self.written = {n.buffer for n in walk(p.body) if isinstance(n, ir.Store)}
+
+    # ---- names and types -----------------------------------------------------------------------------------------------
+    def name(self, n: Any) -> str:
+        if n not in self.names:
+            if isinstance(n, ir.Buffer) and n.data is not None:
+                self.names[n] = self.table(n)
+                return self.names[n]
+            wish = re.sub(r"\W", "_", n.name) or "v"
+            wish = wish if wish[0].isalpha() else f"v{wish}"
+            name, k = wish, 0
+            while name in self.used:
+                k += 1
+                name = f"{wish}_{k}"
+            self.used.add(name)
+            self.names[n] = name
+        return self.names[n]
+
+    def type(self, t: DType) -> str:
+        if t.name not in self.language.types:
+            raise UserError("device-dtype", f"kernels in {self.language.name} cannot work with elements {t}",
+                            where=self.p.name, hint="cast such values in the model, or choose another target")
+        return self.language.types[t.name]
+
+    def table(self, b: ir.Buffer) -> str:
+        """A table of constants, defined once in the module's text by its content."""
+        assert b.data is not None
+        values = ", ".join([self.literal(b.dtype, v) for v in b.data])
+        name = f"{self.p.name}_table{len(self.helpers)}"
+        self.helpers[name] = self.language.table.format(type=self.type(b.dtype), name=name, n=max(1, len(b.data)),
+                                                        values=values)
+        return name
+
+    # ---- the function --------------------------------------------------------------------------------------------------
+    def function(self) -> str:
+        params, begin = [], []
+        for q in self.p.params:
+            if isinstance(q, ir.Buffer):
+                words = {"type": self.type(q.dtype), "name": self.name(q), "const": "" if q in self.written else "const "}
+                params.append(self.language.buffer.format(**words))
+                begin.append(self.language.begin.format(**words))
+        params += [self.language.number.format(type=self.type(q.dtype), name=self.name(q)) for q in self.p.params
+                   if isinstance(q, ir.Var)]
+        self.lines += [f"  {line}" for line in begin if line]
+        self.stmt(self.p.body, 1)
+        x, y, z = (self.threads.get(f"threadIdx.{a}", 1) for a in "xyz")
+        head = self.language.kernel.format(name=self.p.name, params=", ".join(params), x=x, y=y, z=z, threads=x * y * z)
+        return f"{head} {{\n" + "\n".join(self.lines) + "\n}\n"
+
+    def line(self, depth: int, text: str) -> None:
+        self.lines.append("  " * depth + text)
+
+    def stmt(self, s: ir.Stmt, depth: int) -> None:
+        match s:
+            case ir.Seq(stmts):
+                for t in stmts:
+                    self.stmt(t, depth)
+            case ir.Store():
+                self.store(s, depth)
+            case ir.Evaluate(ir.Call("barrier")):
+                if not self.language.barrier:
+                    raise InternalError(f"{self.language.name} has no threads that could wait for each other")
+                self.line(depth, self.language.barrier)
+            case ir.Evaluate(ir.Call("prefetch")):
+                pass  # a hint: threads that wait for memory make room for others
+            case ir.For():
+                self.loop(s, depth)
+            case ir.If(cond, then, otherwise):
+                self.block(depth, f"if ({self.expr(cond)})", then)
+                if otherwise is not None:
+                    self.block(depth, "else", otherwise)
+            case ir.While(cond, body):
+                self.block(depth, f"while ({self.expr(cond)})", body)
+            case ir.Let(var, value, body):
+                self.learn(var, value)
+                self.line(depth, f"const {self.variable_type(var)} {self.name(var)} = {self.expr(value)};")
+                self.stmt(body, depth)
+            case ir.Allocate(buffer, body):
+                self.allocate(buffer, depth)
+                self.stmt(body, depth)
+            case _:
+                raise InternalError(f"no {self.language.name} for the statement {type(s).__name__}: a pass is missing")
+
+    def block(self, depth: int, head: str, body: ir.Stmt) -> None:
+        self.line(depth, head + " {")
+        self.stmt(body, depth + 1)
+        self.line(depth, "}")
+
+    def variable_type(self, v: ir.Var) -> str:
+        return "int" if v in self.narrow else self.type(v.dtype)
+
+    def learn(self, v: ir.Var, value: ir.Expr) -> None:
+        """What is known of a definition's values."""
+        if v.dtype.kind == "int" and v.dtype.lanes == 1:
+            lo, hi = bounds(value, self.ranges)
+            if isinstance(lo, int) and isinstance(hi, int):
+                self.ranges[v] = (lo, hi)
+
+    def loop(self, s: ir.For, depth: int) -> None:
+        first, last = interval(s.start, self.ranges), interval(s.start + s.extent - 1, self.ranges)
+        if first is not None and last is not None:
+            self.ranges[s.var] = (first[0], max(first[0], last[1]))
+            if s.var.dtype.bits == 64 and -2**31 <= first[0] and last[1] < 2**31 - 1:
+                self.narrow.add(s.var)
+        t, v = self.variable_type(s.var), self.name(s.var)
+        axis = self.language.index.get(s.kind)
+        if axis is not None:
+            if s.kind.startswith("threadIdx"):
+                self.threads[s.kind] = ir.as_int(s.extent) or 1
+            self.line(depth, f"const {t} {v} = {axis};")
+            self.stmt(s.body, depth)
+            return
+        if s.kind not in ("serial", "unrolled") and self.language.index:
+            raise InternalError(f"a {s.kind} loop over {s.var.name} reached the printer")
+        end = self.expr(s.start + s.extent)
+        self.block(depth, f"for ({t} {v} = {self.expr(s.start)}; {v} < {end}; ++{v})", s.body)
+
+    def allocate(self, b: ir.Buffer, depth: int) -> None:
+        if b.data is not None:
+            return
+        size = 1
+        for n, step in zip(b.shape, b.strides or (None,) * b.rank, strict=True):
+            k = ir.as_int(n)
+            if k is None:
+                raise InternalError(f"the {b.scope} buffer {b.name} has no constant size")
+            size = size * k if step is None else size + (k - 1) * (ir.as_int(step) or 0)
+        template = self.language.shared if b.scope == "shared" else self.language.local
+        self.line(depth, template.format(type=self.type(b.dtype), name=self.name(b), n=max(1, size)))
+
+    # ---- memory --------------------------------------------------------------------------------------------------------
+    def position(self, n: Any) -> ir.Expr:
+        """The element of the buffer's memory that an access means."""
+        b: ir.Buffer = n.buffer
+        strides: list[ir.Expr] = list(b.strides or ())
+        if b.strides is None:
+            step: ir.Expr = ir.ONE
+            for extent in reversed(b.shape):
+                strides.insert(0, step)
+                step = step * extent
+        total: ir.Expr | None = None
+        for i, s in zip(n.indices, strides, strict=True):
+            term = _scaled(i, s)
+            total = term if total is None else _plus(total, term)
+        return ir.ZERO if total is None else total
+
+    def element(self, n: Any) -> str:
+        return f"{self.name(n.buffer)}[{self.expr(self.position(n))}]"
+
+    def store(self, s: ir.Store, depth: int) -> None:
+        lanes = s.value.dtype.lanes
+        if lanes == 1:
+            self.line(depth, f"{self.element(s)} = {self.expr(s.value)};")
+            return
+        if not isinstance(s.value, ir.Load):
+            raise InternalError(f"a vector that is no copy reached the printer: {s!r}")
+        to, source = self.position(s), self.position(s.value)
+        if self.language.wide and s.buffer.scope != "local" and s.value.buffer.scope != "local" and all(
+                self.dense(at) for at in (to, source)):
+            at = [f"({self.name(b)} + {self.expr(lane(e, 0), 10)})" for b, e in ((s.buffer, to), (s.value.buffer, source))]
+            self.line(depth, self.language.wide.format(n=lanes, type=self.type(s.buffer.dtype), to=at[0], source=at[1]))
+            return
+        for k in range(lanes):
+            self.line(depth, f"{self.name(s.buffer)}[{self.expr(lane(to, k))}] = "
+                      f"{self.name(s.value.buffer)}[{self.expr(lane(source, k))}];")
+
+    def dense(self, at: ir.Expr) -> bool:
+        """Whether a vector of positions is a run that begins at a multiple of its length."""
+        n = at.dtype.lanes
+        first, second = linear(lane(at, 0)), linear(lane(at, 1))
+        return (second[0] == first[0] and second[1] - first[1] == 1 and first[1] % n == 0
+                and all(c % n == 0 for c in first[0].values()))
+
+    # ---- expressions ---------------------------------------------------------------------------------------------------
+    def expr(self, e: ir.Expr, level: int = TERNARY) -> str:
+        """An expression, in parentheses if it binds less than `level`."""
+        text, own = self.term(e)
+        return f"({text})" if own < level else text
+
+    def term(self, e: ir.Expr) -> tuple[str, int]:
+        match e:
+            case ir.Const(value, t):
+                text = self.literal(t, value)
+                return text, UNARY if text.startswith("-") else ATOM
+            case ir.Var():
+                return self.name(e), ATOM
+            case ir.Load():
+                return self.element(e), ATOM
+            case ir.FloorDiv() | ir.FloorMod():
+                return self.floor(e)
+            case ir.Min() | ir.Max():
+                return self.helper("min" if isinstance(e, ir.Min) else "max", e.dtype, [e.a, e.b]), ATOM
+            case ir.Not(a):
+                return f"!{self.expr(a, UNARY)}", UNARY
+            case ir.Select(cond, a, b) | ir.Guard(cond, a, b):
+                return f"{self.expr(cond, 1)} ? {self.expr(a, 1)} : {self.expr(b, TERNARY)}", TERNARY
+            case ir.Cast(t, a):
+                return self.cast(t, a), UNARY
+            case ir.Call():
+                return self.call(e)
+            case ir.Binary():
+                word, level = _INFIX[type(e)]
+                wide = "" if self.fits(e) else f"({self.type(e.dtype)})"
+                left = self.expr(e.a, UNARY if wide else level)
+                return f"{wide}{left} {word} {self.expr(e.b, level + 1)}", level
+        raise InternalError(f"no {self.language.name} for the expression {e!r}: a lowering pass is missing")
+
+    def cast(self, t: DType, a: ir.Expr) -> str:
+        if t.is_bool:
+            return f"({self.expr(a, 6)} != 0)"
+        return f"({self.type(t)}){self.expr(a, UNARY)}"
+
+    def fits(self, e: ir.Binary) -> bool:
+        """Whether an operation of 64-bit integers gives what it should in the type that C gives to its operands."""
+        if not isinstance(e, ir.Add | ir.Sub | ir.Mul) or e.dtype.bits < 64 or not e.dtype.is_int:
+            return True
+        return self.is_wide(e.a) or self.is_wide(e.b) or not self.overflows(e)
+
+    def overflows(self, e: ir.Expr) -> bool:
+        """Whether a value may lie beyond 32 bits."""
+        lo, hi = bounds(e, self.ranges)
+        return not (isinstance(lo, int) and isinstance(hi, int) and -2**31 <= lo and hi < 2**31)
+
+    def is_wide(self, e: ir.Expr) -> bool:
+        """Whether C computes a 64-bit integer expression in 64 bits: some operand is not an int there."""
+        match e:
+            case ir.Const(value):
+                return not -2**31 < value < 2**31
+            case ir.Var():
+                return e not in self.narrow
+            case ir.Select(_, a, b) | ir.Guard(_, a, b):
+                return self.is_wide(a) or self.is_wide(b)
+            case ir.Add() | ir.Sub() | ir.Mul():
+                return self.is_wide(e.a) or self.is_wide(e.b) or self.overflows(e)
+            case ir.FloorDiv() | ir.FloorMod() | ir.Div():
+                return self.is_wide(e.a) or self.is_wide(e.b)
+        return True
+
+    def floor(self, e: Any) -> tuple[str, int]:
+        """Division that rounds down: C's own where the dividend cannot be negative."""
+        low, _ = bounds(e.a, self.ranges)
+        divisor = ir.as_int(e.b)
+        if e.dtype.kind == "uint" or isinstance(low, int) and low >= 0 and divisor is not None and divisor > 0:
+            word = "/" if isinstance(e, ir.FloorDiv) else "%"
+            return f"{self.expr(e.a, 10)} {word} {self.expr(e.b, 11)}", 10
+        return self.helper("floordiv" if isinstance(e, ir.FloorDiv) else "floormod", e.dtype, [e.a, e.b]), ATOM
+
+    def helper(self, name: str, t: DType, args: list[ir.Expr]) -> str:
+        full = f"tw_{name}_{t.name}"
+        if full not in self.helpers:
+            c = self.type(t)
+            params = ", ".join([f"{c} {v}" for v in "ab"[:len(args)]])
+            head = self.language.helper.format(type=c, name=full, params=params)
+            self.helpers[full] = f"#ifndef {full}_\n#define {full}_\n{head} {{ {HELPERS[name].format(i=c)} }}\n#endif\n"
+        return f"{full}({', '.join([self.expr(a) for a in args])})"
+
+    def call(self, e: ir.Call) -> tuple[str, int]:
+        t = e.args[0].dtype
+        if e.name == "neg":
+            return f"-{self.expr(e.args[0], ATOM)}", UNARY
+        if e.name == "sign":
+            return self.helper("sign", t, [e.args[0]]), ATOM
+        if e.name in _BITS:
+            return f"({self.expr(e.args[0], ATOM)} {_BITS[e.name]} {self.expr(e.args[1], ATOM)})", ATOM
+        if e.name == "bit_not":
+            return f"({self.type(t)})~{self.expr(e.args[0], ATOM)}", UNARY
+        if t.is_int and e.name == "abs":
+            a = self.expr(e.args[0], ATOM)
+            return (a, ATOM) if t.kind == "uint" else (f"({a} < 0 ? -{a} : {a})", ATOM)
+        if t.is_int and e.name == "fmod":
+            return f"{self.expr(e.args[0], 10)} % {self.expr(e.args[1], 11)}", 10
+        table = self.language.functions if t is f32 else self.language.double
+        if not t.is_float or e.name not in table:
+            raise UserError("device-function", f"kernels in {self.language.name} have no {e.name} of {t}", where=self.p.name,
+                            hint="choose another target for this model")
+        return table[e.name].format(*[self.expr(a, TERNARY) if "," in table[e.name] or table[e.name].startswith(e.name)
+                                      else self.expr(a, ATOM) for a in e.args]), ATOM
+
+    def literal(self, t: DType, value: Any) -> str:
+        if t.is_bool:
+            return "1" if value else "0"
+        if t.is_float:
+            v = float(value)
+            if math.isnan(v):
+                return self.language.nan
+            if math.isinf(v):
+                return self.language.infinity if v > 0 else f"-{self.language.infinity}"
+            return repr(v) + self.language.suffix.get(t.name, "")
+        v = int(value)
+        if t.name == "i64" and -2**31 < v < 2**31:
+            return str(v)
+        if t.name == "i64" and v == -2**63:
+            return f"(-{2**63 - 1}{self.language.suffix['i64']} - 1)"
+        return str(v) + (self.language.suffix.get("i64", "") if t.bits == 64 else "u" if t.name == "u32" else "")
+
+
+def lane(e: ir.Expr, k: int) -> ir.Expr:
+    """Lane `k` of an integer expression that may be a vector."""
+    if e.dtype.lanes == 1:
+        return e
+    match e:
+        case ir.Ramp(base, stride, _):
+            return _plus(base, _scaled(stride, ir.const(k, stride)))
+        case ir.Broadcast(a, _):
+            return a
+        case ir.Binary() | ir.Cast():
+            if isinstance(e, ir.Cast):
+                return ir.Cast(e.type.element, lane(e.a, k))
+            return type(e)(lane(e.a, k), lane(e.b, k))
+    raise InternalError(f"an index {e!r} reached the printer")
+
+
+def _scaled(i: ir.Expr, s: ir.Expr) -> ir.Expr:
+    if ir.as_int(i) == 0 or ir.as_int(s) == 0:
+        return ir.const(0, i)
+    return i * s
+
+
+def _plus(a: ir.Expr, b: ir.Expr) -> ir.Expr:
+    return b if ir.as_int(a) == 0 else a if ir.as_int(b) == 0 else a + b

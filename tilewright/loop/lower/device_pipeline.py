@@ -1,0 +1,95 @@
+"""The lowering of a program for a device: a host program that launches kernels, and the kernels, ready to print.
+
+The list below is what happens to each kernel; the comments say which invariant begins and ends where.
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+from tilewright.core.config import config
+from tilewright.core.passes import Observer, Pipeline, Verify
+from tilewright.loop.ir import ONE, Buffer, Module, Program, seq
+from tilewright.loop.lower.align_storage import align_storage
+from tilewright.loop.lower.barriers import place_barriers
+from tilewright.loop.lower.compact_storage import compact_storage
+from tilewright.loop.lower.flatten_blocks import flatten_blocks
+from tilewright.loop.lower.join_threads import join_threads
+from tilewright.loop.lower.kernel_limits import check_limits
+from tilewright.loop.lower.split_kernels import launch_of, split_kernels
+from tilewright.loop.lower.thread_nests import gather_threads, grid_of
+from tilewright.loop.lower.unroll import unroll
+from tilewright.loop.lower.vectorize import vectorize
+from tilewright.loop.lower.virtual_threads import virtual_threads
+from tilewright.loop.lower.wide_copies import wide_copies
+from tilewright.loop.simplify import simplify
+from tilewright.loop.verify import verify
+from tilewright.target.target import Target
+
+AXES = tuple(f"{kind}Idx.{x}" for kind in ("block", "thread") for x in "xyz")
+
+
+def _compact_shared(program: Program) -> Program:
+    return compact_storage(program, "shared")
+
+
+def _gather(program: Program) -> Program:
+    return program.replace(body=gather_threads(program.body))
+
+
+KERNEL: Pipeline[Program] = Pipeline("kernel", [
+    # In: flat loops of any kind; phases of threads one after another; allocations where the schedule left them.
+    virtual_threads,
+    # No "vthread" loops.
+    _gather,
+    # The thread loops of a phase are directly inside each other.
+    _compact_shared,
+    # Shared buffers have the size of what is live, next to the phases that use them: all their threads are inside.
+    place_barriers,
+    join_threads,
+    # One set of thread loops per kernel; shared buffers around it, the others inside.
+    simplify,
+    compact_storage,
+    # Local buffers are what one thread needs.
+    align_storage,
+    simplify,
+    wide_copies,
+    vectorize,
+    unroll,
+    simplify,
+    # Loops are serial or bound; vectors are copies.
+])
+
+
+def lower_for_device(program: Program, target: Target, observers: Sequence[Observer] = ()) -> Module:
+    """The host program, and the kernels that it launches. Raises UserError "kernel-limit" and "kernel-local"."""
+    if config.debug:
+        observers = [*observers, Verify(verify)]
+    start: Pipeline[Program] = Pipeline("device", [flatten_blocks, simplify])
+    whole = start.run(program, observers)
+    split = split_kernels(whole)
+    finish: Pipeline[Program] = Pipeline("limits", [functools.partial(check_limits, target=target)])
+    kernels = [finish.run(KERNEL.run(k, observers), observers) for k in split.programs]
+    launches = []
+    for k in kernels:
+        extents = grid_of(k)
+        launches.append(launch_of(k, tuple([extents.get(axis, ONE) for axis in AXES])))
+    attrs = [(k, v) for k, v in program.attrs if k not in ("storage_align", "weights")]
+    if split.workspaces:
+        attrs.append(("workspaces", len(split.workspaces)))
+    params: tuple[object, ...] = (*program.params, *split.workspaces)
+    host = program.replace(params=params, body=seq(*launches), attrs=tuple(attrs))
+    return Module((host, *kernels))
+
+
+def device_kernels(module: Module) -> list[Program]:
+    """The kernels of a module; its other programs are the host's."""
+    return [p for p in module.programs if p.attr("device")]
+
+
+def host_programs(module: Module) -> Module:
+    return Module(tuple([p for p in module.programs if not p.attr("device")]))
+
+
+def buffers_of(kernel: Program) -> list[Buffer]:
+    return [p for p in kernel.params if isinstance(p, Buffer)]

@@ -1,0 +1,128 @@
+"""host_for_device: the host program of a model whose kernels work in a device's memory.
+
+In: a host program as for a CPU, of constant sizes. Out: the same for a device, where the arena and the weights have their
+like: inputs and outputs get places behind the arena's end and are copied there and back; copies happen on the device; and
+what the host itself reads or writes of the arena (conditions, numbers of turns) is copied at the same address.
+
+    main(in_x, out_y):                        main(in_x, out_y):
+      launch k(in_x, t)                         tw_upload(x, in_x)
+      if t[0]: …                          →     launch k(x, t); tw_download(t, t)
+      copy_bytes(out_y, t)                      if t[0]: …
+                                                tw_move(y, t); tw_download(out_y, y)
+"""
+from __future__ import annotations
+
+from tilewright.core.dtype import i64
+from tilewright.core.errors import UserError
+from tilewright.core.node import Node, walk
+from tilewright.loop.ir import (
+    HOST_CALL,
+    ZERO,
+    Address,
+    Allocate,
+    Assert,
+    Buffer,
+    Call,
+    Evaluate,
+    Expr,
+    For,
+    If,
+    Launch,
+    Let,
+    Load,
+    Program,
+    Seq,
+    Stmt,
+    Store,
+    Var,
+    While,
+    as_int,
+    const,
+    seq,
+)
+from tilewright.loop.substitute import substitute
+
+ALIGN = 64
+
+
+def host_for_device(main: Program, inputs: int, arena_bytes: int) -> tuple[Program, int]:
+    """The program, and the bytes of its arena; the first `inputs` parameters are read, the others written. Raises UserError
+    "device-sizes" for a program whose sizes are not all constant, or that calls back."""
+    _require_constant(main)
+    places: dict[Buffer, Buffer] = {}
+    body: Stmt = main.body
+    end = arena_bytes
+    offsets: list[tuple[Buffer, int]] = []
+    for p in main.params:
+        assert isinstance(p, Buffer)
+        places[p] = p.replace(scope="arena")
+        offsets.append((places[p], end))
+        end += -(-_nbytes(p) // ALIGN) * ALIGN
+    body = _statement(substitute(body, dict(places)))
+    given = [p for p in main.params if isinstance(p, Buffer)]
+    before = [_copy("tw_upload", places[p], p) for p in given[:inputs]]
+    after = [_copy("tw_download", p, places[p]) for p in given[inputs:]]
+    body = seq(*before, body, *after)
+    for b, offset in reversed(offsets):
+        body = Allocate(b, body, const(offset))
+    return main.replace(body=body), end
+
+
+def _require_constant(main: Program) -> None:
+    calls = {n.name for n in walk(main.body) if isinstance(n, Call)}
+    launches = {n.callee for n in walk(main.body) if isinstance(n, Launch)}
+    if calls & {"tw_grow", "tw_grow_kept", "tw_output"} or any(isinstance(p, Var) for p in main.params):
+        raise UserError("device-sizes", "sizes of this model are known only when it runs, which devices do not do yet",
+                        hint="set the sizes of the inputs (shapes={…}), or compile for the CPU")
+    if HOST_CALL in launches:
+        raise UserError("device-sizes", "operators of this model call back into Python, which devices do not do yet",
+                        hint="replace them, or compile for the CPU")
+
+
+def _statement(s: Stmt) -> Stmt:
+    """A statement with the copies that it needs."""
+    match s:
+        case Seq(stmts):
+            return seq([_statement(t) for t in stmts])
+        case Evaluate(Call("copy_bytes", args, t)):
+            return s.replace(value=Call("tw_move", args, t))
+        case Store():
+            return seq(_reads(s.value), s, _copy("tw_upload", s.buffer, s.buffer) if s.buffer.scope == "arena" else None)
+        case If():
+            otherwise = None if s.otherwise is None else _statement(s.otherwise)
+            return seq(_reads(s.cond), s.replace(then=_statement(s.then), otherwise=otherwise))
+        case While():
+            reads = _reads(s.cond)
+            return seq(reads, s.replace(body=seq(_statement(s.body), reads)))
+        case For():
+            return seq(_reads(s.extent), s.replace(body=_statement(s.body)))
+        case Let():
+            return seq(_reads(s.value), s.replace(body=_statement(s.body)))
+        case Allocate():
+            return s.replace(body=_statement(s.body))
+        case Assert():
+            return seq(_reads(s.cond), s)
+        case Evaluate() | Launch():
+            return seq(*[r for n in s.children() if isinstance(n, Expr) for r in _reads(n)], s)
+    return s
+
+
+def _reads(e: Node) -> list[Stmt]:
+    """What brings the values that the host reads in an expression to the host."""
+    found = dict.fromkeys(n.buffer for n in walk(e) if isinstance(n, Load) and n.buffer.scope == "arena")
+    return [_copy("tw_download", b, b) for b in found]
+
+
+def _copy(name: str, to: Buffer, source: Buffer) -> Stmt:
+    return Evaluate(Call(name, (_start(to), _start(source), const(_nbytes(to))), i64))
+
+
+def _start(b: Buffer) -> Address:
+    return Address(b, (ZERO,) * b.rank)
+
+
+def _nbytes(b: Buffer) -> int:
+    n = b.dtype.nbytes
+    for d in b.shape:
+        n *= as_int(d) or 0
+    return n
