@@ -5,13 +5,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import tilewright
+from tests.frontend.onnx.onnx_check import one
 from tests.graph.opcheck import build, check, floats, ints
 from tilewright.core.dtype import dtype, i64
 from tilewright.core.errors import InternalError, UserError
 from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.ir import tensor_type
-from tilewright.graph.ops import binary, unary
-from tilewright.loop.ir import Const, Var, as_int
+from tilewright.graph.ops import binary, recipes, unary
+from tilewright.loop.ir import Buffer, Const, Var, as_int
+from tilewright.loop.simplify import simplify
+from tilewright.tensor.compute import const_table
 
 POSITIVE = {"log", "sqrt", "rsqrt", "reciprocal"}
 UNIT = {"asin", "acos", "atanh"}
@@ -91,6 +95,38 @@ def test_arithmetic(name: str) -> None:
     check(name, [a, b])
     whole = ints(3, 4, low=1, high=7, seed=2) * np.where(ints(3, 4, low=0, high=2, seed=3), 1, -1)
     check(name, [ints(2, 3, 4), whole])
+
+
+DIVIDES = [("Div", {}, "div"), ("Mod", {}, "mod"), ("Mod", {"fmod": 1}, "fmod")]
+
+
+@pytest.mark.parametrize("type", [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)])
+@pytest.mark.parametrize(("onnx", "attrs", "name"), DIVIDES, ids=[d[-1] for d in DIVIDES])
+def test_integer_division_never_traps(onnx: str, attrs: dict[str, int], name: str, type: str) -> None:
+    """By zero: 0; the least integer by -1: itself, remainder 0. Scalars, vectors and literals, run natively."""
+    least, most = np.iinfo(type).min, np.iinfo(type).max
+    a = np.array([least, most, 0, 7, 100, least + 1, 3], type)
+    b = np.array([0, most, 1, 2, least, *([-1, -3] if least else [])], type)
+    grid, across = np.repeat(a, len(b)), np.tile(b, len(a))
+    wanted, = check(name, [grid, across])
+    assert not wanted[across == 0].any()
+    if least and name == "div":
+        assert wanted[(grid == least) & (across == -1)] == [least]
+    calls = [([a[k:k + 1], b[j:j + 1]], ()) for k, j in ((0, 0), (0, len(b) - 2), (3, 0))]
+    calls += [([grid, across], ()), ([a, b[:1]], (1,)), ([a, b[-2:-1]], (1,)), ([a, b[3:4]], (1,))]
+    for arrays, fixed in calls:
+        model, feeds = one(onnx, arrays, 17, fixed=fixed, **attrs)
+        with tilewright.compile(model) as made:
+            got, = made.run(feeds)
+        np.testing.assert_array_equal(got, check(name, arrays)[0])
+
+
+def test_division_by_a_literal_is_not_guarded() -> None:
+    for name in ("div", "mod", "fmod"):
+        x = Buffer("x", dtype("i32"), (Const(4, i64),))
+        literal = const_table(np.array(3, np.int32))[()]
+        assert str(simplify(recipes.BINARY[name](x[Const(0, i64)], literal))).count("select") == 0
+        assert str(simplify(recipes.BINARY[name](x[Const(0, i64)], x[Const(1, i64)]))).count("select") > 0
 
 
 def test_power() -> None:

@@ -45,9 +45,8 @@ def _compare(fn: Callable[[Array, Array], Array]) -> Callable[..., Array]:
 def _div(a: Array, b: Array) -> Array:
     if a.dtype.kind not in "iu":
         return a / b
-    safe = np.where(b == 0, np.ones((), b.dtype), b)
-    quotient = a // safe
-    return quotient + ((quotient < 0) & (quotient * safe != a)).astype(a.dtype)
+    quotient = a // b
+    return quotient + ((quotient < 0) & (quotient * b != a)).astype(a.dtype)
 
 
 def _shift_right(a: Array, b: Array) -> Array:
@@ -56,9 +55,9 @@ def _shift_right(a: Array, b: Array) -> Array:
 
 _ARITHMETIC: dict[str, tuple[Callable[[Array, Array], Array], str]] = {
     "add": (lambda a, b: a + b, "a + b"), "sub": (lambda a, b: a - b, "a - b"), "mul": (lambda a, b: a * b, "a * b"),
-    "div": (_div, "a / b; integers truncate towards zero"),
-    "mod": (np.mod, "Remainder with the sign of the divisor"),
-    "fmod": (np.fmod, "Remainder with the sign of the dividend"),
+    "div": (_div, "a / b; integers truncate towards zero, and by zero give 0"),
+    "mod": (np.mod, "Remainder with the sign of the divisor; of integers by zero 0"),
+    "fmod": (np.fmod, "Remainder with the sign of the dividend; of integers by zero 0"),
     "pow": (np.power, "a to the power b"),
     "min": (np.minimum, "The smaller; NaN wins"), "max": (np.maximum, "The larger; NaN wins"),
     "prelu": (lambda x, slope: np.where(x >= 0, x, x * slope), "x where x >= 0, else x * slope")}

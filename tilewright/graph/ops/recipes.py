@@ -21,6 +21,7 @@ from tilewright.loop.ir import (
     FloorMod,
     Guard,
     IntoExpr,
+    Load,
     Not,
     Or,
     Select,
@@ -139,9 +140,31 @@ UNARY: dict[str, Callable[[Attrs, Expr], Expr]] = {
     "bit_cast": lambda a, x: x if x.dtype is a["to"] else Call("reinterpret", (x,), a["to"])}
 
 
+def _traps(b: Expr) -> Expr:
+    """Whether processors may trap when an integer is divided by `b`: 0, and -1 for the quotient of the least integer.
+    False if `b` is a literal that is neither."""
+    if isinstance(b, Load) and isinstance(b.buffer.data, tuple) and not {0, -1} & set(b.buffer.data):
+        return const(False, boolean)
+    return b.eq(0) if b.dtype.kind == "uint" else Or(b.eq(0), b.eq(-1))
+
+
+def _divisor(b: Expr) -> Expr:
+    """`b`, but 1 where it traps: every remainder is then 0, as NumPy's."""
+    return Select(_traps(b), const(1, b), b)
+
+
+def _div(a: Expr, b: Expr) -> Expr:
+    """Integers truncate; by zero they give 0, and the least one by -1 itself: a * b wherever the division would trap."""
+    return Select(_traps(b), a * b, Div(a, _divisor(b))) if a.dtype.is_int else Div(a, b)
+
+
+def _fmod(a: Expr, b: Expr) -> Expr:
+    return call("fmod", a, _divisor(b) if a.dtype.is_int else b)
+
+
 def _mod(a: Expr, b: Expr) -> Expr:
     if a.dtype.is_int:
-        return FloorMod(a, b)
+        return FloorMod(a, _divisor(b))
     r = call("fmod", a, b)
     return Select((r * b) < 0.0, r + b, r)
 
@@ -156,8 +179,8 @@ def _xor(a: Expr, b: Expr) -> Expr:
 
 
 BINARY: dict[str, Callable[[Expr, Expr], Expr]] = {
-    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": lambda a, b: Div(a, b),
-    "mod": _mod, "fmod": lambda a, b: call("fmod", a, b),
+    "add": lambda a, b: a + b, "sub": lambda a, b: a - b, "mul": lambda a, b: a * b, "div": _div,
+    "mod": _mod, "fmod": _fmod,
     "pow": lambda a, b: _int_pow(a, b) if a.dtype.is_int else call("pow", a, b),
     "min": minimum, "max": maximum, "prelu": lambda x, s: Select(x >= 0, x, x * s),
     "bitwise_and": lambda a, b: call("bit_and", a, b), "bitwise_or": lambda a, b: call("bit_or", a, b),
