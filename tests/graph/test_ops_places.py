@@ -186,3 +186,12 @@ def test_elements_survive_views() -> None:
     assert [as_int(e) for e in b.add("transpose", [c]).elements or ()] == [1, 3, 2, 4]
     assert [as_int(e) for e in b.add("expand", [b.constant([7])], {"shape": (3,)}).elements or ()] == [7, 7, 7]
     assert [as_int(e) for e in b.add("full", [], {"shape": (2,), "value": 4, "dtype": "i64"}).elements or ()] == [4, 4]
+
+
+def test_rank_rows() -> None:
+    check("rank_rows", [ints(9, 1, low=0, high=4)])
+    check("rank_rows", [ints(12, 3, low=0, high=2)], shapes={0: (N, 3)})
+    x = floats(7, 2)
+    x[[1, 4, 6], 0] = np.nan
+    assert check("rank_rows", [x])[0].tolist()[1] >= 4
+    assert check("rank_rows", [floats(1, 5)])[0].tolist() == [0]

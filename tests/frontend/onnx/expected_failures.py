@@ -18,21 +18,11 @@ EXPECTED_FAILURES: dict[str, tuple[str, ...]] = {
         "test_strnorm_model_monday_casesensintive_upper", "test_strnorm_model_monday_empty_output",
         "test_strnorm_model_monday_insensintive_upper_twodim", "test_strnorm_model_monday_casesensintive_nochangecase",
         "test_strnorm_model_nostopwords_nochangecase", "test_strnorm_model_monday_casesensintive_lower"),
-    "operator NonMaxSuppression is missing": (
-        "test_nonmaxsuppression_center_point_box_format", "test_nonmaxsuppression_flipped_coordinates",
-        "test_nonmaxsuppression_identical_boxes", "test_nonmaxsuppression_iou_threshold_boundary",
-        "test_nonmaxsuppression_limit_output_size", "test_nonmaxsuppression_single_box",
-        "test_nonmaxsuppression_suppress_by_IOU", "test_nonmaxsuppression_suppress_by_IOU_and_scores",
-        "test_nonmaxsuppression_two_batches", "test_nonmaxsuppression_two_classes"),
     "images are decoded on the host": (
         "test_image_decoder_decode_bmp_rgb", "test_image_decoder_decode_jpeg2k_rgb",
         "test_image_decoder_decode_jpeg_bgr", "test_image_decoder_decode_jpeg_grayscale",
         "test_image_decoder_decode_jpeg_rgb", "test_image_decoder_decode_png_rgb", "test_image_decoder_decode_pnm_rgb",
         "test_image_decoder_decode_tiff_rgb", "test_image_decoder_decode_webp_rgb"),
-    "operator Unique is missing": (
-        "test_unique_bfloat16_sorted_without_axis", "test_unique_length_1", "test_unique_not_sorted_without_axis",
-        "test_unique_sorted_with_axis", "test_unique_sorted_with_axis_3d", "test_unique_sorted_with_negative_axis",
-        "test_unique_sorted_without_axis"),
     "random numbers: the case has those of one run of NumPy": (
         "test_bernoulli", "test_bernoulli_double", "test_bernoulli_double_expanded", "test_bernoulli_expanded",
         "test_bernoulli_seed", "test_bernoulli_seed_expanded"),

@@ -30,6 +30,7 @@ from tilewright.frontend.onnx import (
     ops_reduce,
     ops_resize,
     ops_sample,
+    ops_select,
     ops_sequence,
     ops_shape,
     ops_signal,
@@ -49,8 +50,8 @@ from tilewright.graph.ir import Graph, Value
 from tilewright.graph.ops.custom import CustomOp
 from tilewright.loop.ir import as_int
 
-TABLES = (ops_math, ops_shape, ops_reduce, ops_nn, ops_resize, ops_sample, ops_quant, ops_signal, ops_train, ops_einsum,
-          ops_linalg, ops_control, ops_recurrent, ops_old, ops_sequence, ops_string, ops_ml, ops_trees,
+TABLES = (ops_math, ops_shape, ops_select, ops_reduce, ops_nn, ops_resize, ops_sample, ops_quant, ops_signal, ops_train,
+          ops_einsum, ops_linalg, ops_control, ops_recurrent, ops_old, ops_sequence, ops_string, ops_ml, ops_trees,
           ops_microsoft, ops_attention)
 """Importing these enters the operators."""
 

@@ -15,6 +15,7 @@ from tilewright.graph.ops import (
     layout,
     matmul,
     norm,
+    order,
     pool,
     recurrent,
     reduce,
@@ -28,7 +29,7 @@ from tilewright.graph.ops import (
 )
 from tilewright.graph.registry import register
 
-FAMILIES = (unary, binary, view, create, arrange, indexing, reduce, norm, matmul, conv, pool, resize, columns, sample,
+FAMILIES = (unary, binary, view, create, arrange, indexing, order, reduce, norm, matmul, conv, pool, resize, columns, sample,
             trees, layout, interleave, control, recurrent, winograd, text, image, custom)
 
 for _family in FAMILIES:

@@ -1,4 +1,4 @@
-"""Operators whose places are data: gather, gather_elements, gather_nd, scatter_elements, scatter_nd, topk, nonzero."""
+"""Operators whose places are data: gather, gather_elements, gather_nd, scatter_elements, scatter_nd, nonzero, unravel."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import boolean, i64
+from tilewright.core.dtype import i64
 from tilewright.graph.infer import (
     axis_of,
     constant_of,
@@ -24,9 +24,8 @@ from tilewright.graph.infer import (
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import is_narrow, widened
 from tilewright.graph.registry import Array, Attr, OpRecord
-from tilewright.loop.ir import Call, Cast, Expr, Not, Select, Span, Var, as_int, const, maximum, minimum
-from tilewright.tensor import compute as tc
-from tilewright.tensor.compute import Tensor, compute, reduce_axis
+from tilewright.loop.ir import Cast, Expr, Select, Span, Var, as_int, const, maximum, minimum
+from tilewright.tensor.compute import Tensor, compute
 from tilewright.tensor.scatter import scatter
 
 
@@ -204,52 +203,7 @@ def _compute_scatter_nd(op: Operation, x: Tensor, idx: Tensor, updates: Tensor) 
     return scatter(x, updates.shape, update, _merge(op), [idx, updates], "scatter_nd")
 
 
-# ---- selection -------------------------------------------------------------------------------------------------------
-def _infer_topk(op: Operation) -> Sequence[TensorType]:
-    (x,) = operands(op, 1)
-    axis = op.attrs["axis"]
-    n, k = as_int(x.shape[axis]), as_int(op.attrs["k"])
-    expect(n is None or k is None or k <= n, "shape-mismatch", lambda: f"topk: {k} of {n} elements")
-    shape = (*x.shape[:axis], op.attrs["k"], *x.shape[axis + 1:])
-    return [TensorType(x.dtype, shape), TensorType(i64, shape)]
-
-
-def _topk(attrs: dict[str, Any], x: Array) -> tuple[Array, Array]:
-    """Equal elements keep their order; NaN counts as the largest."""
-    axis, count = attrs["axis"], attrs["k"]
-    if attrs["largest"]:
-        order = np.flip(x.shape[axis] - 1 - np.argsort(np.flip(x, axis), axis, kind="stable"), axis)
-    else:
-        order = np.argsort(x, axis, kind="stable")
-    at = np.take(order, np.arange(count), axis)
-    return np.take_along_axis(x, at, axis), at.astype(np.int64)
-
-
-def _compute_topk(op: Operation, x: Tensor) -> tuple[Tensor, Tensor]:
-    """By ranks: how many elements of the row come before each one (n² comparisons, all in vectors and in parallel), then
-    the place of each rank."""
-    axis, largest, n = op.attrs["axis"], op.attrs["largest"], x.shape[op.attrs["axis"]]
-
-    def at(i: Sequence[Expr], k: Expr) -> tuple[Expr, ...]:
-        return (*i[:axis], k, *i[axis + 1:])
-
-    def comes_first(a: Expr, b: Expr, earlier: Expr) -> Expr:
-        better, same_ = (b < a if largest else a < b), a.eq(b)
-        if a.dtype.is_float:
-            nan_a, nan_b = Call("isnan", (a,), boolean), Call("isnan", (b,), boolean)
-            better = better | ((nan_a & Not(nan_b)) if largest else (nan_b & Not(nan_a)))
-            same_ = same_ | (nan_a & nan_b)
-        return better | (same_ & earlier)
-
-    r, q = reduce_axis(n, "r"), reduce_axis(n, "q")
-    rank = compute(x.shape, lambda *i: tc.sum(Select(
-        comes_first(widened(x[at(i, r.var)]), widened(x[i]), r.var < i[axis]), const(1), const(0)), [r]), name="rank")
-    shape = op.outputs[1].shape
-    places = compute(shape, lambda *i: tc.sum(
-        Select(rank[at(i, q.var)].eq(i[axis]), q.var, const(0)), [q]), name="topk")
-    return compute(shape, lambda *i: x[at(i, _place(places[i], n))], name="topk_values"), places
-
-
+# ---- places of elements ----------------------------------------------------------------------------------------------
 def _infer_nonzero(op: Operation) -> Sequence[TensorType]:
     (x,) = operands(op, 1)
     count = element_count(x.type)
@@ -290,9 +244,6 @@ RECORDS = (
     OpRecord("scatter_nd", "opaque", _infer_scatter_nd, _scatter_nd, _compute_scatter_nd,
              attrs={"reduction": Attr("str", "none")},
              doc="x with slices put (or combined) at index tuples."),
-    OpRecord("topk", "opaque", _infer_topk, _topk, _compute_topk,
-             attrs={"k": Attr("dim"), "axis": Attr("int", -1), "largest": Attr("bool", True)},
-             normalize=_normalize_axis, doc="The k largest or smallest along an axis, sorted, and their indices (i64)."),
     OpRecord("nonzero", "opaque", _infer_nonzero, lambda a, x: np.array(np.nonzero(x), np.int64),
              doc="Indices of the elements that are not zero, one column each, row major (i64)."),
     OpRecord("unravel", "injective", _infer_unravel, lambda a, x: np.array(np.unravel_index(x, a["shape"]), np.int64),
