@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from tilewright.graph.printer import print_graph
 from tilewright.graph.registry import runs_on_host
 from tilewright.graph.symbols import defined_symbols, defining_operations, symbols_of
 from tilewright.graph.verify import verify as verify_graph
+from tilewright.graph.versions import choose_version, version_shapes
 from tilewright.hosting import HostWarning, host_function, host_node, refusal
 from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key, workspace_bytes
 from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, Span, Var, as_int, const, estimate, seq
@@ -64,9 +66,11 @@ Progress = Callable[[int, int], None]
 
 @dataclass
 class Stages:
-    """Everything that a compilation produced on its way, for tools that look inside."""
+    """Everything that a compilation produced on its way, for tools that look inside. `versions`: the optimized graphs of
+    the specialised versions."""
     imported: Graph | None = None
     optimized: Graph | None = None
+    versions: list[Graph] = field(default_factory=list)
     signature: Signature | None = None
     groups: list[tuple[Group, GroupProgram, str]] = field(default_factory=list)
     kernels: dict[str, CompiledKernel] = field(default_factory=dict)
@@ -74,12 +78,14 @@ class Stages:
 
 
 def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str, Any] | None = None,
-            threads: int | None = None, numerics: str | None = None, verify: bool = False,
-            observers: Sequence[Observer] = (), fallback: str = "host", custom_ops: Sequence[CustomOp] = (),
-            progress: Progress = lambda done, total: None) -> Model:
+            versions: Sequence[Mapping[str, int]] = (), threads: int | None = None, numerics: str | None = None,
+            verify: bool = False, observers: Sequence[Observer] = (), fallback: str = "host",
+            custom_ops: Sequence[CustomOp] = (), progress: Progress = lambda done, total: None) -> Model:
     """Compile an ONNX model (path, bytes or ModelProto) into native code.
 
-    `shapes` sets symbolic dimensions or whole input shapes by name; `threads` is the number of threads of a run;
+    `shapes` sets symbolic dimensions or whole input shapes by name; each of `versions` gives sizes to symbols that stay
+    open ({"batch": 1, "seq": 128}): runs of these sizes, the first version that fits, use code made for them, over the same
+    weights where the layouts agree. `threads` is the number of threads of a run;
     `numerics` "strict" uses no algorithm that changes the order of sums beyond a declared reduction; `verify` compares one
     run on random inputs with the graph interpreter; `progress(done, total)` is told how many kernels are ready.
     Operators that have a meaning but no compiled form (docs/operators.md) run on the host, called back by the compiled code
@@ -101,7 +107,13 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
     try:
         read = import_model(model, shapes=shapes, custom_ops=custom_ops)
         stages.imported, stages.signature = with_checks(read.graph), read.signature
-        stages.optimized = graph_pipeline(device, options).run(stages.imported, [*observers, *_from_settings()])
+        passes = graph_pipeline(device, options)
+        stages.optimized = passes.run(stages.imported, [*observers, *_from_settings()])
+        for k, sizes in enumerate(versions):
+            sized = version_shapes(stages.imported, sizes, f"versions[{k}]")
+            kept = {name: s for name, s in (shapes or {}).items() if name in read.signature.structured}
+            special = import_model(model, shapes={**kept, **sized}, custom_ops=custom_ops)
+            stages.versions.append(passes.run(with_checks(special.graph), [*observers, *_from_settings()]))
         hosts = [host_node(op) for g in all_graphs(stages.optimized) for op in g.operations if runs_on_host(op)]
         if hosts and fallback == "error":
             raise refusal(hosts)
@@ -135,12 +147,14 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     """From an optimized graph to a loaded model."""
     graph = stages.optimized
     assert graph is not None
-    require_sizes(graph)
+    graphs = [graph, *stages.versions]
+    for g in graphs:
+        require_sizes(g)
     allow_deep_programs()
 
     # groups, and one program for each; equal programs are compiled once
     jobs = _Jobs(target, numerics)
-    for g in all_graphs(graph):
+    for g in [inner for outer in graphs for inner in all_graphs(outer)]:
         for group in fuse(g):
             if group.kind == "kernel":
                 jobs.add(group)
@@ -159,7 +173,11 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
         return Kernel(k.name, args, gp.sizes, workspace_bytes(k.workspaces, gp.sizes))
 
     planner = Planner(kernel_of, weights.offset)
-    stages.plan = plan = planner.plan(graph)
+    general = planner.plan(graph, "main" if not stages.versions else "general")
+    asked = [k for k, v in enumerate(graph.outputs) if not v.type.is_static]
+    plans = [general, *[planner.plan(g, f"version{k}", asked) for k, g in enumerate(stages.versions)]]
+    plan = stages.plan = replace(general, kernels=plans[-1].kernels, groups=plans[-1].groups,
+                                 arena_bytes=max(p.arena_bytes for p in plans), grown=max(p.grown for p in plans))
 
     # the weights' bytes, packed by code for this machine, whatever the target
     blob = weights.fill([k.prepack for k in kernels.values() if k.prepack])
@@ -168,15 +186,19 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     entry, arena_bytes, host = plan.main, plan.arena_bytes, host_of(target)
     if target.is_gpu:
         entry, arena_bytes = host_for_device(entry, len(graph.inputs), arena_bytes)
-    main = compile_object(emit(_entry_module(entry, "tw_main", plan.sources, host), host), host)
-    objects = [*[k.object for k in kernels.values()], main]
+    if stages.versions:
+        entry = choose_version("main", graph, general, list(zip(stages.versions, plans[1:], strict=True)))
+    mains = [_entry_module(entry, "tw_main", plan.sources, host)]
+    if stages.versions:
+        mains += [_entry_module(p.main, f"tw_{p.main.name}", p.sources, host) for p in plans]
+    objects = [*[k.object for k in kernels.values()], *[compile_object(emit(m, host), host) for m in mains]]
 
     metadata: dict[str, Any] = {"target": target.name, "numerics": numerics, "version": compiler_version()}
     if stages.signature is not None and not stages.signature.is_plain:
         metadata["signature"] = stages.signature.facts()
     hosts = [host_node(call.op) for call in plan.hosts if not call.decides]
     if hosts:
-        metadata["host_calls"] = [f"{n.where}: {n.op}" for n in hosts]
+        metadata["host_calls"] = list(dict.fromkeys([f"{n.where}: {n.op}" for n in hosts]))
     symbols = symbols_of(d for v in graph.inputs for d in v.shape)
     descriptor = Descriptor(graph.name, _specs(graph.inputs, symbols=symbols), _specs(graph.outputs, graph.output_names),
                             arena_bytes, tuple(plan.kernels), tuple(target.features), plan.grown, len(plan.hosts),
@@ -263,7 +285,8 @@ def _identity(group: Group) -> tuple[int, ...]:
 
 
 class _Weights:
-    """The constants' blob: every weight once per layout in which some kernel wants it."""
+    """The constants' blob: every weight once per layout in which some kernel wants it. Equal ones are one: several
+    versions of a model read each its own."""
 
     def __init__(self) -> None:
         self.size = 0
@@ -271,6 +294,21 @@ class _Weights:
         self.packs: list[tuple[Value, Value, str]] = []
         self._made: dict[tuple[Value, str], Value] = {}
         self._raw: list[Value] = []
+        self._first: dict[Value, Value] = {}
+        self._alike: dict[tuple[object, ...], list[Value]] = {}
+
+    def first(self, v: Value) -> Value:
+        """The first constant seen with the contents of `v`."""
+        if v.data is None:
+            return v
+        if v not in self._first:
+            data = np.ascontiguousarray(v.data).reshape(-1).view(np.uint8)
+            alike = self._alike.setdefault((v.dtype, v.data.shape, zlib.crc32(data.data)), [])
+            self._first[v] = next((w for w in alike if w.data is not None and np.array_equal(
+                data, np.ascontiguousarray(w.data).reshape(-1).view(np.uint8))), v)
+            if self._first[v] is v:
+                alike.append(v)
+        return self._first[v]
 
     def use(self, v: Value, kernel: CompiledKernel, parameter: str) -> Value:
         """The value that stands for weight `v` in the layout that a kernel's parameter wants."""
@@ -278,7 +316,8 @@ class _Weights:
         if pack is None:
             self.offset(v)
             return v
-        key = (v, f"{pack.program}")
+        v = self.first(v)
+        key = (v, pack.layout)
         if key not in self._made:
             t = TensorType(v.dtype, tuple(const(d) for d in pack.shape))
             packed = Value(f"{v.name}_packed", t)
@@ -292,6 +331,10 @@ class _Weights:
         if v not in self.offsets:
             if v.data is None:
                 return None
+            first = self.first(v)
+            if first is not v:
+                self.offsets[v] = self.offset(first) or 0
+                return self.offsets[v]
             self._raw.append(v)
             self.offsets[v] = self._reserve(v.data.size * v.dtype.nbytes)
         return self.offsets[v]

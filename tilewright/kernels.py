@@ -37,8 +37,10 @@ from tilewright.tensor.schedule.schedule import Schedule
 
 @dataclass
 class PackedWeight:
-    """How a kernel wants one of its weights: the program that lays it out, the new shape and the bytes it takes."""
+    """How a kernel wants one of its weights: the program that lays it out, a digest of what that does (programs of equal
+    digests give the same bytes), the new shape and the bytes it takes."""
     program: str
+    layout: str
     shape: list[int]
     dtype: str
 
@@ -112,9 +114,10 @@ def lowered_prepacks(sch: Schedule, name: str, host: Target) -> tuple[Module, di
         out = prepack.params[-1]
         assert isinstance(out, Buffer)
         pack_name = f"{name}_pack_{weight}"
+        digest = hashlib.sha256(print_program(prepack.replace(name="pack"), canonical=True).encode()).hexdigest()
         pack = schedule_program(prepack.replace(name=pack_name), host, "strict")
         programs += lower(pack.program, host).programs
-        packed[weight] = PackedWeight(pack_name, [as_int(d) or 0 for d in out.shape], out.dtype.name)
+        packed[weight] = PackedWeight(pack_name, digest, [as_int(d) or 0 for d in out.shape], out.dtype.name)
     return Module(tuple(programs)), packed
 
 

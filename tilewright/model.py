@@ -212,7 +212,7 @@ class Model:
         return timing_of(times)
 
     def profile(self, inputs: Mapping[str, Any] | None = None, *, runs: int = 20) -> list[KernelProfile]:
-        """Time per launch over `runs` runs, in order of execution, with the rates reached."""
+        """Time per launch over `runs` runs, in order of execution, with the rates reached; of launches that happened."""
         feeds = self._arguments((), inputs or self.random_inputs())
         for _ in range(3):
             self._execute(feeds)
@@ -225,8 +225,10 @@ class Model:
         total = sum(t.seconds for t in measured) or 1.0
         out = []
         for i, t in enumerate(measured):
+            if t.calls == 0:  # of a version for other sizes, or in a branch not taken
+                continue
             use = self.kernels[i] if i < len(self.kernels) else None
-            each = t.seconds / max(t.calls, 1)
+            each = t.seconds / t.calls
             out.append(KernelProfile(t.name, use.label if use else t.name, each * 1e6, t.seconds / total,
                                      use.flops / each / 1e9 if use and each else 0.0,
                                      use.nbytes / each / 1e9 if use and each else 0.0))

@@ -34,6 +34,11 @@ class Signature:
         return not self.string_inputs and not self.string_outputs and all(
             tree == k for part in (self.inputs, self.outputs) for k, (_, tree) in enumerate(part))
 
+    @property
+    def structured(self) -> frozenset[str]:
+        """Names of the inputs that are sequences or optional values."""
+        return frozenset([name for name, tree in self.inputs if not isinstance(tree, int)])
+
     def facts(self) -> dict[str, Any]:
         """For JSON."""
         return {"inputs": self.inputs, "outputs": self.outputs, "string_inputs": sorted(self.string_inputs),
