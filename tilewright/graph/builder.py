@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from tilewright.core.dtype import DType, dtype
-from tilewright.core.errors import InternalError
+from tilewright.core.errors import InternalError, UserError
 from tilewright.graph import ops
-from tilewright.graph.infer import element_count, elements_of
+from tilewright.graph.infer import constant_of, element_count, elements_of, product
 from tilewright.graph.ir import Check, Graph, Operation, TensorType, Value, tensor_type
 from tilewright.graph.ops.view import slice_range
 from tilewright.graph.registry import make
-from tilewright.loop.ir import Expr, IntoExpr, Span, Var, const
+from tilewright.loop.ir import Expr, IntoExpr, Span, Var, as_int, const
 
 assert ops.FAMILIES  # importing the package enters the operators
 
@@ -112,6 +112,22 @@ class GraphBuilder:
     def check(self, cond: Expr, message: str) -> None:
         """A run fails with `message` unless `cond` holds of the sizes."""
         self.checks.append(Check(cond, f"{self.loc}: {message}" if self.loc else message))
+
+    def in_bounds(self, x: Value, extents: Sequence[Expr], what: str = "") -> Value:
+        """Indices (in the last axis one for each extent, where there are several) that a run checks before they are used;
+        known ones are checked now. Raises UserError "index-out-of-range"."""
+        known, sizes, name = constant_of(x), [as_int(d) for d in extents], what or self.loc or x.name
+        if known is not None and all(n is not None for n in sizes):
+            columns = known.reshape(-1, len(sizes)).astype(np.int64)
+            limits = np.array(sizes, np.int64)
+            if columns.size and not bool(((columns >= -limits) & (columns < limits)).all()):
+                raise UserError("index-out-of-range", f"{name}: an index leaves its axis: indices from "
+                                f"{columns.min(0).tolist()} to {columns.max(0).tolist()}, sizes {sizes}")
+            return x
+        count = len(extents)
+        rows = product(x.shape if count == 1 else x.shape[:-1])
+        ends = self.add_all("index_range", [self.reshape(x, [rows, count])])
+        return self.add("in_bounds", [x, *ends], {"extents": tuple(extents), "what": name}, name=x.name)
 
     def sizes(self, x: Value, least: int = 0, name: str = "") -> tuple[Expr, ...]:
         """The elements of a small tensor of integers as sizes: known ones, or new symbols (from `least` on) to which the

@@ -43,8 +43,8 @@ class Output:
     made: bool = False
 
 
-ERROR_SHAPE = 3
-"""TW_ERROR_SHAPE of tilewright.h."""
+ERROR_INDEX, ERROR_SHAPE = 1, 3
+"""TW_ERROR_INDEX and TW_ERROR_SHAPE of tilewright.h."""
 
 
 def nested(items: Sequence[Item]) -> Stmt:

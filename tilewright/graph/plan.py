@@ -20,6 +20,7 @@ from tilewright.graph.host import Item, Output
 from tilewright.graph.infer import dim
 from tilewright.graph.ir import Check, Graph, Operation, Value, used_values
 from tilewright.graph.memory import Flexible, Slot, Storage, assign_offsets, assign_slots
+from tilewright.graph.ops.bounds import message
 from tilewright.graph.passes.fuse import Group, fuse
 from tilewright.graph.registry import record_of
 from tilewright.graph.symbols import defined_symbols, new_symbols, symbols_of
@@ -27,6 +28,7 @@ from tilewright.loop.ir import (
     HOST_CALL,
     ZERO,
     Address,
+    Assert,
     Buffer,
     Call,
     Evaluate,
@@ -38,6 +40,9 @@ from tilewright.loop.ir import (
     const,
 )
 from tilewright.loop.substitute import free_vars
+
+SHARING = frozenset({"alias", "sizes", "check"})
+"""Groups whose result is in the memory of their first operand."""
 
 ENTRY = -1
 """The step at which a graph's or region's own symbols have values: before the first group."""
@@ -196,7 +201,7 @@ class Part:
             return b
 
         for step, g in enumerate(self.groups):
-            if g.kind in ("alias", "sizes"):
+            if g.kind in SHARING:
                 continue
             for v in _made(g):
                 if v in self.buffers:
@@ -245,7 +250,7 @@ class Part:
         """Each value of this part, with the value whose memory it shares (itself, unless it is a reshape of another)."""
         root: dict[Value, Value] = {v: v for v in self.buffers}
         for g in self.groups:
-            if g.kind in ("alias", "sizes"):
+            if g.kind in SHARING:
                 src = g.operations[0].inputs[0]
                 assert src is not None
                 root[g.operations[0].output] = root.get(src, src)
@@ -312,6 +317,8 @@ class Part:
                 out += self._launch(step, g)
             elif g.kind == "sizes":
                 out += self._sizes(g.operations[0]) + self._opened(step)
+            elif g.kind == "check":
+                out += self._check(g.operations[0])
             elif g.kind == "host":
                 out += self._host(step, g.operations[0])
             elif g.kind == "control":
@@ -360,6 +367,17 @@ class Part:
             if span is not None:
                 inside = symbol >= span.least if span.most is None else (symbol >= span.least) & (symbol <= span.most)
                 out.append(host.must_hold(inside, f"{what}: the size {symbol.name} is not in {span}"))
+        return out
+
+    def _check(self, op: Operation) -> list[Item]:
+        """Compare the least and the greatest index with each extent."""
+        out: list[Item] = []
+        ends = [self.where(v) for v in op.inputs[1:] if v is not None]
+        for k, extent in enumerate(op.attrs["extents"]):
+            found = [Var("least"), Var("most")]
+            out += [host.let(v, b[host.element(b, const(k)).indices]) for v, b in zip(found, ends, strict=True)]
+            fits = (found[0] >= 0 - extent) & (found[1] < extent)
+            out.append(Assert(fits, host.ERROR_INDEX, message(op.attrs["what"]), (*found, extent)))
         return out
 
     def _launch(self, step: int, g: Group) -> list[Item]:

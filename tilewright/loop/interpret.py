@@ -576,11 +576,14 @@ def _launch(c: _Compiled, s: ir.Launch) -> Action:
 
 
 def _assert(c: _Compiled, s: ir.Assert) -> Action:
-    cond = c.expr(s.cond)
+    cond, values = c.expr(s.cond), [c.expr(v) for v in s.values]
 
     def check(env: Env) -> None:
         if not cond(env):
-            raise AssertFailed(s.code, s.message)
+            message = s.message
+            for v in values:
+                message = message.replace("{}", str(int(v(env))), 1)
+            raise AssertFailed(s.code, message)
     return check
 
 

@@ -410,10 +410,12 @@ class Launch(Stmt):
 
 @node
 class Assert(Stmt):
-    """Return the error `code` with `message` to the caller of the entry point unless `cond` holds."""
+    """Return the error `code` with `message` to the caller of the entry point unless `cond` holds. Each {} of the message
+    is one of `values`: up to three i64, which are evaluated in any case."""
     cond: Expr
     code: int
     message: str
+    values: tuple[Expr, ...] = ()
 
 
 # ---- programs --------------------------------------------------------------------------------------------------------

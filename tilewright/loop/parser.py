@@ -568,8 +568,12 @@ class _Parser:
         code = self.integer()
         self.expect(",")
         message = self.string()
+        values: tuple[ir.Expr, ...] = ()
+        if self.accept(","):
+            self.expect("(")
+            values = self.listed(")", self.expr)
         self.end_of_line()
-        return ir.Assert(cond, code, message)
+        return ir.Assert(cond, code, message, values)
 
     # -- programs
     def programs(self) -> list[ir.Program]:

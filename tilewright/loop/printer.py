@@ -319,7 +319,8 @@ class _Text:
         self.line(indent, f"launch {word(s.callee)}({self.exprs(s.args)}){tasks}{grid}", s)
 
     def _assert(self, s: ir.Assert, indent: str, last: bool) -> None:
-        self.line(indent, f"assert {self.expr(s.cond)}, {s.code}, {_quoted(s.message)}", s)
+        values = f", ({self.exprs(s.values)})" if s.values else ""
+        self.line(indent, f"assert {self.expr(s.cond)}, {s.code}, {_quoted(s.message)}{values}", s)
 
     # -- programs
     def program(self, p: ir.Program) -> None:

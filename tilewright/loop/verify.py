@@ -356,6 +356,8 @@ def _launch(c: _Check, s: ir.Launch) -> None:
 
 def _assert(c: _Check, s: ir.Assert) -> None:
     c.condition(s.cond, s)
+    fits = len(s.values) <= 3 and all(v.dtype.name == "i64" for v in s.values)
+    c.need(fits, "a message has up to three values, each i64", s)
 
 
 _EXPRS: dict[type, Callable[[_Check, Any], None]] = {

@@ -304,9 +304,14 @@ def _assert(f: Function, s: ir.Assert) -> None:
     name = f"@message{len(f.module.globals)}"
     escaped = "".join([chr(c) if 32 <= c < 127 and c not in b'"\\' else f"\\{c:02X}" for c in text])
     f.module.globals.append(f'{name} = private unnamed_addr constant [{len(text) + 1} x i8] c"{escaped}\\00"')
-    f.module.declare("@tw_fail", "declare i32 @tw_fail(ptr, i32, ptr) #2")
     bad = f.op(f"xor i1 {f.value(s.cond)}, true")
-    _leave_if(f, bad, str(s.code), f"call i32 @tw_fail(ptr %ctx, i32 {s.code}, ptr {name})")
+    if not s.values:
+        f.module.declare("@tw_fail", "declare i32 @tw_fail(ptr, i32, ptr) #2")
+        _leave_if(f, bad, str(s.code), f"call i32 @tw_fail(ptr %ctx, i32 {s.code}, ptr {name})")
+        return
+    f.module.declare("@tw_fail_values", "declare i32 @tw_fail_values(ptr, i32, ptr, i64, i64, i64) #2")
+    values = ", ".join([f"i64 {f.value(v)}" for v in s.values] + ["i64 0"] * (3 - len(s.values)))
+    _leave_if(f, bad, str(s.code), f"call i32 @tw_fail_values(ptr %ctx, i32 {s.code}, ptr {name}, {values})")
 
 
 # ---- calls of programs -----------------------------------------------------------------------------------------------

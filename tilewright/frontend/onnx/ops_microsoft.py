@@ -196,13 +196,16 @@ def simplified_layer_norm(c: Context) -> Result:
 def embed_layer_norm(c: Context) -> Result:
     """The sum of embeddings of words, places and segments, normalized; and how many words the mask keeps in each row."""
     ids, segments, places, mask = c.x(0), c.opt(1), c.opt(8), c.opt(7)
-    x = c.add("gather", c.x(2), ids, axis=0)
+
+    def rows(k: int, at: Value) -> Value:
+        return c.add("gather", c.x(k), c.b.in_bounds(at, [c.x(k).shape[0]]), axis=0)
+    x = rows(2, ids)
     if places is not None:
-        x = c.add("add", x, c.add("gather", c.x(3), places, axis=0))
+        x = c.add("add", x, rows(3, places))
     else:
         x = c.add("add", x, c.b.slice(c.x(3), {0: (0, ids.shape[1], 1)}))
     if segments is not None and c.opt(4) is not None:
-        x = c.add("add", x, c.add("gather", c.x(4), segments, axis=0))
+        x = c.add("add", x, rows(4, segments))
     y = c.add("layer_norm", x, c.x(5), c.x(6), axis=-1, eps=c.a("epsilon"))
     count: Value | None = None
     if c.wants(1):

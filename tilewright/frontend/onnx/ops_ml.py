@@ -26,7 +26,7 @@ Array = np.ndarray[Any, Any]
 def array_feature_extractor(c: Context) -> Result:
     """Columns by index; a vector counts as one row."""
     x, at = c.x(0), c.x(1)
-    flat = c.b.reshape(at, [product(at.shape)])
+    flat = c.b.in_bounds(c.b.reshape(at, [product(at.shape)]), [x.shape[-1]])
     return c.add("gather", c.b.unsqueeze(x, [0]) if x.rank == 1 else x, flat, axis=-1)
 
 

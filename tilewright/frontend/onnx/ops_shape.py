@@ -232,29 +232,43 @@ def padded(c: Context, pads: Sequence[int | Expr], value: float, axes: Sequence[
 
 
 # ---- by index --------------------------------------------------------------------------------------------------------
+def _inside(c: Context, axes: Sequence[int]) -> Value:
+    """The indices, input 1, checked against the axes of input 0 that they lead into."""
+    x, at = c.x(0), c.x(1)
+    return c.b.in_bounds(at, [x.shape[k] for k in axes]) if axes and at.dtype.is_int else at
+
+
+def _indexed(c: Context, first: int = 0) -> range:
+    """The axes of input 0 that the last axis of the indices leads into; none where their number is wrong."""
+    at = c.x(1)
+    count = (as_int(at.shape[-1]) or 0) if at.rank else 0
+    return range(first, first + count) if first + count <= c.x(0).rank else range(0)
+
+
 @onnx_op("Gather")
 def gather(c: Context) -> Result:
-    return c.add("gather", c.x(0), c.x(1), axis=c.a("axis", 0))
+    return c.add("gather", c.x(0), _inside(c, [_axis(c, c.x(0).rank)]), axis=c.a("axis", 0))
 
 
 @onnx_op("GatherElements")
 def gather_elements(c: Context) -> Result:
-    return c.add("gather_elements", c.x(0), c.x(1), axis=c.a("axis", 0))
+    return c.add("gather_elements", c.x(0), _inside(c, [_axis(c, c.x(0).rank)]), axis=c.a("axis", 0))
 
 
 @onnx_op("GatherND")
 def gather_nd(c: Context) -> Result:
-    return c.add("gather_nd", c.x(0), c.x(1), batch_dims=c.a("batch_dims", 0))
+    return c.add("gather_nd", c.x(0), _inside(c, _indexed(c, c.a("batch_dims", 0))), batch_dims=c.a("batch_dims", 0))
 
 
 @onnx_op("Scatter", "ScatterElements")
 def scatter_elements(c: Context) -> Result:
-    return c.add("scatter_elements", c.x(0), c.x(1), c.x(2), axis=c.a("axis", 0), reduction=c.a("reduction", "none"))
+    at = _inside(c, [_axis(c, c.x(0).rank)])
+    return c.add("scatter_elements", c.x(0), at, c.x(2), axis=c.a("axis", 0), reduction=c.a("reduction", "none"))
 
 
 @onnx_op("ScatterND")
 def scatter_nd(c: Context) -> Result:
-    return c.add("scatter_nd", c.x(0), c.x(1), c.x(2), reduction=c.a("reduction", "none"))
+    return c.add("scatter_nd", c.x(0), _inside(c, _indexed(c)), c.x(2), reduction=c.a("reduction", "none"))
 
 
 @onnx_op("Compress")

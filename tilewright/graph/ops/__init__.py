@@ -4,6 +4,7 @@ from __future__ import annotations
 from tilewright.graph.ops import (
     arrange,
     binary,
+    bounds,
     columns,
     control,
     conv,
@@ -29,8 +30,8 @@ from tilewright.graph.ops import (
 )
 from tilewright.graph.registry import register
 
-FAMILIES = (unary, binary, view, create, arrange, indexing, order, reduce, norm, matmul, conv, pool, resize, columns, sample,
-            trees, layout, interleave, control, recurrent, winograd, text, image, custom)
+FAMILIES = (unary, binary, view, create, arrange, indexing, bounds, order, reduce, norm, matmul, conv, pool, resize,
+            columns, sample, trees, layout, interleave, control, recurrent, winograd, text, image, custom)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:

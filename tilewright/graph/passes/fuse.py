@@ -24,6 +24,7 @@ from tilewright.graph.registry import record_of, runs_on_host
 from tilewright.loop.ir import as_int
 
 ALIASES = frozenset({"reshape", "identity"})
+_HOST_PROGRAM = {"sizes": "sizes", "in_bounds": "check", **dict.fromkeys(ALIASES, "alias")}
 CONTROL = frozenset({"if_", "loop", "scan"})
 STRUCTURE = frozenset({"pad", "to_blocked", "from_blocked", "transpose"})
 """Operations that move elements and may end a group: its store is final."""
@@ -48,13 +49,13 @@ class Group:
 
     @property
     def kind(self) -> str:
-        """"alias" (no kernel), "sizes" (elements become symbols' values), "control" (regions), "host" (a call back into
-        Python), or "kernel"."""
+        """"alias" (no kernel), "sizes" (elements become symbols' values), "check" (of indices), "control" (regions),
+        "host" (a call back into Python), or "kernel"."""
         first = self.operations[0].op
         if first in CONTROL:
             return "control"
-        if first in ("sizes", *ALIASES) and len(self.operations) == 1:
-            return "sizes" if first == "sizes" else "alias"
+        if first in _HOST_PROGRAM and len(self.operations) == 1:
+            return _HOST_PROGRAM[first]
         return "host" if runs_on_host(self.operations[0]) else "kernel"
 
     @property

@@ -100,9 +100,7 @@ def _statement(s: Stmt) -> Stmt:
             return seq(_reads(s.value), s.replace(body=_statement(s.body)))
         case Allocate():
             return s.replace(body=_statement(s.body))
-        case Assert():
-            return seq(_reads(s.cond), s)
-        case Evaluate() | Launch():
+        case Assert() | Evaluate() | Launch():
             return seq(*[r for n in s.children() if isinstance(n, Expr) for r in _reads(n)], s)
     return s
 

@@ -57,6 +57,23 @@ TW_EXPORT int32_t tw_fail(tw_ctx *ctx, int32_t code, const char *message) {
   return code;
 }
 
+TW_EXPORT int32_t tw_fail_values(tw_ctx *ctx, int32_t code, const char *message, int64_t a, int64_t b, int64_t c) {
+  const int64_t values[] = {a, b, c};
+  char text[sizeof ctx->message];
+  size_t at = 0, used = 0;
+  while (*message != 0 && at + 1 < sizeof text) {
+    if (message[0] == '{' && message[1] == '}' && used < 3) {
+      int n = snprintf(text + at, sizeof text - at, "%lld", (long long)values[used++]);
+      at = at + (size_t)n < sizeof text ? at + (size_t)n : sizeof text - 1;
+      message += 2;
+    } else {
+      text[at++] = *message++;
+    }
+  }
+  text[at] = 0;
+  return tw_fail(ctx, code, text);
+}
+
 static void *fail_memory(tw_ctx *ctx, int64_t bytes) {
   char text[96];
   snprintf(text, sizeof text, "no memory for %lld bytes", (long long)bytes);

@@ -140,6 +140,9 @@ int32_t tw_worker(tw_ctx *ctx);
 /* Fills the error record unless an earlier failure did; returns code, so that a caller can return it at once. */
 int32_t tw_fail(tw_ctx *ctx, int32_t code, const char *message);
 
+/* The same with a, b, c in the places of the first three {} of the message. */
+int32_t tw_fail_values(tw_ctx *ctx, int32_t code, const char *message, int64_t a, int64_t b, int64_t c);
+
 /* Memory of at least `bytes` for the slot, aligned to 64, undefined contents (growing loses the old ones). It stays with
  * the context between runs. NULL (and a filled error record) when there is none. Not within a parallel region. */
 void *tw_grow(tw_ctx *ctx, int32_t slot, int64_t bytes);

@@ -1,0 +1,108 @@
+"""Indices that are data are checked before they are used: in this process, in a saved library, and while compiling."""
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import tilewright
+from tilewright.core.errors import UserError
+from tilewright.graph import interpret
+from tilewright.graph.ir import Graph
+
+SPAN = {"n": "0.."}
+
+
+def model(text: str) -> onnx.ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 18]> {text}')
+
+
+def x(*shape: int) -> Any:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+CASES: dict[str, tuple[str, Any, list[Any], list[tuple[Any, str]]]] = {
+    "gather": ("g (float[2,5] x, int64[n] i) => (y) { y = Gather <axis = 1> (x, i) }", x(2, 5), [[0, -5, 4], [], [2]],
+               [([1, 5], "from 1 to 5, for an axis of 5"), ([-6, 2, 0], "from -6 to 2, for an axis of 5"),
+                ([1 << 62], "an axis of 5")]),
+    "gather of symbolic size": ("g (float[m] x, int32[n] i) => (y) { y = Gather(x, i) }", x(7), [[0, -7, 6]],
+                                [([7, 3], "from 3 to 7, for an axis of 7")]),
+    "gather_elements": ("g (float[3,2] x, int64[n,2] i) => (y) { y = GatherElements(x, i) }", x(3, 2), [[[2, -3]]],
+                        [([[0, 1], [3, 0]], "from 0 to 3, for an axis of 3")]),
+    "gather_nd": ("g (float[3,2] x, int64[n,2] i) => (y) { y = GatherND(x, i) }", x(3, 2), [[[2, -1], [-3, 1]]],
+                  [([[2, 0], [0, 2]], "from 0 to 2, for an axis of 2"), ([[3, 0]], "from 3 to 3, for an axis of 3")]),
+    "gather_nd of batches": ("g (float[2,3] x, int64[2,n,1] i) => (y) { y = GatherND <batch_dims = 1> (x, i) }", x(2, 3),
+                             [[[[2]], [[-3]]]], [([[[0]], [[3]]], "from 0 to 3, for an axis of 3")]),
+    "scatter_elements": ("g (float[4] x, int64[n] i) => (y) { u = Cast <to = 1> (i) y = ScatterElements(x, i, u) }", x(4),
+                         [[3, -3]], [([-5], "from -5 to -5, for an axis of 4")]),
+    "scatter_nd": ("g (float[4] x, int64[n,1] i) => (y) { a = Constant <value_ints = [1]> () s = Squeeze(i, a) "
+                   "u = Cast <to = 1> (s) y = ScatterND(x, i, u) }", x(4), [[[3], [0]]],
+                   [([[4]], "from 4 to 4, for an axis of 4")])}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_index_out_of_bounds_fails_the_run(name: str) -> None:
+    text, data, good, bad = CASES[name]
+    with tilewright.compile(model(text), shapes=SPAN, fallback="error") as made:
+        kind = made.inputs[1].dtype.numpy()
+        graph = made.graph
+        assert isinstance(graph, Graph)
+        for at in [*good, good[0]]:
+            feed = {"x": data, "i": np.array(at, kind)}
+            np.testing.assert_array_equal(made.run(feed)[0], interpret.run(graph, feed)[0])
+        for at, said in bad:
+            for run in (made.run, lambda feed: interpret.run(graph, feed)):
+                with pytest.raises(UserError, match="run-index") as error:
+                    run({"x": data, "i": np.array(at, kind)})
+                assert said in str(error.value)
+            assert "'y'" in str(error.value) or "Gather" in str(error.value) or "Scatter" in str(error.value)
+        feed = {"x": data, "i": np.array(good[0], kind)}
+        np.testing.assert_array_equal(made.run(feed)[0], interpret.run(graph, feed)[0])  # a failure leaves nothing behind
+
+
+def test_indices_that_are_known_are_checked_while_compiling() -> None:
+    def chosen(*at: int) -> onnx.ModelProto:
+        m = model("g (float[2,5] x) => (y) { y = GatherElements <axis = 1> (x, i) }")
+        m.graph.initializer.append(onnx.numpy_helper.from_array(np.array([at]), "i"))
+        return m
+    with pytest.raises(UserError, match="index-out-of-range") as error:
+        tilewright.compile(chosen(1, 5))
+    assert "from [1] to [5], sizes [5]" in str(error.value)
+    with tilewright.compile(chosen(1, -5)) as made:
+        assert len(made.kernels) == 1  # nothing is checked when it runs
+
+
+PROGRAM = """
+#include <stdio.h>
+#include "words.h"
+int main(void) {
+  float x[10], y[6];
+  for (int k = 0; k < 10; ++k) x[k] = (float)k;
+  const int64_t good[] = {0, 4, -5}, bad[] = {0, 17, 3};
+  tw_instance *model = words_open();
+  const void *in[] = {x, good}, *wrong[] = {x, bad};
+  void *out[] = {y};
+  if (words_run(model, in, out)) return 1;
+  printf("%g %g %g\\n", y[0], y[1], y[2]);
+  const int status = words_run(model, wrong, out);
+  printf("%d %s\\n", status == TW_ERROR_INDEX, words_error());
+  words_close(model);
+  return 0;
+}
+"""
+
+
+def test_a_saved_library_says_the_same(tmp_path: Path) -> None:
+    m = model("g (float[2,5] x, int64[3] i) => (float[2,3] y) { y = Gather <axis = 1> (x, i) }")
+    with tilewright.compile(m) as made:
+        made.save(tmp_path / "words.so")
+    (tmp_path / "main.c").write_text(PROGRAM)
+    subprocess.run(["cc", "-Wall", "-Wextra", "-Werror", "main.c", "./words.so", "-o", "main"], cwd=tmp_path, check=True)
+    ran = subprocess.run(["./main"], cwd=tmp_path, capture_output=True, text=True, check=True, env={})
+    first, second = ran.stdout.splitlines()
+    assert first == "0 4 0"
+    assert second.startswith("1 ") and "indices from 0 to 17, for an axis of 5 elements" in second
