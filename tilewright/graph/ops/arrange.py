@@ -24,9 +24,8 @@ from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import accumulator, read_or
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.loop.ir import TRUE, Expr, Guard, Select, as_int, const, maximum, minimum
-from tilewright.tensor.compute import Tensor, compute, reduce_axis
-from tilewright.tensor.compute import prod as prod_over
-from tilewright.tensor.compute import sum as sum_over
+from tilewright.tensor.compute import Tensor, compute
+from tilewright.tensor.running import running
 
 
 # ---- concat ----------------------------------------------------------------------------------------------------------
@@ -174,23 +173,24 @@ def _running(fn: Callable[..., Array], start: int) -> Callable[[dict[str, Any], 
     return run
 
 
-def _compute_running(combine: Callable[..., Any], start: int) -> Callable[[Operation, Tensor], Tensor]:
+def _compute_running(combine: Callable[[Expr, Expr], Expr], start: int) -> Callable[[Operation, Tensor], Tensor]:
     def recipe(op: Operation, x: Tensor) -> Tensor:
-        """Each element by a reduction of its own: quadratic in the axis, but every element is independent."""
-        a, axis = op.attrs, op.attrs["axis"]
-        k = reduce_axis(x.shape[axis], name="k")
+        """One after another along the axis, from its end if reversed; exclusive ones skip the element itself."""
+        a, axis, n = op.attrs, op.attrs["axis"], x.shape[op.attrs["axis"]]
         acc = accumulator(x.dtype)
 
-        def pick(*i: Expr) -> Any:
-            here = i[axis]
-            if a["reverse"]:
-                counts = k.var > here if a["exclusive"] else k.var >= here
-            else:
-                counts = k.var < here if a["exclusive"] else k.var <= here
-            v = x[(*i[:axis], k.var, *i[axis + 1:])].cast(acc)
-            return combine(Select(counts, v, const(start, acc)), axis=[k])
-        total = compute(x.shape, pick, name=op.op)
-        return total if acc is x.dtype else compute(x.shape, lambda *i: total[i].cast(x.dtype), name=f"{op.op}_cast")
+        def flipped(i: Sequence[Expr]) -> tuple[Expr, ...]:
+            return (*i[:axis], n - 1 - i[axis], *i[axis + 1:]) if a["reverse"] else tuple(i)
+
+        def value(*i: Expr) -> Expr:
+            if a["exclusive"]:
+                before = flipped((*i[:axis], i[axis] - 1, *i[axis + 1:]))
+                return read_or(i[axis] > 0, x[before].cast(acc), start)
+            return x[flipped(i)].cast(acc)
+        total = running(x.shape, axis, value, combine, const(start, acc), name=op.op)
+        if acc is x.dtype and not a["reverse"]:
+            return total
+        return compute(x.shape, lambda *i: total[flipped(i)].cast(x.dtype), name=f"{op.op}_placed")
     return recipe
 
 
@@ -204,8 +204,8 @@ RECORDS = (
              doc="Elements added in front of and behind each axis; negative amounts crop."),
     OpRecord("tile", "injective", _infer_tile, lambda a, x: np.tile(x, a["repeats"]), _compute_tile,
              {"repeats": Attr("dims")}, doc="The tensor repeated along each axis."),
-    OpRecord("cumsum", "reduction", _infer_cumsum, _running(np.cumsum, 0), _compute_running(sum_over, 0), _RUNNING,
+    OpRecord("cumsum", "opaque", _infer_cumsum, _running(np.cumsum, 0), _compute_running(lambda s, v: s + v, 0), _RUNNING,
              _normalize_cumsum, doc="Running sum along an axis."),
-    OpRecord("cumprod", "reduction", _infer_cumsum, _running(np.cumprod, 1), _compute_running(prod_over, 1), _RUNNING,
-             _normalize_cumsum, doc="Running product along an axis."),
+    OpRecord("cumprod", "opaque", _infer_cumsum, _running(np.cumprod, 1), _compute_running(lambda s, v: s * v, 1),
+             _RUNNING, _normalize_cumsum, doc="Running product along an axis."),
 )

@@ -21,6 +21,8 @@ from tilewright.tensor.rules.gpu import schedule_for_gpu
 from tilewright.tensor.rules.prologues import inline_prologues
 from tilewright.tensor.rules.recurrence import schedule_recurrence, time_loops
 from tilewright.tensor.rules.rows import schedule_rows
+from tilewright.tensor.rules.running import schedule_running
+from tilewright.tensor.running import running_axis
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError
@@ -54,6 +56,14 @@ def by_rules(program: Program, target: Target) -> Schedule:
         for t in times:
             done |= schedule_recurrence(recurrent, t.var, target)
         return recurrent
+    chains = [b.name for b in state.blocks(program) if running_axis(b) is not None]
+    if chains:
+        sch = Schedule(program)
+        inline_prologues(sch, keep=chains)
+        for name in chains:
+            schedule_running(sch, sch.block(name), target)
+        schedule_spatial_blocks(sch, target, skip=chains)
+        return sch
     views = operand_views(program)
     if views is not None:
         sch = Schedule(program)
