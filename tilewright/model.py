@@ -22,7 +22,9 @@ from tilewright.core.signature import Signature
 from tilewright.graph.interpret import run as interpret
 from tilewright.graph.ir import Graph
 from tilewright.graph.passes.fuse import Group
+from tilewright.graph.symbols import numbers_of, sizes_sources, symbols_of
 from tilewright.hosting import HostNode
+from tilewright.loop.ir import Var
 from tilewright.runtime import artifact, native
 from tilewright.runtime.descriptor import Descriptor, TensorSpec, missing_features
 from tilewright.runtime.memory import Array
@@ -177,12 +179,14 @@ class Model:
         return [feeds[n] for n in names]
 
     def random_inputs(self, seed: int = 0) -> dict[str, Any]:
-        """Inputs of the right shapes: normal floats, small non-negative integers, true booleans, short words."""
-        rng = np.random.default_rng(seed)
+        """Inputs of the right shapes: normal floats, small non-negative integers, true booleans, short words. A
+        symbolic size has the usual value that it was compiled for if one was given, else the least of its range from 1 on."""
+        rng, sizes = np.random.default_rng(seed), self._sizes()
         out: dict[str, Any] = {}
         for spec in self.inputs:
             kind = spec.dtype.numpy()
-            shape = tuple(max(d, 1) for d in spec.shape)
+            numbers = spec.symbols or (-1,) * len(spec.shape)
+            shape = tuple(max(d, 1) if s < 0 else sizes[s] for d, s in zip(spec.shape, numbers, strict=True))
             if spec.dtype.is_float:
                 out[spec.name] = rng.standard_normal(shape).astype(kind)
             elif spec.dtype.is_bool:
@@ -195,6 +199,12 @@ class Model:
         for k in self.signature.string_inputs:
             flat[k] = np.array(["a", "bc"], object)[flat[k]]
         return self.signature.named_inputs(flat)
+
+    def _sizes(self) -> list[int]:
+        """A size for each symbol."""
+        usual = {s.name: s.span.usual for s in symbols_of(d for v in self.graph.inputs for d in v.shape)
+                 if s.span is not None and s.span.hint is not None} if self.graph is not None else {}
+        return [usual.get(s.name, -(-max(s.least, 1) // s.multiple) * s.multiple) for s in self.descriptor.symbols]
 
     # ---- measuring -----------------------------------------------------------------------------------------------------
     def benchmark(self, inputs: Mapping[str, Any] | None = None, *, warmup: int = 5, runs: int = 50,
@@ -236,20 +246,31 @@ class Model:
 
     def intermediates(self, inputs: Mapping[str, Any] | None = None) -> dict[str, Array]:
         """One run's stored values by name, in order of execution: what kernels pass to each other, in their own layouts.
-        Of a value in a loop, the last turn's. Raises UserError "model-loaded" for a loaded library."""
+        Of a value in a loop, the last turn's; a value whose sizes do not follow from those of the inputs and from what
+        comes before it is a vector. Raises UserError "model-loaded" for a loaded library."""
         plan = getattr(self.stages, "plan", None)
         if plan is None:
             raise UserError("model-loaded", "a loaded library does not know its intermediate values",
                             hint="compile the model to look inside")
+        feeds = self._arguments((), inputs or self.random_inputs())
+        with strings.scope():
+            flat = feeds if self.signature is None else self.signature.flatten(feeds)
+        graph = self.stages.optimized
+        known = {d: n for v, a in zip(graph.inputs, flat, strict=True) for d, n in zip(v.shape, np.shape(a), strict=True)
+                 if isinstance(d, Var)}
+        sources = sizes_sources(graph)
         out: dict[str, Array] = {}
 
         def keep(number: int, data: Array) -> None:
             v = plan.taps[number]
-            out[v.name] = data.view(v.dtype.numpy()).reshape(v.type.sizes())
+            values = data.view(v.dtype.numpy())
+            known.update(zip(sources.get(v, ()), values.tolist(), strict=False))
+            shape = numbers_of(v.shape, known, values.size)
+            out[v.name] = values if shape is None else values.reshape(shape)
 
         self.executable.set_tap(keep)
         try:
-            self._execute(self._arguments((), inputs or self.random_inputs()))
+            self._execute(feeds)
         finally:
             self.executable.set_tap(None)
         return out

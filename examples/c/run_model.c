@@ -11,7 +11,13 @@
 
 static size_t elements(const tw_tensor_info *tensor) {
   size_t count = 1;
-  for (int32_t d = 0; d < tensor->rank; ++d) count *= (size_t)tensor->shape[d];
+  for (int32_t d = 0; d < tensor->rank; ++d) {
+    if (tensor->shape[d] < 0) {
+      fprintf(stderr, "%s: a size is chosen by the run or depends on data: see net_run_shapes in net.h\n", tensor->name);
+      exit(1);
+    }
+    count *= (size_t)tensor->shape[d];
+  }
   return count;
 }
 

@@ -5,12 +5,15 @@ it as a dimension of a result, or names it as `sizes` does.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
+from typing import Any
 
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.registry import record_of
-from tilewright.loop.ir import Const, Expr, Var
-from tilewright.loop.substitute import free_vars
+from tilewright.loop.ir import Const, Expr, Var, as_int, const
+from tilewright.loop.simplify import simplify
+from tilewright.loop.substitute import free_vars, substitute
 
 
 def symbols_of(sizes: Iterable[Expr]) -> list[Var]:
@@ -43,6 +46,33 @@ def needed_symbols(op: Operation) -> Iterator[Var]:
             yield from needed_symbols(inner)
         yield from symbols_of(d for v in (*region.inputs, *region.outputs) for d in v.shape)
         yield from symbols_of(e for v in (*region.inputs, *region.outputs) for e in v.elements or ())
+
+
+def sizes_sources(graph: Graph) -> dict[Value, tuple[Var, ...]]:
+    """The values, also in regions, whose elements become the values of symbols, and which."""
+    out: dict[Value, tuple[Var, ...]] = {}
+    for op in graph.operations:
+        if op.op == "sizes" and op.inputs[0] is not None:
+            out[op.inputs[0]] = op.attrs["symbols"]
+        for region in op.regions:
+            out |= sizes_sources(region)
+    return out
+
+
+def numbers_of(shape: Sequence[Expr], known: dict[Var, int], count: int) -> tuple[int, ...] | None:
+    """A shape of `count` elements in numbers; a symbol that alone is unknown follows from the count, and is then known.
+    None where more is unknown, or the count is another."""
+    values: dict[Any, Any] = {s: const(n) for s, n in known.items()}
+    found = [simplify(substitute(d, values)) for d in shape]
+    sizes = [as_int(d) for d in found]
+    rest = prod([n for n in sizes if n is not None])
+    unknown = [k for k, n in enumerate(sizes) if n is None]
+    if len(unknown) == 1 and rest and count % rest == 0:
+        d = found[unknown[0]]
+        if isinstance(d, Var):
+            known[d] = sizes[unknown[0]] = count // rest
+    whole = [n for n in sizes if n is not None]
+    return tuple(whole) if len(whole) == len(shape) and prod(whole) == count else None
 
 
 def defining_operations(graph: Graph, known: Iterable[Var] = ()) -> dict[Var, Operation]:
