@@ -180,7 +180,7 @@ class Model:
 
     def random_inputs(self, seed: int = 0) -> dict[str, Any]:
         """Inputs of the right shapes: normal floats, small non-negative integers, true booleans, short words. A
-        symbolic size has the usual value that it was compiled for if one was given, else the least of its range from 1 on."""
+        symbolic size has the usual value that it was compiled for where one was given, else the least from 1 on."""
         rng, sizes = np.random.default_rng(seed), self._sizes()
         out: dict[str, Any] = {}
         for spec in self.inputs:
