@@ -7,6 +7,7 @@ outputs per innermost nest, the epilogue in the tile's store, outer tiles in par
 
 Weight panels are outer and M tiles inner, so that a panel is read from memory once and then from the cache; the reduction
 runs inside one tile, so that partial sums never leave the registers. While a panel is used, the next one is prefetched.
+Where the first operand does not stay in the second-level cache, the reduction is cut into chunks (chunks.py).
 """
 from __future__ import annotations
 
@@ -15,9 +16,10 @@ from dataclasses import dataclass
 from tilewright.loop.ir import Expr, IntoExpr, IterVar, Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
+from tilewright.tensor.rules.chunks import add_chunks, chunk_length, cut_reduction
 from tilewright.tensor.rules.epilogue import attach_epilogue, attach_rolled, finish_store, is_heavy
 from tilewright.tensor.rules.threads import parallelize_outer
-from tilewright.tensor.rules.tiles import Tile, choose_tile, tail_pieces
+from tilewright.tensor.rules.tiles import Tile, choose_tile, most_apart, tail_pieces
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef
@@ -61,8 +63,15 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
         whole, axes.vector = sch.split(axes.vector, [None, lanes])
         axes.outer.append(whole)
         extent[axes.vector] = lanes
-    tile = _decided(sch, axes, _tile(info, axes, extent, lanes, target, band), band)
+    chosen, chunk = _tile(info, axes, loop_of, extent, lanes, target, band)
+    tile = _decided(sch, axes, chosen, band)
     packed = _pack(sch, ref, info, tile, lanes)
+    complete, after = ref, epilogue
+    if packed is not None and chunk:
+        at = next(k for k, v in enumerate(axes.reduce) if extent[v] > 1)
+        ref, chunks, axes.reduce[at] = cut_reduction(sch, ref, axes.reduce[at], chunk)
+        axes.outer.insert(0, chunks)
+        epilogue = None
     heavy = epilogue is not None and is_heavy(state.find_block(sch.program, epilogue))
     if epilogue is not None and not heavy:
         sch.set_scope(ref, 0, "local")
@@ -82,6 +91,9 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
         _prefetch_weights(sch, ref, packed, nest, target, held=bool(band))
     if nest.outside and bands is None:
         parallelize_outer(sch, nest.outside, target)
+    if ref is not complete:
+        spatial = [loop_of[it.var] for it in info.block.iters if it.kind == "spatial"]
+        add_chunks(sch, complete, after, spatial.index(axes.vector), lanes, target)
     return bands
 
 
@@ -160,18 +172,50 @@ def _lanes(info: BlockInfo, extent: int, target: Target) -> int:
     return min(target.lanes(info.out.buffer.dtype.bits), 1 << max(0, extent.bit_length() - 1))
 
 
-def _tile(info: BlockInfo, axes: Axes, extent: dict[Var, int], lanes: int, target: Target, band: int) -> Tile:
+def _tile(info: BlockInfo, axes: Axes, loop_of: dict[Var, Var], extent: dict[Var, int], lanes: int, target: Target,
+          band: int) -> tuple[Tile, int]:
+    """The register tile, and the length of a chunk of the reduction (0: it is not cut)."""
     vectors = -(-extent[axes.vector] // lanes)
     if axes.panel is not None:
         vectors *= extent[axes.panel]
     rows = 1 if axes.row is None else extent[axes.row]
     columns = 1 if axes.column is None else extent[axes.column]
     tail = tail_pieces(extent[axes.vector], lanes)
-    tile = choose_tile(rows, columns, vectors, target, tail=tail, whole=bool(band))
+    apart = most_apart(_row_stride(info, axes, loop_of), target)
+    tile = choose_tile(rows, columns, vectors, target, tail=tail, whole=bool(band), max_columns=apart)
     if band:
-        return tile
-    widest = _widest(info, tile, vectors, lanes, target)
-    return choose_tile(rows, columns, vectors, target, tail=tail, widest=widest) if widest > tile.vectors else tile
+        return tile, 0
+    chunk = _chunk(info, axes, loop_of, extent, tile, vectors, lanes, target)
+    widest = 0 if chunk else _widest(info, tile, vectors, lanes, target)
+    if widest > tile.vectors:
+        tile = choose_tile(rows, columns, vectors, target, tail=tail, widest=widest, max_columns=apart)
+    return tile, chunk
+
+
+def _row_stride(info: BlockInfo, axes: Axes, loop_of: dict[Var, Var]) -> int:
+    """Bytes between the elements of the first operand that neighbours along the tile's columns read; 0 if unknown."""
+    assert info.a is not None
+    step = info.a.buffer.dtype.nbytes
+    column = next((v for v, loop in loop_of.items() if loop is axes.column), None)
+    stride = 0
+    for index, size in zip(reversed(info.a.indices), reversed(info.a.buffer.shape), strict=True):
+        coefficients = linear_coefficients(index)
+        if coefficients is None:
+            return 0
+        stride += step * (coefficients.get(column) or 0)
+        step *= estimate(size)
+    return stride
+
+
+def _chunk(info: BlockInfo, axes: Axes, loop_of: dict[Var, Var], extent: dict[Var, int], tile: Tile, vectors: int,
+           lanes: int, target: Target) -> int:
+    """Steps of the outermost reduction in a chunk; 0 if it stays whole: that of a window always does."""
+    windows = {loop_of[w.reduce] for w in info.windows}
+    cut = next((v for v in axes.reduce if extent[v] > 1), None)
+    if cut is None or cut in windows:
+        return 0
+    multiple = UNROLL_K if cut is axes.reduce[-1] and extent[cut] % UNROLL_K == 0 else 1
+    return chunk_length(info, extent[cut], multiple, -(-vectors // tile.vectors), tile.vectors * lanes, target)
 
 
 WIDEST = 4
@@ -260,9 +304,7 @@ def _prefetch_weights(sch: Schedule, ref: BlockRef, packed: str, nest: TileNest,
     info = classify(state.find_block(sch.program, ref))
     assert info.b is not None
     loop = (nest.reduce + nest.unrolled)[-1]
-    panel = info.b.buffer.dtype.nbytes
-    for d in info.b.buffer.shape[info.b.buffer.rank - len(info.k) - 1:]:
-        panel *= estimate(d)
+    panel = info.extent(info.k) * estimate(info.b.buffer.shape[-1]) * info.b.buffer.dtype.nbytes
     inside = [*nest.outside[nest.outside.index(nest.panels) + 1:], *nest.reduce]
     known = all(as_int(sch.loop(v).extent) is not None for v in inside)
     if panel <= target.l2 // 4 and known and not held:

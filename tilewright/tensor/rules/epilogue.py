@@ -25,11 +25,13 @@ def finish_store(sch: Schedule, epilogue: BlockRef, home: Var | None, lanes: int
         loops = loops[loops.index(home) + 1:]
     if not loops:
         return
-    last = loops[-1]
+    last = next((v for v in reversed(loops) if as_int(sch.loop(v).extent) != 1), loops[-1])
     n = as_int(sch.loop(last).extent)
     if n is None:
         return
-    outer = loops[:-1]
+    outer = [v for v in loops if v is not last]
+    if last is not loops[-1]:
+        sch.reorder(*outer, last)
     if n > lanes and n % lanes == 0:
         mid, last = sch.split(last, [None, lanes])
         outer = [*outer, mid]

@@ -68,12 +68,26 @@ def fits(tile: Tile, vectors: int, target: Target, tail: int = 0) -> bool:
     return tile.rows * tile.columns * v <= registers_left(v, target)
 
 
+L1_WAYS = 8
+"""Lines that share a set of the first-level cache (8 on x86 for 32 KiB, more for larger ones)."""
+
+
+def most_apart(stride: int, target: Target) -> int:
+    """How many places `stride` bytes apart the first-level cache holds at once: few where the stride is a multiple of a
+    large power of two, since their lines then share sets."""
+    sets = max(1, target.l1d // (target.cache_line * L1_WAYS))
+    if stride % target.cache_line:
+        return sets * L1_WAYS
+    return sets // math.gcd(stride // target.cache_line, sets) * L1_WAYS
+
+
 def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_rows: int = 2, tail: int = 0,
-                widest: int = 0, whole: bool = False) -> Tile:
+                widest: int = 0, whole: bool = False, max_columns: int = 512) -> Tile:
     """The cheapest register tile for `rows` x `columns` positions and `vectors` vectors of outputs.
 
     `max_rows` bounds the tile in the outer position axis (two rows of pixels suffice to fill the registers when a row is
-    short); `tail`: see `tail_pieces`. Ties go to the tile with more positions: each weight vector is then used more often.
+    short), `max_columns` in the other (`most_apart`); `tail`: see `tail_pieces`. Ties go to the tile with more positions:
+    each weight vector is then used more often.
     With `widest`, among tiles that cost about the same one of the most vectors up to that number is taken: the other
     operand, too large for the cache, is then read fewer times. `whole`: the tile's columns must divide `columns`.
     """
@@ -81,7 +95,7 @@ def choose_tile(rows: int, columns: int, vectors: int, target: Target, *, max_ro
     keys: dict[Tile, tuple[float, float]] = {}
     for v in range(1, min(vectors, 8) + 1):
         for r in range(1, min(rows, max_rows) + 1):
-            for c in range(1, min(columns, registers_left(v, target) // (r * v)) + 1):
+            for c in range(1, min(columns, max_columns, registers_left(v, target) // (r * v)) + 1):
                 tile = Tile(r, c, v)
                 if not fits(tile, vectors, target, tail) or whole and columns % c:
                     continue
