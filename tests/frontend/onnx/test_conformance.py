@@ -142,3 +142,15 @@ def test_a_prepared_model_is_compiled_once_per_shape_and_value() -> None:
     for chosen, count in ((axes, 1), (axes, 1), (np.array([0]), 2)):
         np.testing.assert_array_equal(rep.run([x, chosen])[0], x.max(tuple(chosen), keepdims=True))
         assert sum(map(len, rep._made.values())) == count
+        assert rep.specialized == {"axes": count}
+
+
+def test_inputs_that_the_code_contains_are_named() -> None:
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    reduced = one("ReduceMax", {"x": x, "axes": np.array([1])}, x.max(1, keepdims=True), 18)
+    assert backend.specialized_inputs(reduced, [x, np.array([1])]) == ["axes"]
+    sliced = one("Slice", {"x": x, "starts": np.array([0]), "ends": np.array([1])}, x[:1])  # sizes, at run time
+    assert backend.specialized_inputs(sliced, [x, np.array([0]), np.array([1])]) == []
+    rep = backend.prepare(sliced)
+    np.testing.assert_array_equal(rep.run([x, np.array([0]), np.array([1])])[0], x[:1])
+    assert rep.specialized == {}

@@ -54,6 +54,14 @@ def run_native(model: Any, inputs: Sequence[Any]) -> list[Any]:
     return compile_for(model, inputs).run(inputs)
 
 
+def specialized_inputs(model: Any, inputs: Sequence[Any]) -> list[str]:
+    """The inputs whose values `run_native` makes part of the code, by name: the others are free. Raises UserError where the
+    model cannot be read."""
+    feeds = _feeds(model, inputs)
+    rest = _specialized(model, feeds)[1]
+    return [name for name in feeds if name not in rest]
+
+
 def _interpreted(model: Any, inputs: Sequence[Any], why: TilewrightError) -> list[Any]:
     """The outputs as the graph interpreter computes them, with a warning that says why."""
     warnings.warn(f"this model runs in the interpreter: {why}", HostFallback, stacklevel=3)
@@ -187,6 +195,12 @@ class TilewrightRep(BackendRep):
     def __init__(self, model: Any) -> None:
         self.model = model
         self._made: dict[str, list[Prepared]] = {}
+
+    @property
+    def specialized(self) -> dict[str, int]:
+        """How many of the codes made so far contain the value of an input, by its name."""
+        names = [name for made in self._made.values() for p in made for name in p.specialized]
+        return {name: names.count(name) for name in dict.fromkeys(names)}
 
     def run(self, inputs: Any, **_: Any) -> tuple[Any, ...]:
         """The outputs for inputs in the graph's order (None: left out). Raises UserError, as `run`."""
