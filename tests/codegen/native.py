@@ -27,10 +27,12 @@ class Context(ctypes.Structure):
 
 
 class Runtime:
-    """tw_parallel on two ranges of tasks in two threads, tw_worker that tells them apart, tw_fail that records."""
+    """tw_parallel on two ranges of tasks in two threads, tw_parallel_turn (the same, and notes the turn), tw_worker that
+    tells the threads apart, tw_fail that records."""
 
     def __init__(self) -> None:
         self.failures: list[tuple[int, bytes]] = []
+        self.turns: list[int] = []
         self.worker = threading.local()
         body = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
@@ -47,6 +49,10 @@ class Runtime:
                 t.join()
             return status[0] or status[1]
 
+        def parallel_turn(ctx: int, fn: int, closure: int, tasks: int, turn: int) -> int:
+            self.turns.append(turn)
+            return parallel(ctx, fn, closure, tasks)
+
         def worker(ctx: int) -> int:
             return int(getattr(self.worker, "number", 0))
 
@@ -56,9 +62,10 @@ class Runtime:
 
         p, i = ctypes.c_void_p, ctypes.c_int64
         self.keep = [ctypes.CFUNCTYPE(ctypes.c_int32, p, p, p, i)(parallel),
+                     ctypes.CFUNCTYPE(ctypes.c_int32, p, p, p, i, i)(parallel_turn),
                      ctypes.CFUNCTYPE(ctypes.c_int32, p, ctypes.c_int32, ctypes.c_char_p)(fail),
                      ctypes.CFUNCTYPE(ctypes.c_int32, p)(worker)]
-        names = ("tw_parallel", "tw_fail", "tw_worker")
+        names = ("tw_parallel", "tw_parallel_turn", "tw_fail", "tw_worker")
         self.symbols = {n: ctypes.cast(f, p).value or 0 for n, f in zip(names, self.keep, strict=True)}
 
 

@@ -159,6 +159,16 @@ def test_parallel_regions(ranged: bool) -> None:
     assert np.array_equal(o, want)
 
 
+def test_regions_in_a_loop_know_its_turn() -> None:
+    module, t = launching(c(50), False), ir.Var("t")
+    main = module.programs[0]
+    runtime = Runtime()
+    a, o = np.arange(128, dtype=np.float32), np.zeros(128, np.float32)
+    looped = main.replace(body=ir.For(t, c(4), c(3), main.body))
+    assert native(ir.Module((looped, *module.programs[1:])), [3, a, o], runtime=runtime) == 0
+    assert runtime.turns == [4, 5, 6] and o[49] == 54
+
+
 def test_a_direct_launch() -> None:
     a, o = np.arange(128, dtype=np.float32), np.zeros(128, np.float32)
     assert native(launching(None), [3, a, o]) == 0

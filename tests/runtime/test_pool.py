@@ -34,7 +34,7 @@ int32_t tw_main(tw_ctx *ctx, void *const *in, void *const *out) {
   for (int i = 0; i < 5000; ++i) ((int64_t *)out[0])[i] = 0;
   for (int i = 0; i < 1024; ++i) ((int64_t *)out[1])[i] = 0;
   for (int64_t i = 0; i < x[1]; ++i) {
-    int32_t status = tw_parallel(ctx, body, (void *)out, x[0]);
+    int32_t status = tw_parallel_turn(ctx, body, (void *)out, x[0], i);
     if (status != TW_OK) return status;
   }
   return TW_OK;
@@ -50,6 +50,28 @@ def test_every_task_runs_once(threads):
         seen, by = model.run([np.array([tasks, 20])])
         assert (seen[:tasks] == 20).all() and not seen[tasks:].any(), tasks
         assert by.sum() == 20 * tasks and not by[threads:].any()
+
+
+def test_odd_turns_go_backward():
+    """What a participant did last, it does first in the next turn of the loop."""
+    code = """
+    #include "tilewright_abi.h"
+    static int32_t body(tw_ctx *ctx, void *p, int64_t begin, int64_t end) {
+      int64_t *out = p;
+      for (int64_t t = begin; t < end; ++t) out[++out[0]] = t;
+      return TW_OK;
+    }
+    int32_t tw_main(tw_ctx *ctx, void *const *in, void *const *out) {
+      *(int64_t *)out[0] = 0;
+      for (int64_t turn = 0; turn < 4; ++turn) {
+        int32_t status = tw_parallel_turn(ctx, body, out[0], 3, turn);
+        if (status != TW_OK) return status;
+      }
+      return TW_OK;
+    }"""
+    model = load(code, Descriptor("turns", (TensorSpec("x", i64, (1,)),), (TensorSpec("y", i64, (13,)),)), threads=1)
+    (order,) = model.run([np.array([0])])
+    assert order.tolist() == [12, 0, 1, 2, 2, 1, 0, 0, 1, 2, 2, 1, 0]
 
 
 def test_many_small_regions():

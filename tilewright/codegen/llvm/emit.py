@@ -195,12 +195,14 @@ def _loop(f: Function, s: ir.For) -> None:
     f.vars[s.var] = var
     if small:
         f.nonnegative.add(var)
+    around, f.turn = f.turn, var if t == "i64" else f.turn
     with f.scope():
         statement(f, s.body)
         phi.append(f"  {var} = phi {t} [ {start}, %{before} ], [ {following}, %{f.label} ]")
         f.line(f"{following} = add {'nuw ' if small else ''}nsw {t} {var}, 1")
         again = f.op(f"icmp slt {t} {following}, {end}")
         f.line(f"br i1 {again}, label %{body}, label %{done}, !llvm.loop {_loop_hints(f, dict(s.attrs))}")
+    f.turn = around
     f.start(done)
 
 
@@ -337,9 +339,11 @@ def _launch(f: Function, s: ir.Launch) -> None:
         status = f.op(f"call i32 @{s.callee}({', '.join(['ptr %ctx', *args])})")
     else:
         _store_closure(f, args)
-        f.module.declare("@tw_parallel", "declare i32 @tw_parallel(ptr, ptr, ptr, i64)")
+        run, turn = ("tw_parallel_turn", [f"i64 {f.turn}"]) if f.turn else ("tw_parallel", [])
+        f.module.declare(f"@{run}", f"declare i32 @{run}(ptr, ptr, ptr, i64{', i64' if turn else ''})")
         body = _region(f.module, s.callee, types)
-        status = f.op(f"call i32 @tw_parallel(ptr %ctx, ptr {body}, ptr %closure, i64 {f.value(s.tasks)})")
+        given = ", ".join(["ptr %ctx", f"ptr {body}", "ptr %closure", f"i64 {f.value(s.tasks)}", *turn])
+        status = f.op(f"call i32 @{run}({given})")
     _leave_if(f, f.op(f"icmp ne i32 {status}, 0"), status)
 
 

@@ -71,6 +71,7 @@ class Function:
         self.names = 0
         self.labels = 0
         self.closure_slots = 0
+        self.turn = ""  # the variable of the innermost loop around the current place
         self.scopes: list[Scope] = [Scope()]
         self.depth: dict[str, int] = {}
         self.vars: dict[ir.Var, str] = {}

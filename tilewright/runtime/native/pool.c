@@ -6,7 +6,7 @@
  * for the workers that joined, so a worker that is slow to wake never delays a region that is already done.
  *
  * Every participant owns a contiguous range of tasks in a cache line of its own and takes chunks from its front; who has
- * none left takes small chunks from the back of the others' ranges.
+ * none left takes small chunks from the back of the others' ranges. In odd turns of a loop front and back change places.
  *
  * A region started while another one runs (nested, or from another thread) runs on its caller alone.
  */
@@ -66,6 +66,7 @@ struct tw_pool {
   int64_t group; /* tasks per unit of a range: 1 unless there are more than 2^30 */
   int32_t participants;
   int32_t chunk;
+  int32_t backward;
   /* Written while busy. */
   int32_t workers;
   _Atomic int32_t spins; /* whether waiting threads spin */
@@ -99,7 +100,7 @@ static int64_t now(void) {
 
 /* ---- one participant's work ---- */
 
-/* Takes up to `chunk` units from a share: its owner from the front, others from the back. Returns how many. */
+/* Takes up to `chunk` units from the front or the back of a share. Returns how many. */
 static int64_t take(share *from, int32_t chunk, int front, int64_t *first) {
   uint64_t range = atomic_load_explicit(&from->range, memory_order_relaxed);
   for (;;) {
@@ -120,7 +121,7 @@ static void work(int32_t me) {
   for (int32_t k = 0; k < n; ++k) {
     int32_t victim = me + k < n ? me + k : me + k - n;
     int64_t first, units;
-    while ((units = take(&pool.shares[victim], pool.chunk, k == 0, &first)) > 0) {
+    while ((units = take(&pool.shares[victim], pool.chunk, (k == 0) != pool.backward, &first)) > 0) {
       if (atomic_load_explicit(&pool.status, memory_order_relaxed) != TW_OK) return;
       int64_t begin = first * pool.group, end = (first + units) * pool.group;
       int32_t status = pool.body(pool.ctx, pool.closure, begin, end < pool.tasks ? end : pool.tasks);
@@ -280,12 +281,22 @@ static void share_out(int64_t tasks, int32_t participants) {
   pool.chunk = (int32_t)(each / CHUNKS_PER_RANGE > 1 ? each / CHUNKS_PER_RANGE : 1);
 }
 
-TW_EXPORT int32_t tw_parallel(tw_ctx *ctx, tw_body body, void *closure, int64_t tasks) {
+/* A region on its caller alone. */
+static int32_t run_alone(tw_ctx *ctx, tw_body body, void *closure, int64_t tasks, int32_t backward) {
+  if (!backward) return body(ctx, closure, 0, tasks);
+  for (int64_t t = tasks; t-- > 0;) {
+    int32_t status = body(ctx, closure, t, t + 1);
+    if (status != TW_OK) return status;
+  }
+  return TW_OK;
+}
+
+static int32_t run_region(tw_ctx *ctx, tw_body body, void *closure, int64_t tasks, int32_t backward) {
   int32_t participants = tasks < ctx->threads ? (int32_t)tasks : ctx->threads, idle = 0;
   if (tasks <= 0) return TW_OK;
   if (participants == 1 || ctx->pool == NULL ||
       !atomic_compare_exchange_strong_explicit(&pool.busy, &idle, 1, memory_order_acquire, memory_order_relaxed))
-    return body(ctx, closure, 0, tasks);
+    return run_alone(ctx, body, closure, tasks, backward);
   if (pool.workers < participants - 1) start_workers(participants - 1);
   if (participants > pool.workers + 1) participants = pool.workers + 1;
   pool.ctx = ctx;
@@ -293,6 +304,7 @@ TW_EXPORT int32_t tw_parallel(tw_ctx *ctx, tw_body body, void *closure, int64_t 
   pool.closure = closure;
   pool.tasks = tasks;
   pool.participants = participants;
+  pool.backward = backward;
   share_out(tasks, participants);
   atomic_store_explicit(&pool.status, TW_OK, memory_order_relaxed);
   atomic_store_explicit(&pool.finished, 0, memory_order_relaxed);
@@ -302,6 +314,14 @@ TW_EXPORT int32_t tw_parallel(tw_ctx *ctx, tw_body body, void *closure, int64_t 
   int32_t status = atomic_load_explicit(&pool.status, memory_order_relaxed);
   atomic_store_explicit(&pool.busy, 0, memory_order_release);
   return status;
+}
+
+TW_EXPORT int32_t tw_parallel(tw_ctx *ctx, tw_body body, void *closure, int64_t tasks) {
+  return run_region(ctx, body, closure, tasks, 0);
+}
+
+TW_EXPORT int32_t tw_parallel_turn(tw_ctx *ctx, tw_body body, void *closure, int64_t tasks, int64_t turn) {
+  return run_region(ctx, body, closure, tasks, (int32_t)(turn & 1));
 }
 
 TW_EXPORT int32_t tw_worker(tw_ctx *ctx) {

@@ -134,6 +134,10 @@ struct tw_device {
  * Ranges given to body do not overlap and are contiguous; after a failure the tasks not yet begun are skipped. */
 int32_t tw_parallel(tw_ctx *ctx, tw_body body, void *closure, int64_t tasks);
 
+/* The same for a region inside a loop, of which this is the turn: in odd turns participants take their tasks from the
+ * back, so that they begin with what their caches hold since the turn before. */
+int32_t tw_parallel_turn(tw_ctx *ctx, tw_body body, void *closure, int64_t tasks, int64_t turn);
+
 /* Index of the running participant, 0 <= w < ctx->threads: selects private scratch within a region; 0 outside. */
 int32_t tw_worker(tw_ctx *ctx);
 
