@@ -1,6 +1,6 @@
-"""Single operators over many shapes beside ONNX Runtime and PyTorch, worst first: what rules should look at next.
+"""Single operators over many shapes beside ONNX Runtime and PyTorch: what rules should look at next.
 
-    python benchmarks/single_ops.py [--threads 1] [--only softmax] [--seconds 0.1] [--json]
+    python benchmarks/single_ops.py [--threads 1] [--only softmax] [--seconds 0.1] [--part 1/4] | sort -n
 
 In: nothing. Out: per case the fastest time of each engine in interleaved rounds, each after a short rest, and the fastest
 other engine's over ours (above 1: we are faster). Outputs are reused where an engine allows that; times of a few
@@ -166,13 +166,11 @@ def main() -> None:
         times = race(runs, options.seconds)
         peers = [v for k, v in times.items() if k != "tilewright"]
         found.append({"case": name, **times, "ratio": min(peers, default=float("nan")) / times["tilewright"]})
-    found.sort(key=lambda r: r["ratio"])
+        if not options.json:
+            each = "  ".join(f"{k} {v:9.1f}" for k, v in times.items())
+            print(f"{found[-1]['ratio']:6.2f}  {each}  {name}", flush=True)
     if options.json:
         print(json.dumps(found, indent=1))
-        return
-    for r in found:
-        each = "  ".join(f"{k} {v:9.1f}" for k, v in r.items() if k not in ("case", "ratio"))
-        print(f"{r['ratio']:6.2f}  {each}  {r['case']}")
 
 
 if __name__ == "__main__":
