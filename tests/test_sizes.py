@@ -99,6 +99,16 @@ def test_images_of_any_size_and_batches_of_any_number() -> None:
         check(made, [{"x": x(n, 3, 24, 24)} for n in (1, 2, 5)])
 
 
+def test_a_symbolic_batch_keeps_the_fast_algorithm() -> None:
+    nodes = [N("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]), N("Relu", ["a"], ["b"]),
+             N("Conv", ["b", "w"], ["c"], pads=[1, 1, 1, 1]), N("Add", ["c", "x"], ["y"])]
+    m = model(nodes, {"x": ["n", 32, 14, 14]}, "y", {"w": x(32, 32, 3, 3)})
+    with tilewright.compile(m, shapes={"n": "1..8~1"}) as made:
+        assert [op.op for op in made.stages.optimized.operations].count("winograd_conv") == 2
+        assert not any("schedule_fallback" in k.record for k in made.stages.kernels.values())
+        check(made, [{"x": x(n, 32, 14, 14)} for n in (1, 2, 5, 8)])
+
+
 # ---- sizes that are data ---------------------------------------------------------------------------------------------
 TWO = {"x": ["a", "b"], "s": (T.INT64, [2])}
 BY_VALUES = {

@@ -1,7 +1,7 @@
 """Algorithm choice: a convolution becomes Winograd's form where the cost model says that it is faster.
 
-In: a graph in blocked layouts. Out: 3×3 convolutions of stride 1 with constant weights
-replaced by `winograd_conv` over transformed weights, their borders separate and widened to whole tiles.
+In: a graph in blocked layouts. Out: 3×3 convolutions of stride 1 with constant weights on images of known size (of any
+number) replaced by `winograd_conv` over transformed weights, their borders separate and widened to whole tiles.
 
     conv(x, w, pads)      becomes      winograd_conv(pad(x), winograd_weights(w))
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from tilewright.graph.builder import GraphBuilder, rewrite
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.ops.winograd import KERNEL, transform_weights
-from tilewright.loop.ir import as_int
+from tilewright.loop.ir import as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.cost import roofline
 
@@ -39,14 +39,14 @@ def _fits(op: Operation) -> bool:
     return (a["layout"] == "NCHWc" and a["in_layout"] == "NCHWc" and a["group"] == 1 and w.data is not None
             and w.rank == 4 and [as_int(d) for d in w.shape[2:]] == [KERNEL, KERNEL] and x.dtype.name == "f32"
             and set(a["strides"] or (1,)) == {1} and set(a["dilations"] or (1,)) == {1}
-            and (as_int(w.shape[1]) or 0) >= MIN_CHANNELS and x.type.is_static)
+            and (as_int(w.shape[1]) or 0) >= MIN_CHANNELS and all(as_int(d) is not None for d in x.shape[1:]))
 
 
 def cheapest_tile(op: Operation, target: Target, numerics: str) -> int:
     """Outputs per tile and axis (2 or 4), or 0 for the direct form."""
     w, out = op.inputs[1], op.output
     assert w is not None
-    n, _, height, width, _ = out.type.sizes()
+    n, height, width = (estimate(out.shape[axis]) for axis in (0, 2, 3))
     o, c = as_int(w.shape[0]) or 0, as_int(w.shape[1]) or 0
     best = (roofline(2.0 * n * o * c * KERNEL**2 * height * width, target, memory_bytes=4.0 * o * c * KERNEL**2), 0)
     for m in (2,) if numerics == "strict" else (2, 4):
@@ -61,7 +61,7 @@ def cheapest_tile(op: Operation, target: Target, numerics: str) -> int:
 def _winograd(op: Operation, m: int, b: GraphBuilder) -> Value:
     x, w = op.inputs[0], op.inputs[1]
     assert x is not None and w is not None and w.data is not None
-    _, _, height, width, _ = op.output.type.sizes()
+    height, width = (as_int(op.output.shape[axis]) or 0 for axis in (2, 3))
     top, left, bottom, right = op.attrs["pads"]
     after = (0, 0, bottom + -height % m, right + -width % m, 0)
     if top or left or any(after):
