@@ -99,6 +99,14 @@ def test_images_of_any_size_and_batches_of_any_number() -> None:
         check(made, [{"x": x(n, 3, 24, 24)} for n in (1, 2, 5)])
 
 
+def test_rows_of_any_number_times_columns_that_do_not_fill_the_tiles() -> None:
+    nodes = [N("MatMul", ["x", "w"], ["a"]), N("Relu", ["a"], ["y"])]
+    m = model(nodes, {"x": ["n", 64]}, "y", {"w": x(64, 1000)})
+    for usual in (1, 32):
+        with tilewright.compile(m, shapes={"n": f"1..64~{usual}"}) as made:
+            check(made, [{"x": x(n, 64)} for n in (1, 2, 7, 31, 64)])
+
+
 def test_a_symbolic_batch_keeps_the_fast_algorithm() -> None:
     nodes = [N("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]), N("Relu", ["a"], ["b"]),
              N("Conv", ["b", "w"], ["c"], pads=[1, 1, 1, 1]), N("Add", ["c", "x"], ["y"])]

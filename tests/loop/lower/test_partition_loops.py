@@ -82,6 +82,19 @@ program f(A: f32[3, 30], C: f32[3, 30]):
     assert conditions(out) == 1
 
 
+def test_the_quotient_of_a_loop_of_symbolic_extent_is_versioned() -> None:
+    out = partition_loops(parse_program("""
+program f(A: f32[n, 30], C: f32[n, 30], n: i64 size 1..16):
+    for f in 0..n * 4 parallel:
+        for i in 0..8 vectorized:
+            if f // n * 8 + i < 30:
+                C[f % n, f // n * 8 + i] = A[f % n, f // n * 8 + i] + 1.0
+"""))
+    assert conditions(out) == 1
+    vectors = [n for n in walk(out) if isinstance(n, For) and n.kind == "vectorized"]
+    assert [as_int(n.extent) for n in vectors] == [8, 4, 2] and not any(isinstance(x, If) for n in vectors for x in walk(n))
+
+
 def test_several_functions_of_a_fused_loop_are_versioned_one_in_the_other() -> None:
     out = partitioned("""
 program f(A: f32[5, 5], C: f32[5, 5]):

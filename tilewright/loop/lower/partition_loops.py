@@ -10,7 +10,8 @@ each piece with the conditions that are decided in it gone.
 
 A condition over several variables is decided outside in: the outer loop is split into where it holds for all values of
 the inner ones, where it fails for all, and the mixed rest, in which the inner loop is split in turn. A parallel loop
-stays one loop: its body is versioned, the hot version chosen by a test of the variable (or of `f // n`, `f % n` of it).
+stays one loop: its body is versioned, the hot version chosen by a test of the variable (or of `f // n`, `f % n` of it; that
+of a quotient by a symbolic n too, where two loops of which one is symbolic have been fused).
 A remainder of a vectorized loop becomes vectors of powers of two. Growth is limited by `GROWTH_LIMIT`.
 """
 from __future__ import annotations
@@ -71,10 +72,12 @@ def partition_loops(program: Program) -> Program:
 
 @dataclass(slots=True)
 class _Partitioner:
-    """One walk, outside in. `ranges` are inclusive ranges of the variables in scope where they are known constants."""
+    """One walk, outside in. `ranges` are inclusive ranges of the variables in scope where they are known constants;
+    `extents` those of loops from 0 whose number of turns is symbolic."""
 
     budget: int
     ranges: dict[Var, Range] = field(default_factory=dict)
+    extents: dict[Var, Expr] = field(default_factory=dict)
     conditional: dict[int, tuple[Node, bool]] = field(default_factory=dict)
 
     # ---- statements ----
@@ -104,6 +107,9 @@ class _Partitioner:
     def loop(self, s: For) -> Stmt:
         span = loop_range(s, self.ranges)
         if span is None:
+            if as_int(s.start) == 0 and s.kind in ("parallel", "serial"):
+                self.extents[s.var] = s.extent
+                return s.replace(body=self.stmt(self.name_atoms(s.var, s.body)))
             return s.replace(body=self.stmt(s.body))
         low, high = span
         if high < low:
@@ -189,11 +195,11 @@ class _Partitioner:
             for atom in _atoms(c):
                 if isinstance(atom, FloorDiv | FloorMod):
                     names = {n for n in walk(atom) if isinstance(n, Var)}
-                    if v in names and not names & inner and interval(atom, self.ranges) is not None:
+                    if v in names and not names & inner and self.range_of(atom) is not None:
                         atoms[atom] = None
         for atom in atoms:
             name = Var(v.name, atom.dtype)
-            span = interval(atom, self.ranges)
+            span = self.range_of(atom)
             if span is None or span[0] == span[1]:
                 continue
             self.ranges[name] = span
@@ -202,6 +208,18 @@ class _Partitioner:
             if versioned is not renamed:
                 return Let(name, atom, versioned)
         return body
+
+    def range_of(self, e: Expr) -> Range | None:
+        """The range of a quotient or remainder; also of `f // n` where f counts to a multiple of the symbolic n."""
+        found = interval(e, self.ranges)
+        if found is None and isinstance(e, FloorDiv) and isinstance(e.a, Var) and e.a in self.extents:
+            whole, rest = linear(self.extents[e.a])
+            part, over = linear(e.b)
+            times = {whole.get(t, 0) // n for t, n in part.items()}
+            if rest == over == 0 and len(times) == 1 and min(times) > 0 and whole == {
+                    t: n * min(times) for t, n in part.items()}:
+                return 0, min(times) - 1
+        return found
 
     # ---- where a condition changes ----
     def pieces(self, v: Var, body: Stmt) -> list[Range]:
