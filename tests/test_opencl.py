@@ -154,3 +154,21 @@ except tilewright.UserError as error:
                           cwd=native.NATIVE_FOLDER.parents[2],
                           env={"OCL_ICD_VENDORS": str(tmp_path), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)})
     assert "device-missing" in done.stdout and "pocl-opencl-icd" in done.stdout
+
+
+def test_sizes_that_are_known_at_run_time_only_are_refused() -> None:
+    m = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> g (float[n] x) => (y) { y = Relu(x) }')
+    with pytest.raises(UserError, match="device-sizes"):
+        tilewright.compile(m, target="opencl")
+
+
+@needs_opencl
+def test_indices_are_checked_on_the_host() -> None:
+    m = onnx.parser.parse_model('<ir_version: 8, opset_import: ["" : 18]> '
+                                'g (float[5] x, int64[3] i) => (y) { y = Gather(x, i) }')
+    x = np.arange(5, dtype=np.float32)
+    with tilewright.compile(m, target="opencl") as made:
+        np.testing.assert_array_equal(made(x, np.array([0, -5, 4])), [0, 0, 4])
+        with pytest.raises(UserError, match="run-index") as error:
+            made(x, np.array([0, 5, 1]))
+        assert "from 0 to 5, for an axis of 5" in str(error.value)
