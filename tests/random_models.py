@@ -1,271 +1,253 @@
-"""Random ONNX models: graphs of mixed operators with several outputs, branches and loops, for end-to-end checks.
+"""Random ONNX models, run beside the graph interpreter and ONNX Runtime: mixed operators and types, broadcasting, control
+flow, sizes known at run time only (compiled once, run at several).
 
-Values stay near 1 in size, so that results can be compared; every model has a seed.
+One case again: `python -m tests.random_models SEED`; many: `python -m tests.random_models FIRST COUNT`.
 """
 from __future__ import annotations
 
+import multiprocessing as mp
 import random
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
-Shape = tuple[int, ...]
+import tests.random_heavy
+import tests.random_views
+import tilewright
+from tests.random_graph import LARGEST_ERROR, UNIT, Dim, Graph, Value
+from tests.random_regions import grow, info
+from tilewright.core.config import config
+from tilewright.frontend.onnx.importer import import_onnx
+from tilewright.graph import interpret
 
-
-class Generator:
-    """Builds one graph: `values` are the float tensors so far, by name, with their shapes."""
-
-    def __init__(self, rng: random.Random, prefix: str = "", values: dict[str, Shape] | None = None) -> None:
-        self.rng, self.prefix = rng, prefix
-        self.values: dict[str, Shape] = dict(values or {})
-        self.nodes: list[Any] = []
-        self.weights: list[Any] = []
-        self.count = 0
-
-    def name(self) -> str:
-        self.count += 1
-        return f"{self.prefix}v{self.count}"
-
-    def weight(self, array: Any) -> str:
-        name = f"{self.name()}_w"
-        self.weights.append(numpy_helper.from_array(np.asarray(array), name))
-        return name
-
-    def floats(self, *shape: int) -> str:
-        seed = self.rng.randrange(1 << 30)
-        fan = max(int(np.prod(shape[1:])), 1) if len(shape) > 1 else 1
-        return self.weight((np.random.default_rng(seed).standard_normal(shape) / np.sqrt(fan)).astype(np.float32))
-
-    def add(self, op: str, inputs: list[str], shape: Shape, **attributes: Any) -> str:
-        out = self.name()
-        self.nodes.append(helper.make_node(op, inputs, [out], name=out, **attributes))
-        self.values[out] = shape
-        return out
-
-    def pick(self, rank: int | None = None) -> tuple[str, Shape]:
-        """A value, late ones more often."""
-        fitting = [v for v in self.values.items() if rank is None or len(v[1]) == rank]
-        if not fitting:
-            name, shape = self.pick()
-            return self.reshape(name, shape, rank or 1)
-        return fitting[-1 - min(int(self.rng.expovariate(0.5)), len(fitting) - 1)]
-
-    def reshape(self, name: str, shape: Shape, rank: int) -> tuple[str, Shape]:
-        n = int(np.prod(shape))
-        new: list[int] = []
-        for _ in range(rank - 1):
-            factor = self.rng.choice([d for d in (1, 2, 3, 4, 5, 6, 8) if n % d == 0])
-            new.append(factor)
-            n //= factor
-        to = (*new, n)
-        return self.add("Reshape", [name, self.weight(np.array(to))], to), to
-
-    # ---- steps ---------------------------------------------------------------------------------------------------------
-    def step(self, depth: int = 0) -> None:
-        kinds = [self.unary] * 4 + [self.binary] * 5 + [self.matmul] * 2 + [self.view] * 4 + [self.reduce] * 2 + \
-            [self.softmax, self.concat, self.split, self.conv, self.conv, self.pool, self.pad, self.norm]
-        if depth == 0:
-            kinds += [self.branch, self.loop]
-        self.rng.choice(kinds)()
-
-    def unary(self) -> None:
-        name, shape = self.pick()
-        self.add(self.rng.choice(["Relu", "Sigmoid", "Tanh", "Neg", "Abs", "Erf", "Sin"]), [name], shape)
-
-    def binary(self) -> None:
-        name, shape = self.pick()
-        same = [n for n, s in self.values.items() if s == shape]
-        if self.rng.random() < 0.6:
-            other = self.rng.choice(same)
-        else:
-            axes = [d if self.rng.random() < 0.6 else 1 for d in shape][self.rng.randrange(len(shape) + 1):]
-            other = self.floats(*axes)
-        operands = [name, other] if self.rng.random() < 0.5 else [other, name]
-        self.add(self.rng.choice(["Add", "Sub", "Mul", "Max", "Min"]), operands, shape)
-
-    def matmul(self) -> None:
-        name, shape = self.pick(self.rng.choice([2, 3]))
-        n = self.rng.choice([1, 3, 8, 17])
-        if self.rng.random() < 0.3:
-            turned = (*shape[:-2], shape[-1], shape[-2])
-            perm = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
-            t = self.add("Transpose", [name], turned, perm=perm)
-            scale = self.weight(np.float32(1 / shape[-1]))
-            product = self.add("MatMul", [name, t], (*shape[:-1], shape[-2]))
-            self.add("Mul", [product, scale], (*shape[:-1], shape[-2]))
-        else:
-            out = self.add("MatMul", [name, self.floats(shape[-1], n)], (*shape[:-1], n))
-            self.add("Mul", [out, self.weight(np.float32(1 / np.sqrt(shape[-1])))], (*shape[:-1], n))
-
-    def view(self) -> None:
-        name, shape = self.pick()
-        rank = len(shape)
-        match self.rng.randrange(5):
-            case 0:
-                self.reshape(name, shape, self.rng.randrange(1, 5))
-            case 1:
-                perm = self.rng.sample(range(rank), rank)
-                self.add("Transpose", [name], tuple(shape[p] for p in perm), perm=perm)
-            case 2:
-                axis = self.rng.randrange(rank)
-                step = self.rng.choice([1, 2, -1]) if shape[axis] > 1 else 1
-                start = self.rng.randrange(shape[axis])
-                kept = len(range(shape[axis])[start::step])
-                end = np.iinfo(np.int64).min + 1 if step < 0 else shape[axis]
-                ends = [self.weight(np.array([x])) for x in (start, end, axis, step)]
-                self.add("Slice", [name, *ends], (*shape[:axis], kept, *shape[axis + 1:]))
-            case 3:
-                self.add("Unsqueeze", [name, self.weight(np.array([0]))], (1, *shape))
-            case _:
-                axis = self.rng.randrange(rank)
-                picks = [self.rng.randrange(shape[axis]) for _ in range(self.rng.choice([1, 3]))]
-                self.add("Gather", [name, self.weight(np.array(picks))], (*shape[:axis], len(picks), *shape[axis + 1:]),
-                         axis=axis)
-
-    def reduce(self) -> None:
-        name, shape = self.pick()
-        axis, keep = self.rng.randrange(len(shape)), self.rng.randrange(2)
-        out = (*shape[:axis], *([1] if keep else []), *shape[axis + 1:])
-        if out:
-            self.add(self.rng.choice(["ReduceMean", "ReduceMax", "ReduceMin"]), [name], out, axes=[axis],
-                     keepdims=keep)
-
-    def softmax(self) -> None:
-        name, shape = self.pick()
-        self.add("Softmax", [name], shape, axis=self.rng.randrange(len(shape)))
-
-    def norm(self) -> None:
-        name, shape = self.pick()
-        self.add("LayerNormalization", [name, self.floats(shape[-1])], shape, axis=-1, epsilon=0.1)
-
-    def concat(self) -> None:
-        name, shape = self.pick()
-        others = [n for n, s in self.values.items() if s == shape]
-        parts, axis = [name, self.rng.choice(others)], self.rng.randrange(len(shape))
-        self.add("Concat", parts, (*shape[:axis], 2 * shape[axis], *shape[axis + 1:]), axis=axis)
-
-    def split(self) -> None:
-        name, shape = self.pick()
-        axis = max(range(len(shape)), key=lambda k: shape[k])
-        if shape[axis] < 2:
-            return
-        sizes = [1, shape[axis] - 1]
-        outs = [self.name(), self.name()]
-        self.nodes.append(helper.make_node("Split", [name, self.weight(np.array(sizes))], outs, axis=axis))
-        for out, n in zip(outs, sizes, strict=True):
-            self.values[out] = (*shape[:axis], n, *shape[axis + 1:])
-
-    def conv(self) -> None:
-        name, (n, c, h, w) = self.pick(4)
-        k = self.rng.choice([1, 3])
-        stride, grouped = self.rng.choice([1, 2]), self.rng.random() < 0.25
-        m = c if grouped else self.rng.choice([1, 5, 16])
-        out = (n, m, (h - 1) // stride + 1, (w - 1) // stride + 1)
-        filters = self.floats(m, 1 if grouped else c, k, k)
-        bias = [self.floats(m)] if self.rng.random() < 0.5 else []
-        self.add("Conv", [name, filters, *bias], out, kernel_shape=[k, k], strides=[stride] * 2, pads=[k // 2] * 4,
-                 group=c if grouped else 1)
-
-    def pool(self) -> None:
-        name, (n, c, h, w) = self.pick(4)
-        self.add(self.rng.choice(["MaxPool", "AveragePool"]), [name], (n, c, h, w), kernel_shape=[3, 3], pads=[1] * 4)
-
-    def pad(self) -> None:
-        name, shape = self.pick()
-        before, after = ([self.rng.randrange(2) for _ in shape] for _ in range(2))
-        out = tuple(b + d + a for b, d, a in zip(before, shape, after, strict=True))
-        if np.prod(out) < 20000:
-            self.add("Pad", [name, self.weight(np.array([*before, *after]))], out)
-
-    # ---- regions -------------------------------------------------------------------------------------------------------
-    def body(self, steps: int, inputs: dict[str, Shape]) -> Generator:
-        inner = Generator(self.rng, f"{self.name()}_", {**self.values, **inputs})
-        for _ in range(steps):
-            inner.step(depth=1)
-        return inner
-
-    def info(self, name: str, shape: Shape) -> Any:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-
-    def end(self, inner: Generator, like: Shape, source: str) -> str:
-        """A value of the shape of an outer one, made of one of the body's."""
-        fitting = [n for n, s in inner.values.items() if s == like]
-        return inner.add("Identity", [self.rng.choice([*fitting[-3:], source])], like)
-
-    def condition(self, g: Generator) -> str:
-        name, shape = g.pick()
-        total = g.add("ReduceMean", [name], (), keepdims=0, axes=list(range(len(shape))))
-        del g.values[total]
-        out = g.name()
-        g.nodes.append(helper.make_node("Less", [total, g.weight(np.float32(self.rng.choice([0.0, 0.2])))], [out]))
-        return out
-
-    def branch(self) -> None:
-        (a, sa), (b, sb) = self.pick(), self.pick()
-        cond = self.condition(self)
-        graphs = []
-        for _ in range(2):
-            inner = self.body(self.rng.randrange(4), {})
-            ends = [self.end(inner, sa, a), self.end(inner, sb, b)]
-            graphs.append(helper.make_graph(inner.nodes, inner.prefix, [], [self.info(n, inner.values[n]) for n in ends],
-                                            inner.weights))
-        outs = [self.name(), self.name()]
-        self.nodes.append(helper.make_node("If", [cond], outs, then_branch=graphs[0], else_branch=graphs[1]))
-        self.values |= dict(zip(outs, (sa, sb), strict=True))
-
-    def loop(self) -> None:
-        """A few turns over up to three carried values, which may change places, and a stacked result."""
-        carried = [self.pick() for _ in range(self.rng.randrange(1, 4))]
-        if self.rng.random() < 0.5:
-            carried = [carried[0]] * len(carried)
-        tag = self.name()
-        names = [f"{tag}_c{k}" for k in range(len(carried))]
-        inner = self.body(self.rng.randrange(4), dict(zip(names, (s for _, s in carried), strict=True)))
-        more = self.condition(inner) if self.rng.random() < 0.3 else None
-        ends, states = [], list(zip(names, (s for _, s in carried), strict=True))
-        for name, shape in states:
-            swapped = [n for n, s in states if s == shape]
-            if self.rng.random() < 0.5:
-                ends.append(inner.add("Identity", [self.rng.choice(swapped)], shape))
-            else:
-                ends.append(self.end(inner, shape, name))
-        keep = f"{tag}_keep"
-        inner.nodes.append(helper.make_node("Identity", [more or f"{tag}_go"], [keep]))
-        rows = [] if more else [inner.add("Neg", [ends[0]], carried[0][1])]
-        body = helper.make_graph(
-            inner.nodes, inner.prefix,
-            [helper.make_tensor_value_info(f"{tag}_i", TensorProto.INT64, []),
-             helper.make_tensor_value_info(f"{tag}_go", TensorProto.BOOL, []), *[self.info(n, s) for n, s in states]],
-            [helper.make_tensor_value_info(keep, TensorProto.BOOL, []),
-             *[self.info(n, inner.values[n]) for n in (*ends, *rows)]], inner.weights)
-        trips = self.rng.choice([1, 2, 3])
-        outs = [self.name() for _ in (*ends, *rows)]
-        self.nodes.append(helper.make_node("Loop", [self.weight(np.int64(trips)), self.weight(np.bool_(True)),
-                                                    *[n for n, _ in carried]], outs, body=body))
-        for out, (_, shape) in zip(outs, carried, strict=False):
-            self.values[out] = shape
-        if rows:
-            self.values[outs[-1]] = (trips, *carried[0][1])
+assert tests.random_heavy and tests.random_views  # their steps are among STEPS
+SECONDS, PATIENCE = 60, 10
+"""Processor time of one case, and how many times the seconds may pass."""
 
 
-def random_model(seed: int, steps: int = 14) -> onnx.ModelProto:
-    """The model of a seed."""
+@dataclass
+class Case:
+    """A model, the inputs of each of its runs, and the error that each output may have (0: exact)."""
+    seed: int
+    model: onnx.ModelProto
+    feeds: list[dict[str, Any]]
+    errors: list[float]
+
+
+# ---- making ----------------------------------------------------------------------------------------------------------
+def random_case(seed: int, steps: int = 6) -> Case:
+    """The case of a seed: three in ten have symbols in their inputs' shapes and three runs."""
     rng = random.Random(seed)
-    g = Generator(rng)
-    inputs = {f"x{k}": tuple(rng.choice([1, 2, 3, 5, 8]) for _ in range(rng.choice([1, 2, 3, 4]))) for k in range(2)}
-    inputs["image"] = (1, rng.choice([3, 16]), 6, 7)
-    g.values |= inputs
-    for _ in range(steps):
-        g.step()
-        for name in [n for n, s in g.values.items() if np.prod(s) > 20000 or len(s) > 6]:
-            if name not in inputs:
-                del g.values[name]
+    dynamic = rng.random() < 0.3
+    g = Graph(rng, 3 if dynamic else 1, rng.choice([18, 20, 21, 22, 23]))
+    symbols: dict[Dim, str] = {(3, 1, 6): "n", (2, 5, 4): "m"} if dynamic else {}
+
+    def shape(rank: int) -> tuple[Dim, ...]:
+        return tuple([rng.choice([*symbols]) if symbols and rng.random() < 0.4 else g.dim(rng.choice([1, 2, 3, 4, 5, 8]))
+                      for _ in range(rank)])
+    batch = rng.choice([*symbols, g.dim(1)])
+    inputs = [Value(f"x{k}", shape(rng.choice([1, 2, 3, 4])), "float32", 4, UNIT["float32"]) for k in range(2)]
+    inputs += [Value("image", (batch, g.dim(rng.choice([3, 8])), g.dim(6), g.dim(7)), "float32", 4, UNIT["float32"]),
+               Value("quarters", shape(rng.choice([1, 2, 3])), "float32", 2, 0.0, 2),
+               Value("whole", shape(rng.choice([1, 2])), rng.choice(["int32", "int64", "int64", "uint8", "int8"]), 9),
+               Value("flags", shape(rng.choice([0, 1, 2])), "bool", 1)]
+    trips = Value("trips", (), "int64", 3)
+    g.values += inputs
+    data = np.random.default_rng(seed)
+    feeds = [{v.name: _data(data, v, [d[k] for d in v.shape]) for v in inputs} for k in range(g.runs)]
+    for feed in feeds:
+        feed["trips"] = np.array(rng.randrange(1, 4))
+    g.trips = "trips", tuple([int(f["trips"]) for f in feeds])
+    grow(g, steps)
     used = {n for node in g.nodes for n in node.input}
-    made = [n for n in g.values if n not in inputs]
-    outputs = [n for n in made if n not in used] + rng.sample(made, min(2, len(made)))
-    outputs = list(dict.fromkeys(outputs))
-    graph = helper.make_graph(g.nodes, f"random_{seed}", [g.info(n, s) for n, s in inputs.items()],
-                              [g.info(n, g.values[n]) for n in outputs], g.weights)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = {v.name: v for v in g.values if v not in inputs and v.error <= LARGEST_ERROR.get(v.type, 0)}
+    kept = [n for n in made if n not in used] + rng.sample(list(made), min(2, len(made)))
+    outputs = {**{n: (made[n].error, made[n].type) for n in kept}, **{n: (e, "") for n, e in g.ends if e <= 1e-3}}
+    graph = helper.make_graph(
+        g.nodes, f"random_{seed}", [info(v.name, v.type, [symbols.get(d, d[0]) for d in v.shape]) for v in (*inputs, trips)],
+        [info(n, t) if t else onnx.ValueInfoProto(name=n) for n, (_, t) in outputs.items()], g.weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", g.opset)], ir_version=10)
+    return Case(seed, model, feeds, [e for e, _ in outputs.values()])
+
+
+def random_model(seed: int, steps: int = 6) -> onnx.ModelProto:
+    """The model of a seed."""
+    return random_case(seed, steps).model
+
+
+def _data(data: np.random.Generator, v: Value, shape: list[int]) -> Any:
+    if v.type == "bool":
+        return np.asarray(data.random(shape) < 0.5)
+    if not v.is_float:
+        return data.integers(0 if v.type.startswith("u") else -9, 10, shape).astype(v.type)
+    return (data.integers(-8, 9, shape) / 4 if v.exact else np.clip(data.standard_normal(shape), -4, 4)).astype(v.type)
+
+
+def operators(model: onnx.ModelProto) -> set[str]:
+    """The ONNX operators of a model and of the graphs in it."""
+    out, stack = set(), [model.graph]
+    while stack:
+        for n in stack.pop().node:
+            out.add(n.op_type)
+            stack += [a.g for a in n.attribute if a.HasField("g")]
+    return out
+
+
+# ---- checking --------------------------------------------------------------------------------------------------------
+class Unknown(Exception):
+    """What ONNX Runtime does not run."""
+
+
+def by_onnxruntime(case: Case) -> list[list[Any]]:
+    import onnxruntime as ort
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 4
+    try:
+        session = ort.InferenceSession(case.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return [list(session.run(None, f)) for f in case.feeds]
+    except Exception as e:  # noqa: BLE001 – its errors have no common base
+        raise Unknown(str(e)) from None
+
+
+def compare(case: Case, got: list[list[Any]], wanted: list[list[Any]], by: str) -> None:
+    names = [o.name for o in case.model.graph.output]
+    for k, (these, those) in enumerate(zip(got, wanted, strict=True)):
+        for name, a, b, error in zip(names, these, those, case.errors, strict=True):
+            b = np.asarray(b)
+            where = f"{name} of run {k} beside {by}"
+            assert (a.shape, a.dtype) == (b.shape, b.dtype), f"{where}: {a.dtype}{a.shape}, not {b.dtype}{b.shape}"
+            if error == 0:
+                np.testing.assert_array_equal(a, b, where)
+            else:
+                np.testing.assert_allclose(a.astype(np.float64), b.astype(np.float64), rtol=0, atol=error, err_msg=where)
+
+
+def check(case: Case, note: Any = lambda what: None) -> str:
+    """Compiled once, with a poisoned arena; the same bits with another number of threads. "" or why ONNX Runtime gave no
+    results."""
+    with config.override(compile_workers=1), tilewright.compile(case.model, threads=1) as made:
+        made.executable.set_poison(True)
+        got = [made.run(f) for f in case.feeds]
+        made.threads = 2
+        again = made.run(case.feeds[-1])
+        assert [a.tobytes() for a in again] == [a.tobytes() for a in got[-1]], "two threads give other bits"
+    note("interpreter")
+    graph = import_onnx(case.model)
+    compare(case, got, [interpret.run(graph, f) for f in case.feeds], "the interpreter")
+    note("ONNX Runtime")
+    try:
+        wanted = by_onnxruntime(case)
+    except Unknown as e:
+        return str(e)
+    compare(case, got, wanted, "ONNX Runtime")
+    return ""
+
+
+# ---- many ------------------------------------------------------------------------------------------------------------
+@dataclass
+class Result:
+    """How many ran, how many of them beside ONNX Runtime as well, what failed by seed, and the operators."""
+    ran: int = 0
+    beside: int = 0
+    dynamic: int = 0
+    failures: dict[int, str] = field(default_factory=dict)
+    operators: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        return f"{self.ran} ran, {self.dynamic} with symbols, {self.beside} beside ONNX Runtime, " \
+            f"{len(self.failures)} failed; {len(self.operators)} operators of ONNX"
+
+
+def _child(seeds: Sequence[int], steps: int, tell: Any) -> None:
+    warnings.simplefilter("ignore")
+    for seed in seeds:
+        tell.send(("begin", seed, "making"))
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody handles these: a hang ends the process
+        signal.alarm(PATIENCE * SECONDS)
+        try:
+            case = random_case(seed, steps)
+            tell.send(("made", seed, (operators(case.model), len(case.feeds) > 1)))
+            tell.send(("end", seed, ("", check(case, lambda what, seed=seed: tell.send(("begin", seed, what))))))
+        except Exception as e:  # noqa: BLE001 – whatever it is, it is what was looked for
+            tell.send(("end", seed, ("".join(traceback.format_exception(e)[-2:])[-1500:], "")))
+        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    tell.send(("done", 0, ""))
+
+
+def campaign(seeds: Sequence[int], steps: int = 6, told: Any = lambda result: None) -> Result:
+    """All the cases, in a forked process that is replaced when it dies: a crash costs one case."""
+    context, todo, out = mp.get_context("fork"), list(seeds), Result()
+    while todo:
+        ours, theirs = context.Pipe(duplex=False)
+        child = context.Process(target=_child, args=(todo, steps, theirs))
+        child.start()
+        theirs.close()
+        phase = ""
+        try:
+            while True:
+                kind, seed, what = ours.recv()
+                if kind == "done":
+                    todo = []
+                    break
+                if kind == "begin":
+                    phase = what
+                elif kind == "made":
+                    phase = "compiled"
+                    out.operators.update(what[0])
+                    out.dynamic += what[1]
+                else:
+                    failure, refused = what
+                    todo.pop(0)
+                    out.ran += 1
+                    out.beside += not refused and not failure
+                    if failure:
+                        out.failures[seed] = failure
+                    elif refused:
+                        out.refused[refused] += 1
+                    told(out)
+        except EOFError:
+            child.join()
+            out.ran += 1
+            out.failures[todo.pop(0)] = f"died with {child.exitcode} ({phase})"
+            told(out)
+        child.kill()
+        child.join()
+    return out
+
+
+def main() -> None:
+    numbers = [int(a) for a in sys.argv[1:]]
+    if len(numbers) == 1:
+        case = random_case(numbers[0])
+        print(onnx.printer.to_text(case.model))
+        print(check(case) or "right")
+        return
+    begin, known = time.monotonic(), 0
+
+    def told(r: Result) -> None:
+        nonlocal known
+        for seed in list(r.failures)[known:]:
+            print(f"seed {seed}: {r.failures[seed]}", flush=True)
+        known = len(r.failures)
+        if r.ran % 50 == 0:
+            print(f"{time.monotonic() - begin:.0f} s: {r}", flush=True)
+    result = campaign(range(numbers[0], numbers[0] + numbers[1]), told=told)
+    print(", ".join(f"{k} {n}" for k, n in sorted(result.operators.items())))
+    for why, n in result.refused.most_common(30):
+        print(n, why[:160])
+
+
+if __name__ == "__main__":
+    main()

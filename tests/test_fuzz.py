@@ -53,7 +53,7 @@ def integers() -> onnx.ModelProto:
 
 
 def bases() -> list[bytes]:
-    made = [loops(), words(), integers(), small_models.mlp(), *[random_model(k, steps=8) for k in range(20)]]
+    made = [loops(), words(), integers(), small_models.mlp(), *[random_model(k) for k in range(20)]]
     return [m.SerializeToString() for m in made]
 
 

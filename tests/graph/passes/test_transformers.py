@@ -159,6 +159,15 @@ def test_parallel_products_are_combined_only_where_their_parts_are_views() -> No
     assert combine_products(flat) is flat
 
 
+def test_parallel_products_and_additions_that_are_no_rows() -> None:
+    """A number, and one element under more axes than the product has."""
+    b = Net()
+    x = b.x(3, 4)
+    parts = [b.op("relu", b.op("add", b.op("matmul", x, b.w(4, 1)), b.w(*s))) for s in ((), (), (1, 1, 1), (1, 1, 1))]
+    g = b.finish(parts)
+    assert counts(same(g, combine_products(g)))["matmul"] == 1
+
+
 # ---- reshapes --------------------------------------------------------------------------------------------------------
 def test_bias_residual_and_activation_join_the_product() -> None:
     b = Net()

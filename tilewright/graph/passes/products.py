@@ -123,7 +123,7 @@ def _branch(op: Operation, users: dict[Value, list[Operation]], outputs: set[Val
 
 def _is_row(add: Operation, y: Value) -> bool:
     other = [v for v in add.inputs if v is not y]
-    return (len(other) == 1 and other[0] is not None and other[0].data is not None
+    return (len(other) == 1 and other[0] is not None and other[0].data is not None and 0 < other[0].rank <= y.rank
             and other[0].data.size == as_int(y.shape[-1]) == other[0].data.shape[-1])
 
 
