@@ -241,7 +241,7 @@ def main() -> None:
         for seed in list(r.failures)[known:]:
             print(f"seed {seed}: {r.failures[seed]}", flush=True)
         known = len(r.failures)
-        if r.ran % 50 == 0:
+        if r.ran % 25 == 0:
             print(f"{time.monotonic() - begin:.0f} s: {r}", flush=True)
     result = campaign(range(numbers[0], numbers[0] + numbers[1]), told=told)
     print(", ".join(f"{k} {n}" for k, n in sorted(result.operators.items())))

@@ -76,6 +76,15 @@ def test_indices_that_are_known_are_checked_while_compiling() -> None:
         assert len(made.kernels) == 1  # nothing is checked when it runs
 
 
+def test_known_indices_into_a_symbolic_axis_are_checked_when_it_runs() -> None:
+    m = model("g (float[m,2] x) => (y) { y = GatherND(x, i) }")
+    m.graph.initializer.append(onnx.numpy_helper.from_array(np.array([[2], [-1]]), "i"))
+    with tilewright.compile(m) as made:
+        np.testing.assert_array_equal(made.run({"x": x(4, 2)})[0], x(4, 2)[[2, -1]])
+        with pytest.raises(UserError, match="run-index"):
+            made.run({"x": x(2, 2)})
+
+
 PROGRAM = """
 #include <stdio.h>
 #include "words.h"

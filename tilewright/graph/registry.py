@@ -139,6 +139,15 @@ def numeric_attrs(rec: OpRecord, attrs: dict[str, Any], value: Callable[[Expr], 
     return out
 
 
+def has_numeric_attrs(rec: OpRecord, attrs: dict[str, Any]) -> bool:
+    """Whether the dimensions among the attributes are all numbers."""
+    try:
+        numeric_attrs(rec, attrs)
+    except _Symbolic:
+        return False
+    return True
+
+
 class _Symbolic(Exception):
     """A dimension is no number."""
 

@@ -14,7 +14,7 @@ from tilewright.graph.builder import GraphBuilder, rewrite
 from tilewright.graph.infer import constant_of, element_count
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.passes.dce import remove_dead
-from tilewright.graph.registry import Array, record_of
+from tilewright.graph.registry import Array, has_numeric_attrs, record_of
 
 Evaluator = Callable[[Operation, Sequence[Array | None]], tuple[Array, ...]]
 """Runs one operation of known sizes on arrays."""
@@ -52,6 +52,8 @@ def _evaluated(op: Operation, evaluate: Evaluator) -> Sequence[Array] | None:
         return None
     arrays = [constant_of(v) for v in op.inputs]
     if any(a is None and v is not None for a, v in zip(arrays, op.inputs, strict=True)):
+        return None
+    if not has_numeric_attrs(rec, op.attrs):
         return None
     results = evaluate(op, arrays)
     fits = all(a.shape == v.type.sizes() for a, v in zip(results, op.outputs, strict=True))
