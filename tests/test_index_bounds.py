@@ -85,6 +85,13 @@ def test_known_indices_into_a_symbolic_axis_are_checked_when_it_runs() -> None:
             made.run({"x": x(2, 2)})
 
 
+def test_indices_of_an_axis_of_at_most_one_element() -> None:
+    m = model("g (float[3] x, int64[n,1] i) => (y) { y = GatherND(x, i) }")
+    with tilewright.compile(m, shapes={"n": "0..1"}) as made:
+        for at in ([[2]], np.zeros((0, 1))):
+            np.testing.assert_array_equal(made.run({"x": x(3), "i": np.array(at, np.int64)})[0], np.ravel(at))
+
+
 PROGRAM = """
 #include <stdio.h>
 #include "words.h"

@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 from tilewright.core.node import walk
+from tilewright.loop.bounds import bounds
 from tilewright.loop.ir import Block, Load, Store, Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import vars_of
@@ -293,11 +294,13 @@ def _strip_stage(sch: Schedule, ref: BlockRef, spatial: list[Var], reduced: list
 def _horizontal_stage(sch: Schedule, ref: BlockRef, loop: Var, lanes: int, alone: bool) -> None:
     """The innermost reduction loop (the only one, if `alone`) by lanes of several accumulators, these by lanes of one, and
     that one horizontally."""
-    n = as_int(sch.loop(loop).extent) or UNKNOWN_EXTENT
+    extent = sch.loop(loop).extent
+    n = as_int(extent) or UNKNOWN_EXTENT
     lanes = min(lanes, _power_of_two(n))
-    if lanes == 1:
-        return
     wide = lanes * min(ACCUMULATORS, _power_of_two(n // lanes))
+    most = bounds(extent)[1]
+    if lanes == 1 or as_int(extent) is None and most is not None and most <= wide:  # never more than one turn
+        return
     if n > wide:
         _, loop = sch.split(loop, [None, wide])
     if n > wide or not alone:  # else there is nothing to add up before the lanes
