@@ -217,9 +217,8 @@ def attempt(data: bytes, run: bool = True) -> str:
 
 def _is_small(g: Graph) -> bool:
     total = 0.0
-    for op in g.operations:
-        for v in op.outputs:
-            total += float(np.prod([float(getattr(d, "value", 2)) for d in v.shape]))
+    for v in [*g.inputs, *[v for op in g.operations for v in op.outputs]]:
+        total += float(np.prod([float(getattr(d, "value", 2)) for d in v.shape]))
     return total < RUNNABLE and not any(op.regions for op in g.operations if op.op in ("loop", "scan"))
 
 

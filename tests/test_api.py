@@ -177,7 +177,7 @@ def test_closing_waits_for_runs():
 
 def test_verify_finds_a_wrong_result(monkeypatch):
     made = tilewright.compile(small_models.mlp(), verify=True)
-    monkeypatch.setattr("tilewright.model.interpret", lambda graph, feeds: [a + 1 for a in made.run(feeds)])
+    monkeypatch.setattr("tilewright.model.interpret", lambda graph, feeds: [made(*feeds) + 1])
     with pytest.raises(UserError, match="verify-failed"):
         made.verify()
     with pytest.raises(UserError, match="verify-failed"):

@@ -114,6 +114,8 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
             kept = {name: s for name, s in (shapes or {}).items() if name in read.signature.structured}
             special = import_model(model, shapes={**kept, **sized}, custom_ops=custom_ops)
             stages.versions.append(passes.run(with_checks(special.graph), [*observers, *_from_settings()]))
+        for g in (stages.optimized, *stages.versions):
+            check_sizes(g)
         hosts = [host_node(op) for g in all_graphs(stages.optimized) for op in g.operations if runs_on_host(op)]
         if hosts and fallback == "error":
             raise refusal(hosts)
@@ -229,6 +231,19 @@ def bytes_as_read(imported: Graph | None) -> int:
         return 0
     found = {v: v.data.nbytes for g in all_graphs(imported) for v in g.constants() if v.data is not None}
     return sum(found.values())
+
+
+MOST_BYTES = 1 << 47
+"""Of a tensor: more than any process can address."""
+
+
+def check_sizes(graph: Graph) -> None:
+    """UserError "tensor-too-large" for a value that no memory can hold."""
+    for g in all_graphs(graph):
+        for v in [*g.inputs, *[v for op in g.operations for v in op.outputs]]:
+            if v.type.is_static and _nbytes(v) > MOST_BYTES:
+                raise UserError("tensor-too-large", f"{v.name}: {v.type} has {_nbytes(v):,} bytes",
+                                where=v.loc or v.name, hint="the model may be damaged, or a size wrong")
 
 
 def all_graphs(graph: Graph) -> Iterator[Graph]:

@@ -162,6 +162,7 @@ class Model:
             return self.signature.unflatten(self.executable.run(self.signature.flatten(values)))
 
     def _arguments(self, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
+        self.executable  # noqa: B018 - says that this machine is not the target before anything is asked of the inputs
         names = [i.name for i in self.inputs] if self.signature is None else [name for name, _ in self.signature.inputs]
         if len(args) > len(names):
             raise UserError("input-count", f"the model has {len(names)} inputs ({', '.join(names)}), got {len(args)}")

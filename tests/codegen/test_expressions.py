@@ -160,6 +160,7 @@ def test_every_intrinsic_is_tested() -> None:
     others = {"pow", "fmod", "fma", "isnan", "isinf", "reinterpret", "reduce_add", "reduce_max", "reduce_min", "prefetch"}
     others |= {"copy_bytes", "tw_profile_begin", "tw_profile_end", "tw_tap"}  # of host programs: see tests/test_driver.py
     others |= {"tw_worker", "tw_threads"}  # of workspaces: see tests/tensor/rules/test_symbolic_kernels.py
+    others |= {"barrier", "tw_upload", "tw_move", "tw_download"}  # of devices: tests/loop/lower/test_device.py
     others |= {"scale", "gelu"}  # of some targets, below; always a polynomial (test_legalize_math.py)
     assert set(INTRINSICS) == {*EXACT, *CLOSE, *INTEGER, *others}
 

@@ -15,7 +15,6 @@ NOT_READ = {"onnx-unsupported-op", "onnx-unsupported-type", "onnx-unsupported-va
 
 DRAWN = "random numbers: the case has those of one run of NumPy"
 WRONG = {
-    "test_loop11": "slices by bounds that depend on data",
     **{f"test_bernoulli{a}{b}": DRAWN for a in ("", "_double", "_seed") for b in ("", "_expanded")},
     "test_reduce_log_sum_exp_empty_set": "the largest of no elements", "test_reduce_max_empty_set": "the same",
     "test_reduce_min_empty_set": "the same"}

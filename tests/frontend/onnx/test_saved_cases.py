@@ -38,7 +38,9 @@ def spread(count: int) -> list[Any]:
 
 def unseen(given: np.ndarray[Any, Any], rng: np.random.Generator) -> np.ndarray[Any, Any]:
     """Other values of the same kind: the elements in another order, floats also of other sizes. Each stays in the range
-    in which the operator is defined for its neighbours."""
+    in which the operator is defined for its neighbours; short lists of integers, which may be sizes, stay."""
+    if given.dtype.kind == "i" and given.ndim <= 1 and given.size <= 8:
+        return given
     mixed = rng.permutation(given.reshape(-1)).reshape(given.shape)
     return (mixed * given.dtype.type(0.9)).astype(given.dtype) if given.dtype.kind == "f" else mixed
 

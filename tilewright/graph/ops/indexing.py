@@ -78,6 +78,10 @@ def _infer_gather_elements(op: Operation) -> Sequence[TensorType]:
     x, idx = operands(op, 2)
     _integers(op, 1)
     expect_rank(op, idx, x.rank)
+    for d, (n, m) in enumerate(zip(idx.shape, x.shape, strict=True)):
+        a, b = as_int(n), as_int(m)
+        expect(d == op.attrs["axis"] or a is None or b is None or a <= b, "shape-mismatch",
+               f"{op.op}: the indices have {a} places along axis {d}, the operand {b}")
     return [TensorType(x.dtype, idx.shape)]
 
 
@@ -89,9 +93,15 @@ def _gather_elements(attrs: dict[str, Any], x: Array, idx: Array) -> Array:
 
 
 def _compute_gather_elements(op: Operation, x: Tensor, idx: Tensor) -> Tensor:
+    """Along the other axes the indices have at most as many places as the operand; where that is not known while
+    compiling, an index stays inside."""
     axis = op.attrs["axis"]
-    return compute(op.output.shape, lambda *i: x[(
-        *i[:axis], _place(idx[i], x.shape[axis]), *i[axis + 1:])], name="gather_elements")
+
+    def at(*i: Expr) -> tuple[Expr, ...]:
+        inside = [v if n == m or as_int(n) is not None and as_int(m) is not None else minimum(v, m - 1)
+                  for v, n, m in zip(i, idx.shape, x.shape, strict=True)]
+        return (*inside[:axis], _place(idx[i], x.shape[axis]), *inside[axis + 1:])
+    return compute(op.output.shape, lambda *i: x[at(*i)], name="gather_elements")
 
 
 # ---- gather_nd -------------------------------------------------------------------------------------------------------
