@@ -6,11 +6,12 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_WHERE = {"compile": "tilewright.driver", "load": "tilewright.driver", "Model": "tilewright.model",
+_WHERE = {"compile": "tilewright.driver", "load": "tilewright.driver", "build": "tilewright.function",
+          "Model": "tilewright.model",
           "custom_op": "tilewright.graph.ops.custom", "kernel": "tilewright.tensor.script",
           "UserError": "tilewright.core.errors", "InternalError": "tilewright.core.errors"}
 
-__all__ = ["InternalError", "Model", "UserError", "compile", "custom_op", "kernel", "load"]
+__all__ = ["InternalError", "Model", "UserError", "build", "compile", "custom_op", "kernel", "load"]
 
 
 def __getattr__(name: str) -> Any:
