@@ -1,6 +1,7 @@
 """The command line: what each command prints and returns; each kind of bad input gives a code, a status, no traceback."""
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -18,6 +19,7 @@ from typer.testing import CliRunner
 
 from tests import small_models
 from tests.small_models import model, weight
+from tilewright.codegen.clike import nvrtc
 from tilewright.tools.commands import app
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +121,29 @@ def test_inspect_shows_every_stage(mlp, tmp_path):
     assert "define" in tilewright("inspect", mlp, "--llvm", 0)
     assert name in tilewright("inspect", mlp, "--asm", name)
     assert "fma" in tilewright("inspect", mlp, "--intrinsics")
+    assert "block " in tilewright("inspect", mlp, "--program", 0) and "define" in tilewright("inspect", mlp, "--source", 0)
+    assert refused("inspect", mlp, "--barriers", 0)["code"] == "no-device"
     assert refused("inspect", mlp, "--asm", "k_zz")["code"] == "kernel-unknown"
+
+
+@pytest.mark.parametrize("target", ["opencl", "sm_80"])
+def test_inspect_shows_the_kernels_of_a_device(target, tmp_path):
+    if target == "sm_80" and not nvrtc.is_there():
+        pytest.skip("NVRTC is missing")
+    onnx.save(model("f (float[40,50] x) => (float[40,70] y) { y = MatMul(x, w) }", w=weight(50, 70)), tmp_path / "net.onnx")
+    look = functools.partial(tilewright, "inspect", tmp_path / "net.onnx", "--target", target)
+    assert "threadIdx.x" in look("--program", 0) and "launch k_" in look("--loops", 0)
+    assert {"opencl": "__kernel", "sm_80": "__global__"}[target] in look("--source", 0)
+    assert "launch" in look("--llvm", 0) and "k_" in look("--asm", 0)
+    text = look("--barriers", 0)
+    assert "barrier  # 1" in text and "barrier  # 2" in text and "barrier  # 3" not in text
+    (kernel,) = json.loads(look("--barriers", 0, "--json"))["barriers"]
+    before, after = kernel["barriers"]
+    assert {d["buffer"] for d in after} == {"in0_shared", "w0_shared"}
+    assert all(d["earlier"].startswith("writes ") and d["later"].startswith("reads ") and not d["turns"] for d in after)
+    assert [(d["earlier"][:6], d["later"][:7], d["turns"]) for d in before] == [("reads ", "writes ", ["k_0"])]
+    assert all(d["later"].split(" ", 1)[1] in kernel["program"] for d in (*before, *after))
+    assert json.loads(look("--schedules", "--json"))["schedules"][0]["replays"]
 
 
 @pytest.mark.parametrize("name", ("convnet", "attention", "nested_loops"))

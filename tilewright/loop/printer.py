@@ -44,9 +44,14 @@ _OPEN, _CLOSE = "\x01", "\x02"  # around the marked text, until the lines are jo
 _ELIDE = 16
 
 
-def print_program(p: ir.Program, *, canonical: bool = False, mark: Any = None) -> str:
-    """The text of a program. `mark` (a statement, expression, variable, buffer, or a block's name) is underlined."""
-    return _Text(canonical, mark).finish(lambda t: t.module((p,)))
+Names = dict[Node, str]
+"""Variables and buffers by the names that they were given; kept from text to text, they stay the same."""
+
+
+def print_program(p: ir.Program, *, canonical: bool = False, mark: Any = None, names: Names | None = None) -> str:
+    """The text of a program. `mark` (a statement, expression, variable, buffer, or a block's name) is underlined; `names`
+    are those to use, to which new ones are added."""
+    return _Text(canonical, mark, names=names).finish(lambda t: t.module((p,)))
 
 
 def print_module(m: ir.Module, *, canonical: bool = False, mark: Any = None) -> str:
@@ -59,9 +64,9 @@ def print_stmt(s: ir.Stmt, *, mark: Any = None) -> str:
     return _Text(False, mark).finish(lambda t: t.suite(s, ""))
 
 
-def print_expr(e: ir.Expr) -> str:
+def print_expr(e: ir.Expr, *, names: Names | None = None) -> str:
     """The text of an expression; variables appear by name only."""
-    return _Text(False, None).expr(e)
+    return _Text(False, None, names=names).expr(e)
 
 
 def print_around(p: ir.Program | ir.Module, mark: Any, context: int = 8) -> str:
@@ -120,10 +125,11 @@ def _data(v: Any) -> str:
 class _Text:
     """One printing: the names given so far, what to mark, the lines."""
 
-    def __init__(self, canonical: bool, mark: Any, elide: bool = False) -> None:
+    def __init__(self, canonical: bool, mark: Any, elide: bool = False, names: Names | None = None) -> None:
         self.canonical, self.mark, self.elide = canonical, mark, elide or mark is not None
-        self.names: dict[Node, str] = {}
-        self.used: set[str] = set(KEYWORDS)
+        self.kept = names is not None
+        self.names: Names = {} if names is None else names
+        self.used: set[str] = {*KEYWORDS, *self.names.values()}
         self.count = {"v": 0, "b": 0}
         self.lines: list[str] = []
 
@@ -346,7 +352,8 @@ class _Text:
         for k, p in enumerate(programs):
             if self.lines and (k or names):
                 self.lines.append("")
-            self.names, self.used, self.count = dict(names), set(used), dict(count)
+            if not self.kept:
+                self.names, self.used, self.count = dict(names), set(used), dict(count)
             self.program(p)
 
 

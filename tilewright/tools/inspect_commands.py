@@ -28,6 +28,11 @@ def enter(app: typer.Typer, guarded: Callable[..., Any]) -> None:
         app.command(name)(guarded(function))
 
 
+def _kernel(flag: str, text: str) -> Any:
+    """An option that names a kernel."""
+    return typer.Option(flag, metavar="KERNEL", help=text, show_default=False)
+
+
 def inspect(model: ModelFile,
             graph: Annotated[bool, typer.Option("--graph", help="The graph after all passes.")] = False,
             imported: Annotated[bool, typer.Option("--imported", help="The graph as it was read.")] = False,
@@ -37,12 +42,14 @@ def inspect(model: ModelFile,
             schedules: Annotated[bool, typer.Option("--schedules", help="Every kernel's schedule; replays each and compares "
                                                     "the code (exit status 1 if one differs).")] = False,
             intrinsics: Annotated[bool, typer.Option("--intrinsics", help="The intrinsics and their uses.")] = False,
-            loops: Annotated[str | None, typer.Option("--loops", metavar="KERNEL", help="A kernel's lowered loop program; "
-                                                      "KERNEL is a name or a launch's number.", show_default=False)] = None,
-            llvm: Annotated[str | None, typer.Option("--llvm", metavar="KERNEL", help="Its LLVM IR.",
-                                                     show_default=False)] = None,
-            asm: Annotated[str | None, typer.Option("--asm", metavar="KERNEL", help="Its assembly.",
-                                                    show_default=False)] = None,
+            program: Annotated[str | None, _kernel("--program", "A kernel's program as its schedule leaves it; KERNEL is a "
+                                                   "name or a launch's number.")] = None,
+            loops: Annotated[str | None, _kernel("--loops", "Its lowered loop program.")] = None,
+            source: Annotated[str | None, _kernel("--source", "Its source in the target's language.")] = None,
+            barriers: Annotated[str | None, _kernel("--barriers", "Its barriers on a device, each with the two accesses "
+                                                    "that ask for it.")] = None,
+            llvm: Annotated[str | None, _kernel("--llvm", "Its LLVM IR.")] = None,
+            asm: Annotated[str | None, _kernel("--asm", "Its assembly.")] = None,
             target: TargetName = "native", shape: Shapes = [], numerics: Numerics = None,  # noqa: B006
             as_json: AsJson = False, debug: Debug = False) -> None:
     """Look inside: without options, the list of kernels and the memory plan."""
@@ -55,13 +62,22 @@ def inspect(model: ModelFile,
         texts["imported"] = print_graph(stages.imported)
     if graph:
         texts["graph"] = print_graph(stages.optimized)
+    if program is not None:
+        texts["program"] = looking.scheduled_program(made, looking.kernel_named(made, program))
     if loops is not None:
         texts["loops"] = looking.kernel_named(made, loops).record["lowered"]
+    if source is not None:
+        texts["source"] = looking.source_of(looking.kernel_named(made, source), device)
     if llvm is not None:
         texts["llvm"] = looking.llvm_ir(looking.kernel_named(made, llvm), device)
     if asm is not None:
         texts["asm"] = looking.assembly_of(looking.kernel_named(made, asm), device)
     data: dict[str, Any] = dict(texts)
+    if barriers is not None:
+        kernel = looking.kernel_named(made, barriers)
+        placed = looking.barriers(looking.schedule_of(made, kernel), device, kernel.name)
+        texts["barriers"] = "\n\n".join(map(str, placed))
+        data["barriers"] = [asdict(b) for b in placed]
     if passes is not None:
         data["passes"] = sorted(str(p.relative_to(passes)) for p in passes.rglob("*") if p.is_file())
     if intrinsics:

@@ -9,8 +9,10 @@ import pytest
 
 from tilewright.core.errors import InternalError, UserError
 from tilewright.core.node import Node, walk
+from tilewright.core.passes import Observer, Step
 from tilewright.loop.interpret import run
-from tilewright.loop.ir import Allocate, Call, Evaluate, For, If, Launch, Module, Program, Seq, Stmt
+from tilewright.loop.ir import Allocate, Call, Evaluate, For, If, Launch, Load, Module, Program, Seq, Stmt, Store
+from tilewright.loop.lower.barriers import explain_barriers, place_barriers
 from tilewright.loop.lower.device_pipeline import device_kernels, lower_for_device
 from tilewright.loop.verify import verify
 from tilewright.target.presets import get_target
@@ -186,3 +188,45 @@ def test_limits_name_what_is_too_large(facts: dict[str, object], what: str) -> N
     with pytest.raises(UserError, match="kernel-limit") as error:
         lower_for_device(product().program, dataclasses.replace(device(), **facts))  # type: ignore[arg-type]
     assert what in str(error.value)
+
+
+def single_threads(threads: int) -> Schedule:
+    """A value that thread 0 makes, one that is made of it by a loop over one thread, and threads that read that."""
+    a = te.placeholder((4, 8), name="A")
+    b = te.compute((4,), lambda i: a[i, 0] + 1.0, name="B")
+    c = te.compute((4,), lambda i: b[i] * 2.0, name="C")
+    sch = Schedule(te.create_program("f", [a], [te.compute((4, 8), lambda i, j: a[i, j] * c[i], name="D")]))
+    i, j = sch.loops(sch.block("D"))
+    for name in "CB":
+        sch.compute_at(sch.block(name), i)
+        sch.set_scope(sch.block(name), 0, "shared")
+    sch.bind(i, "blockIdx.x")
+    sch.bind(sch.split(j, [None, threads])[1], "threadIdx.x")
+    sch.bind(sch.split(sch.loops(sch.block("C"))[-1], [None, 1])[1], "threadIdx.x")
+    return sch
+
+
+def test_one_thread_waits_for_nobody() -> None:
+    module = lower_for_device(single_threads(8).program, device())
+    assert len(barriers(device_kernels(module)[0])) == 1  # before the others read
+    a, d = np.arange(32, dtype=np.float32).reshape(4, 8), np.zeros((4, 8), np.float32)
+    for order in ORDERS:
+        run(module, [a, d], order=order, entry="f")  # type: ignore[arg-type]
+        np.testing.assert_array_equal(d, a * (a[:, :1] + 1) * 2)
+
+
+class _BeforeBarriers(Observer):
+    def before(self, step: Step, ir: Program) -> None:
+        if step.name == "place_barriers":
+            self.program = ir
+
+
+def test_barriers_say_what_asked_for_them() -> None:
+    seen = _BeforeBarriers()
+    lower_for_device(product().program, device(), [seen])
+    placed, needs = explain_barriers(seen.program)
+    assert len(barriers(placed)) == len(needs) == 2 and placed == place_barriers(seen.program)
+    before, after = ([(type(n.earlier), type(n.later), n.later.buffer.name, [v.name for v in n.turns]) for n in found]
+                     for found in needs)
+    assert before == [(Load, Store, "A_shared", ["k_0"])]  # B's tile is written behind the same barrier
+    assert sorted(after, key=str) == [(Store, Load, "A_shared", []), (Store, Load, "B_shared", [])]

@@ -45,8 +45,6 @@ from tilewright.loop.ir import (
 from tilewright.loop.lower.linear import Terms, linear, loop_range
 from tilewright.loop.lower.thread_nests import Phase, block_body, is_barrier, phase_of, rewrap, thread_extents
 
-BARRIER = Evaluate(Call("barrier", (), i64))
-
 
 @dataclass(frozen=True)
 class _Access:
@@ -55,6 +53,7 @@ class _Access:
     buffer: Buffer
     indices: tuple[Expr, ...] | None
     is_write: bool
+    node: Load | Store | Address
     axes: tuple[tuple[str, Var], ...] = ()
     free: frozenset[Var] = frozenset()
     turns: frozenset[Var] = frozenset()
@@ -69,24 +68,44 @@ class _Term:
     extent: int
 
 
+@dataclass(frozen=True)
+class Need:
+    """What asks for a barrier: `later` may touch an element that another thread touched in `earlier`, one of them a Store.
+    Either is the access itself, or an Address of something that is done elsewhere. `turns`: the loops of which `earlier` may
+    be another turn's."""
+    earlier: Load | Store | Address
+    later: Load | Store | Address
+    turns: tuple[Var, ...]
+
+
 def place_barriers(program: Program) -> Program:
     """A kernel with its barriers. Raises UserError "kernel-local" for a local buffer that threads would have to share."""
+    return explain_barriers(program)[0]
+
+
+def explain_barriers(program: Program) -> tuple[Program, list[tuple[Need, ...]]]:
+    """A kernel with its barriers, and for each of them in program order what asked for it. Raises UserError
+    "kernel-local"."""
     top, body = block_body(program)
     extents = thread_extents(body)
     threads = 1
     for n in extents.values():
         threads *= n
     if threads == 1:
-        return program
+        return program, []
     walker = _Barriers(program, extents)
     for s in top:
         if isinstance(s, For):
             walker.enter(s)
     stmt, _ = walker.stmt(body, ())
-    return program.replace(body=rewrap(top, stmt))
+    needs = [walker.needs.get(id(n), []) for n in walk(stmt) if isinstance(n, Stmt) and is_barrier(n)]
+    return (program.replace(body=rewrap(top, stmt)),
+            [tuple(dict.fromkeys([Need(a.node, b.node, tuple([v for v in a.turns if v in walker.loops])) for a, b in pairs]))
+             for pairs in needs])
 
 
 Pending = tuple[_Access, ...]
+_Pair = tuple[_Access, _Access]
 
 
 class _Barriers:
@@ -98,6 +117,19 @@ class _Barriers:
         self.loops: dict[Var, int | None] = {}
         self.around: list[Var] = []
         self.written = {n.buffer for n in walk(program.body) if isinstance(n, Store)}
+        self.needs: dict[int, list[_Pair]] = {}
+        self.kept: list[Stmt] = []
+
+    def barrier(self, needs: list[_Pair]) -> Stmt:
+        """A barrier that is an object of its own, and what it is for."""
+        made = Evaluate(Call("barrier", (), i64))
+        self.kept.append(made)
+        self.needs[id(made)] = needs
+        return made
+
+    def needed(self, s: Stmt) -> list[_Pair]:
+        """What the barriers in a statement are for."""
+        return [pair for n in walk(s) if isinstance(n, Stmt) and is_barrier(n) for pair in self.needs.get(id(n), ())]
 
     def enter(self, s: For) -> None:
         r = loop_range(s, self.ranges)
@@ -142,7 +174,10 @@ class _Barriers:
         """A barrier that only what came before the loop needs stands before it, not in each of its turns."""
         through, after = self.turns(s, before)
         alone, after_alone = self.turns(s, ()) if before else (through, after)
-        return (through, after) if alone == through else (seq(BARRIER, alone), after_alone)
+        if alone == through:
+            return through, after
+        inside = self.needed(alone)
+        return seq(self.barrier([pair for pair in self.needed(through) if pair not in inside]), alone), after_alone
 
     def turns(self, s: For, before: Pending) -> tuple[Stmt, Pending]:
         self.enter(s)
@@ -157,7 +192,7 @@ class _Barriers:
 
     def read(self, e: Expr, pending: Pending) -> Pending:
         """What all threads read together, in a condition or a bound."""
-        found = tuple([_Access(n.buffer, n.indices, False) for n in walk(e) if isinstance(n, Load)])
+        found = tuple([_Access(n.buffer, n.indices, False, n) for n in walk(e) if isinstance(n, Load)])
         for a in found:
             for b in pending:
                 if b.buffer is a.buffer and b.is_write:
@@ -165,7 +200,7 @@ class _Barriers:
         return (*pending, *[a for a in found if a.buffer in self.written])
 
     def leaf(self, s: Stmt, phase: Phase, pending: Pending) -> tuple[Stmt, Pending]:
-        axes = tuple([(axis, f.var) for axis, f in phase.axes.items()])
+        axes = tuple([(axis, f.var) for axis, f in phase.axes.items() if as_int(f.extent) != 1])  # else thread 0, as without
         for n in walk(s):
             if isinstance(n, For):
                 r = loop_range(n, self.ranges)
@@ -180,14 +215,14 @@ class _Barriers:
                             "to each of them", hint='set_scope it to "shared", or bind the loops around its writer and its '
                             "readers alike")
         if hits:
-            return seq(BARRIER, s), tuple(own)
+            return seq(self.barrier(hits), s), tuple(own)
         return s, _join(pending, tuple(own))
 
     def accesses(self, n: Node, axes: tuple[tuple[str, Var], ...]) -> list[_Access]:
         if isinstance(n, Store):
-            return [_Access(n.buffer, n.indices, True, axes)]
+            return [_Access(n.buffer, n.indices, True, n, axes)]
         if isinstance(n, Load | Address) and n.buffer in self.written:
-            return [_Access(n.buffer, n.indices if isinstance(n, Load) else None, isinstance(n, Address), axes)]
+            return [_Access(n.buffer, n.indices if isinstance(n, Load) else None, isinstance(n, Address), n, axes)]
         return []
 
     # ---- whether two threads may meet at an element --------------------------------------------------------------------
