@@ -1,4 +1,5 @@
-"""Tilewright: a deep-learning compiler. `tilewright.compile(model)` makes native code, `tilewright.load(path)` loads it."""
+"""Tilewright: a deep-learning compiler. `tilewright.compile(model)` makes native code, `tilewright.load(path)` loads it;
+`tilewright.te` has the language of single operators, of which the names most used are here, too."""
 from __future__ import annotations
 
 import importlib
@@ -9,13 +10,20 @@ __version__ = "0.1.0"
 _WHERE = {"compile": "tilewright.driver", "load": "tilewright.driver", "build": "tilewright.function",
           "Model": "tilewright.model",
           "custom_op": "tilewright.graph.ops.custom", "kernel": "tilewright.tensor.script",
-          "UserError": "tilewright.core.errors", "InternalError": "tilewright.core.errors"}
+          "UserError": "tilewright.core.errors", "InternalError": "tilewright.core.errors",
+          **dict.fromkeys(("placeholder", "compute", "reduce_axis", "create_program"), "tilewright.tensor.compute"),
+          **dict.fromkeys(("create_schedule", "thread_axis"), "tilewright.tensor.stages"),
+          "Schedule": "tilewright.tensor.schedule.schedule"}
+_MODULES = ("te",)
 
-__all__ = ["InternalError", "Model", "UserError", "build", "compile", "custom_op", "kernel", "load"]
+__all__ = ["InternalError", "Model", "Schedule", "UserError", "build", "compile", "compute", "create_program",
+           "create_schedule", "custom_op", "kernel", "load", "placeholder", "reduce_axis", "te", "thread_axis"]
 
 
 def __getattr__(name: str) -> Any:
     """Load the compiler when it is first used: `import tilewright` alone is quick."""
+    if name in _MODULES:
+        return importlib.import_module(f"tilewright.{name}")
     if name not in _WHERE:
         raise AttributeError(f"module 'tilewright' has no attribute {name!r}")
     return getattr(importlib.import_module(_WHERE[name]), name)

@@ -1,7 +1,8 @@
 """One scheduled program as a function: made for a target, called with arrays, timed, and read.
 
-In: a Schedule (or a Program as it is) and a target. Out: a `Function`. A whole model goes through `driver.compile`; this is
-the short way for somebody who writes a kernel: what it computes, how, and then what it gives and how long it takes.
+In: a Schedule (or a stage schedule, or a Program as it is) and a target. Out: a `Function`. A whole model goes through
+`driver.compile`; this is the short way for somebody who writes a kernel: what it computes, how, and then what it gives and
+how long it takes.
 
     f = build(sch, target="opencl")
     y = f(x, w)
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,21 @@ from tilewright.core.node import walk
 from tilewright.driver import device_image
 from tilewright.graph.memory import round_up
 from tilewright.kernels import lowered_kernel, workspaces_of
-from tilewright.loop.ir import ZERO, Address, Allocate, Buffer, Call, Evaluate, For, Launch, Program, as_int, const, seq
+from tilewright.loop.ir import (
+    ZERO,
+    Address,
+    Allocate,
+    Buffer,
+    Call,
+    Evaluate,
+    For,
+    Launch,
+    Program,
+    Var,
+    as_int,
+    const,
+    seq,
+)
 from tilewright.loop.lower.device_pipeline import device_kernels, host_programs
 from tilewright.loop.lower.host_for_device import host_for_device
 from tilewright.loop.lower.pipeline import lower
@@ -40,7 +56,9 @@ from tilewright.runtime.memory import Array
 from tilewright.runtime.module import Executable
 from tilewright.target.presets import get_target, host_of
 from tilewright.target.target import Target
+from tilewright.tensor.compute import Tensor
 from tilewright.tensor.schedule.schedule import Schedule
+from tilewright.tensor.stages import StageSchedule
 
 
 class Function:
@@ -141,14 +159,23 @@ class Function:
             opened.close()
 
 
-def build(what: Schedule | Program, target: str | Target = "native", *, threads: int | None = None) -> Function:
-    """A function of a schedule, or of a program as it is, for a target.
+def build(what: Schedule | StageSchedule | Program, target: str | Target = "native", *,
+          args: Sequence[Tensor | Var] | None = None, threads: int | None = None) -> Function:
+    """A function of a schedule, or of a program as it is, for a target. `args`: of a stage schedule, its inputs and outputs
+    in the order of the function's (by default inputs in order of first use, then the results).
 
     Raises UserError "build-program" for a program that needs a model around it (symbolic sizes and scalars, weights that
     the schedule lays out anew), and for one whose loops are bound to threads on a target that has none; "kernel-limit" and
     "kernel-local" for a kernel that the device cannot run.
     """
-    schedule = what if isinstance(what, Schedule) else Schedule(what)
+    if args is not None and not isinstance(what, StageSchedule):
+        raise UserError("build-program", "only a stage schedule takes arguments: a program has its parameters")
+    if isinstance(what, StageSchedule):
+        schedule = what.schedule(args)
+    elif isinstance(what, Schedule | Program):
+        schedule = what if isinstance(what, Schedule) else Schedule(what)
+    else:
+        raise UserError("build-program", f"{what!r} is no schedule and no program")
     program = schedule.program
     for p in program.params:
         if not isinstance(p, Buffer) or any(as_int(d) is None for d in p.shape):

@@ -74,6 +74,15 @@ class Stage:
     inputs: tuple[Tensor, ...] = ()
     attrs: tuple[tuple[str, Any], ...] = ()
 
+    @property
+    def axis(self) -> tuple[Var, ...]:
+        """The spatial axes, for the stage style of scheduling."""
+        return self.axes
+
+    @property
+    def reduce_axis(self) -> tuple[ReduceAxis, ...]:
+        return self.body.axes if isinstance(self.body, Reduction) else ()
+
     def nest(self, name: Callable[[str], str]) -> Stmt:
         """The stage's block within serial loops: spatial axes, then reduced ones. `name` makes block names unique."""
         buffers = [t.buffer for t in self.outputs]
@@ -95,6 +104,13 @@ class Tensor:
     """A tensor: its buffer, and the stage that defines it (None for a placeholder or a table)."""
     buffer: Buffer
     stage: Stage | None = None
+
+    @property
+    def op(self) -> Stage:
+        """The stage that computes it. Raises UserError for a placeholder."""
+        if self.stage is None:
+            raise _wrong(f"nothing computes {self.name}: it has no op")
+        return self.stage
 
     @property
     def name(self) -> str:

@@ -166,8 +166,10 @@ class Schedule:
         return self.apply("rfactor", block, loop, axis)  # type: ignore[no-any-return]
 
     # ---- buffers -------------------------------------------------------------------------------------------------------
-    def cache_read(self, block: BlockRef, buffer: int | str, scope: str = "local") -> BlockRef:
-        return self.apply("cache_read", block, buffer, scope)  # type: ignore[no-any-return]
+    def cache_read(self, block: BlockRef, buffer: int | str, scope: str = "local",
+                   others: Sequence[BlockRef] = ()) -> BlockRef:
+        more = (list(others),) if others else ()
+        return self.apply("cache_read", block, buffer, scope, *more)  # type: ignore[no-any-return]
 
     def cache_write(self, block: BlockRef, index: int = 0, scope: str = "local") -> BlockRef:
         return self.apply("cache_write", block, index, scope)  # type: ignore[no-any-return]

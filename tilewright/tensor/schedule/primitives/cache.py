@@ -8,6 +8,8 @@ The copies run over everything at first; compute_at and reverse_compute_at then 
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tilewright.loop.ir import TRUE, Block, Buffer, For, IterVar, Load, Program, Stmt, Store, Var
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.regions import (
@@ -43,29 +45,38 @@ SCOPES = ("global", "local", "shared", "warp")
 
 
 @primitive
-def cache_read(sch: Schedule, block: BlockRef, buffer: int | str, scope: str = "local") -> BlockRef:
-    """Let `block` read a copy of one of its inputs (by name, or by position among them) in memory `scope`.
+def cache_read(sch: Schedule, block: BlockRef, buffer: int | str, scope: str = "local",
+               others: Sequence[BlockRef] = ()) -> BlockRef:
+    """Let `block` (and `others`) read a copy of one of its inputs (by name, or by position among them) in memory `scope`.
 
     The copy is made by a new block, which is returned: of the whole buffer, at the outermost place; or, where producer and
     consumer of the buffer share loops, inside those, of what `block` reads there. Other readers keep the original.
-    Raises ScheduleError if the block does not read the buffer, or writes it.
+    Raises ScheduleError if a block does not read the buffer, or writes it, and for `others` in loops that the producer
+    shares.
     """
     program = sch.program
     b = find_block(program, block)
+    readers = [b, *[find_block(program, other) for other in others]]
     _check_scope("cache_read", program, block, scope)
     source = _pick("cache_read", program, block, inputs(b), buffer, "reads")
+    for other in others:
+        _pick("cache_read", program, other, inputs(find_block(program, other)), source.name, "reads")
     cache = source.replace(name=f"{source.name}_{scope}", scope=scope, strides=None, data=None)
     v = tuple([Var(f"v{k}") for k in range(source.rank)])
     name = fresh_name(program, f"{source.name}_{scope}")
     copy = Block(name, tuple([IterVar(x, n) for x, n in zip(v, source.shape, strict=True)]), v, TRUE,
                  Store(cache, v, Load(source, v)))
-    home = _deepest([shared_loops(program, q, b) for q in writers(program, source)])
+    home = _deepest([shared_loops(program, q, r) for q in writers(program, source) for r in readers])
+    if home is not None and others:
+        raise ScheduleError("cache_read", f"a reader shares loop {home.var.name} with a block that makes {source.name}: one "
+                            "reader at a time", program, block)
     part = whole(copy) if home is None else _part_read(program, b, source, copy, home)
     nest, _ = build_nest(copy, part, [] if home is None else [*loops_around(program, home), home])
-    reading = b.replace(body=substitute(b.body, {source: cache}),
-                        init=None if b.init is None else substitute(b.init, {source: cache}))
-    new = edit(program, b, reading)
-    new = insert(new, _same_loop(new, home), lambda stmts: _position(stmts, b.name), nest)
+    new = program
+    for r in readers:
+        new = edit(new, r, r.replace(body=substitute(r.body, {source: cache}),
+                                     init=None if r.init is None else substitute(r.init, {source: cache})))
+    new = insert(new, _same_loop(new, home), lambda stmts: min(_position(stmts, r.name) for r in readers), nest)
     new = allocate(new, cache)
     why = missing_input(new, find_block(new, BlockRef(name)))
     if why is not None:

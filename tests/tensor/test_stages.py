@@ -1,0 +1,227 @@
+"""The stage style of scheduling: what it collects, in which order it becomes primitives, and what it says of mistakes."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.test_opencl import needs_opencl
+from tilewright import te
+from tilewright.core.errors import UserError
+from tilewright.loop.interpret import run
+from tilewright.loop.ir import Program
+from tilewright.tensor.schedule.schedule import Schedule, replay
+from tilewright.tensor.schedule.state import ScheduleError
+
+
+class Depthwise:
+    """Depthwise convolution with a padded input, then scale and ReLU."""
+
+    def __init__(self, channels: int = 2, size: int = 16) -> None:
+        self.channels, self.size = c, n = channels, size
+        self.x, self.w = te.placeholder((c, n, n), name="x"), te.placeholder((c, 3, 3), name="w")
+        self.scale = te.placeholder((c,), name="scale")
+        inside = lambda i: (i >= 1) & (i < n + 1)  # noqa: E731
+        self.padded = te.compute((c, n + 2, n + 2), lambda c, i, j: te.if_then_else(
+            inside(i) & inside(j), self.x[c, i - 1, j - 1], 0.0), "padded")
+        di, dj = te.reduce_axis(3, "di"), te.reduce_axis(3, "dj")
+        self.conv = te.compute((c, n, n), lambda c, i, j: te.sum(self.padded[c, i + di.var, j + dj.var] * self.w[c, di, dj],
+                                                                 [di, dj]), "conv")
+        self.scaled = te.compute((c, n, n), lambda c, i, j: self.conv[c, i, j] * self.scale[c], "scaled")
+        self.out = te.compute((c, n, n), lambda c, i, j: te.select(self.scaled[c, i, j] > 0.0, self.scaled[c, i, j], 0.0),
+                              "out")
+        self.args = [self.x, self.w, self.scale, self.out]
+
+    def arrays(self) -> list[Any]:
+        rng = np.random.default_rng(0)
+        c, n = self.channels, self.size
+        return [rng.integers(-4, 5, s).astype(np.float32) for s in ((c, n, n), (c, 3, 3), (c,))]
+
+    def expected(self) -> Any:
+        x, w, scale = self.arrays()
+        p = np.pad(x, ((0, 0), (1, 1), (1, 1)))
+        n = x.shape[1]
+        out = sum(p[:, a:a + n, b:b + n] * w[:, a, b, None, None] for a in range(3) for b in range(3))
+        return np.maximum(out * scale[:, None, None], 0)
+
+
+def device_schedule(d: Depthwise, side: int = 4) -> te.StageSchedule:
+    """The walk-through's last step: shared input and filter, a block per tile, virtual threads, everything fused."""
+    s = te.create_schedule(d.out.op)
+    s[d.padded].compute_inline()
+    s[d.scaled].compute_inline()
+    s[d.conv].set_scope("local")
+    window = s.cache_read(d.padded, "shared", [d.conv])
+    weights = s.cache_read(d.w, "shared", [d.conv])
+    c, h, w = s[d.out].op.axis
+    by, y = s[d.out].split(h, 8)
+    vy, y = s[d.out].split(y, nparts=2)
+    ty, y = s[d.out].split(y, nparts=2)
+    bx, x = s[d.out].split(w, 16)
+    tx, x = s[d.out].split(x, nparts=side)
+    s[d.out].reorder(c, by, bx, vy, ty, tx, y, x)
+    for axis, tag in ((c, "blockIdx.z"), (by, "blockIdx.y"), (bx, "blockIdx.x"), (vy, "vthread"), (ty, "threadIdx.y")):
+        s[d.out].bind(axis, te.thread_axis(tag))
+    s[d.out].bind(tx, te.thread_axis((0, side), "threadIdx.x"))
+    s[d.conv].compute_at(s[d.out], tx)
+    s[window].compute_at(s[d.out], bx)
+    s[weights].compute_at(s[d.out], bx)
+    wy, y = s[window].split(window.op.axis[1], nparts=2)
+    wx, x = s[window].split(window.op.axis[2], nparts=side)
+    s[window].reorder(wy, wx, y, x)
+    s[window].bind(wy, "threadIdx.y")
+    s[window].bind(wx, "threadIdx.x")
+    all_ = s[weights].fuse(*weights.op.axis[1:])
+    _, ty = s[weights].split(all_, 2 * side)
+    ty, tx = s[weights].split(ty, side)
+    s[weights].bind(ty, "threadIdx.y")
+    s[weights].bind(tx, "threadIdx.x")
+    return s
+
+
+def check(program: Program, d: Depthwise) -> None:
+    out = np.zeros(d.expected().shape, np.float32)
+    run(program, [*d.arrays(), out])
+    np.testing.assert_array_equal(out, d.expected())
+
+
+def test_the_depthwise_walk_through() -> None:
+    d = Depthwise()
+    sch = device_schedule(d).schedule(d.args)
+    check(sch.program, d)
+    text = str(sch.program)
+    assert "alloc conv: f32[2, 16, 16] local" in text and "block conv_init" in text and "block padded(" not in text
+    made = te.create_program("out", d.args[:3], [d.out])
+    assert str(replay(sch.trace, made).program) == text
+
+
+def test_a_stage_schedule_is_built_for_devices_and_the_cpu() -> None:
+    d = Depthwise()
+    on_device = te.build(device_schedule(d), "sm_80", args=d.args)
+    assert "float padded_shared[180]" in on_device.source and "blockIdx.z" in on_device.source
+    s = te.create_schedule(d.out)
+    s[d.padded].compute_at(s[d.out], d.out.op.axis[0])
+    s[d.conv].compute_at(s[d.out], d.out.op.axis[1])
+    s[d.scaled].compute_inline()
+    s[d.out].parallel(d.out.op.axis[0])
+    s[d.out].vectorize(s[d.out].split(d.out.op.axis[2], 8)[1])
+    built = te.build(s, args=d.args)
+    np.testing.assert_array_equal(built(*d.arrays()), d.expected())
+    assert "define" in built.source and "compute_inline" in str(built.schedule.trace)
+
+
+@needs_opencl
+def test_a_stage_schedule_runs_on_a_device() -> None:
+    d = Depthwise()
+    np.testing.assert_array_equal(te.build(device_schedule(d), "opencl", args=d.args)(*d.arrays()), d.expected())
+
+
+def matmul(n: int = 8) -> tuple[te.Tensor, te.Tensor, te.Tensor, te.ReduceAxis]:
+    a, b, k = te.placeholder((n, n), name="A"), te.placeholder((n, n), name="B"), te.reduce_axis(n, "k")
+    return a, b, te.compute((n, n), lambda i, j: te.sum(a[i, k] * b[k, j], axis=[k]), name="C"), k
+
+
+def check_product(sch: Schedule, n: int = 8) -> None:
+    x, y, out = np.arange(n * n, dtype=np.float32).reshape(n, n) % 7, np.eye(n, dtype=np.float32) * 2, np.zeros(
+        (n, n), np.float32)
+    run(sch.program, [x, y, out])
+    np.testing.assert_array_equal(out, x @ y)
+
+
+def test_cache_write_gives_the_computation_another_stage() -> None:
+    a, b, c, k = matmul()
+    s = te.create_schedule(c.op)
+    local = s.cache_write(c, "local")
+    i, j = s[c].op.axis
+    _, jo, ii, _ = s[c].tile(c.op.axis[0], c.op.axis[1], 4, 4)
+    s[local].compute_at(s[c], jo)
+    ko, ki = s[local].split(local.op.reduce_axis[0], 4)
+    s[local].reorder(ko, *local.op.axis, ki)
+    s[local].unroll(ki)
+    s[c].unroll(ii)
+    sch = s.schedule([a, b, c])
+    check_product(sch)
+    text = str(sch.program)
+    assert "alloc C_local" in text and "block C_store" in text and text.count("unrolled") == 2
+    assert s[local].op.reduce_axis == (s[local]._leaf(ki) and local.op.reduce_axis) and i in s[c].op.axis and j != i
+    with pytest.raises(UserError, match="k is not one of its axes"):
+        s[c].split(k, 2)
+
+
+def test_copies_may_have_several_readers() -> None:
+    a = te.placeholder((8,), name="A")
+    b = te.compute((8,), lambda i: a[i] * 2.0, "B")
+    c = te.compute((8,), lambda i: a[i] + b[i], "C")
+    s = te.create_schedule(c)
+    copy = s.cache_read(a, "local", [b, c])
+    s[copy].vectorize(copy.op.axis[0])
+    sch = s.schedule()
+    out = np.zeros(8, np.float32)
+    run(sch.program, [np.arange(8, dtype=np.float32), out])
+    np.testing.assert_array_equal(out, 3 * np.arange(8))
+    assert str(sch.program).count("A_local[") == 3 and "cache_read(h0, 'A', 'local', [h1])" in str(sch.trace)
+
+
+def test_the_order_of_calls_does_not_matter() -> None:
+    texts = []
+    for turn in (False, True):
+        _, _, c, _ = matmul()
+        d = te.compute((8, 8), lambda i, j, c=c: c[i, j] + 1.0, "D")
+        s = te.create_schedule(d)
+        i, j = d.op.axis
+
+        def producer(s: te.StageSchedule = s, c: te.Tensor = c, d: te.Tensor = d, i: Any = i) -> None:
+            s[c].compute_at(s[d], i)
+            s[c].unroll(s[c].split(c.op.axis[1], 4)[1])
+        if turn:
+            producer()
+        s[d].vectorize(j)
+        if not turn:
+            producer()
+        texts.append(str(s))
+    assert texts[0] == texts[1] and "vectorized" in texts[0]
+
+
+def test_what_is_wrong_is_said_at_once() -> None:
+    a, b, c, _ = matmul()
+    s = te.create_schedule(c.op)
+    i, j = c.op.axis
+    _, ii = s[c].split(i, 4)
+    for call, why in (
+            (lambda: s[c].split(i, 2), "i0 was split or fused already"),
+            (lambda: s[c].split(j), "either factor or nparts"),
+            (lambda: s[c].fuse(j, ii), "do not follow each other"),
+            (lambda: s[c].reorder(ii, ii), "names an axis twice"),
+            (lambda: s[a], "A is no stage"),
+            (lambda: s[c].compute_at(s[c], ii), "loop of its own"),
+            (lambda: s.cache_write(c, "local"), "scheduled already"),
+            (lambda: s.cache_read(a, "shared", []), "name the stages"),
+            (lambda: s.schedule([a, b]), "the result C is not among"),
+            (lambda: te.thread_axis("threadIdx.w"), "no thread axis"),
+            (lambda: te.thread_axis((1, 4), "threadIdx.x"), "do not begin at 0"),
+            (lambda: te.create_schedule(a), "nothing computes A"),
+            (lambda: a.op, "it has no op")):
+        with pytest.raises(UserError, match=why):
+            call()
+
+
+def test_what_is_not_legal_is_refused_by_the_primitive() -> None:
+    a, b, c, k = matmul()
+    s = te.create_schedule(c.op)
+    s[c].bind(k, "threadIdx.x")
+    with pytest.raises(ScheduleError, match="reduces over loop k"):
+        s.schedule([a, b, c])
+    s = te.create_schedule(c.op)
+    s[c].bind(c.op.axis[0], te.thread_axis((0, 4), "threadIdx.x"))
+    with pytest.raises(UserError, match=r"has 8 steps, but threadIdx\.x has 4 threads"):
+        s.schedule([a, b, c])
+
+
+def test_build_refuses_what_is_none() -> None:
+    a, b, c, _ = matmul()
+    s = te.create_schedule(c)
+    for call, why in ((lambda: te.build(3), "no schedule and no program"),  # type: ignore[arg-type]
+                      (lambda: te.build(s.schedule(), args=[a, b, c]), "only a stage schedule takes arguments")):
+        with pytest.raises(UserError, match=why):
+            call()
