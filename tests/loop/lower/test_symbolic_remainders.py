@@ -6,10 +6,12 @@ import pytest
 
 from tilewright.core.node import walk
 from tilewright.loop.interpret import run
-from tilewright.loop.ir import For, Guard, If, Program, as_int
+from tilewright.loop.ir import For, Guard, If, Program, as_int, const
 from tilewright.loop.lower import symbolic_remainders as module
 from tilewright.loop.lower.symbolic_remainders import symbolic_remainders
 from tilewright.loop.parser import parse_program
+from tilewright.loop.simplify import simplify
+from tilewright.loop.substitute import substitute
 from tilewright.loop.verify import verify
 
 SPLIT = """
@@ -34,6 +36,27 @@ program f(A: f32[n], C: f32[n], n: i64 size 1..):
                 if o * 48 + p * 16 + l < n:
                     C[o * 48 + p * 16 + l] = A[o * 48 + p * 16 + l] * 2.0
 """
+FOLDED = """
+program f(A: f32[n], C: f32[n], n: i64 size 1..):
+    for o in 0..(n + 15) // 16:
+        for i in 0..16 vectorized:
+            if o * 16 + i < n:
+                C[o * 16 + i] = A[min(i % 8, n - 1)]
+"""
+REPEATED = """
+program f(A: f32[n], C: f32[n], n: i64 size 1..):
+    for o in 0..(n + 15) // 16:
+        for i in 0..16 vectorized:
+            if o * 16 + i < n:
+                C[o * 16 + i] = A[o * 16] + f32(i)
+"""
+SPREAD = """
+program f(A: f32[2 * n + 32], C: f32[n], n: i64 size 1..):
+    for o in 0..(n + 15) // 16:
+        for i in 0..16 vectorized:
+            if o * 16 + i < n:
+                C[o * 16 + i] = A[o * 32 + i]
+"""
 BORDER = """
 program f(A: f32[n], C: f32[n], n: i64 size 1..):
     for i in 0..n:
@@ -47,14 +70,18 @@ def same(before: Program, after: Program, n: int) -> None:
     verify(after)
     results = []
     for p in (before, after):
-        rows = [as_int(d) or n for d in p.params[0].shape]  # type: ignore[union-attr]
-        a, c = np.arange(np.prod(rows), dtype=np.float32).reshape(rows), np.zeros(rows, np.float32)
+        given, rows = ([as_int(simplify(substitute(d, {p.params[2]: const(n)}))) or 0  # type: ignore[dict-item]
+                        for d in b.shape] for b in p.params[:2])  # type: ignore[union-attr]
+        a, c = np.arange(np.prod(given), dtype=np.float32).reshape(given), np.zeros(rows, np.float32)
         run(p, [a, c, n])
         results.append(c)
     np.testing.assert_array_equal(*results)
 
 
-@pytest.mark.parametrize("text", [SPLIT.format(kind=""), SPLIT.format(kind=" parallel"), FUSED, DIGITS, BORDER])
+TEXTS = [SPLIT.format(kind=""), SPLIT.format(kind=" parallel"), FUSED, DIGITS, FOLDED, REPEATED, SPREAD, BORDER]
+
+
+@pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("budget", [0, 1024])
 def test_the_result_is_the_same_at_every_size(text: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROWTH_LIMIT", budget)

@@ -17,7 +17,7 @@ partition_loops, which follows, is for these.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,12 +37,14 @@ from tilewright.loop.ir import (
     If,
     Le,
     Let,
+    Load,
     Lt,
     Not,
     Or,
     Program,
     Select,
     Stmt,
+    Store,
     Var,
     as_int,
     const,
@@ -165,9 +167,9 @@ class _Remainders:
         """What the whole tiles leave: tiles of half the size, a quarter, … each at most once. None if `v` is used otherwise
         than as the number of a tile."""
         first = found[0]
-        if not _Rebase(v, first.step, Var("begin")).possible(body):
-            return None
         step, body = first.step, _holding(body, found)
+        if not _Rebase(v, found, Var("begin"), body).possible(body):
+            return None
         left = Var("left")
         sizes = _sizes(first)
         if self.budget < sum([_size(self.piece(body, v, found, ZERO, n)) for n in sizes]):
@@ -191,7 +193,7 @@ class _Remainders:
                 n = as_int(f.extent) or 0
                 extents[f.var] = min(n, max(1, size // k))
         begin = Var("begin")
-        short = _shortened(_Rebase(v, found[0].step, begin).stmt(body), extents)
+        short = _shortened(_Rebase(v, found, begin, body).stmt(body), extents)
         return Let(begin, base, fresh_copy(short))
 
 
@@ -313,11 +315,16 @@ class _NoTile(Exception):
 
 
 class _Rebase:
-    """A loop's variable `v` replaced by `begin / step`, where `begin` need be no multiple of `step`: `v` must occur in
-    multiples of `v * step` only. The addresses of prefetches may round down."""
+    """A loop's variable `v` replaced by `begin / step`, where `begin` need be no multiple of `step`: `v` and the digits in
+    scope must occur as multiples of `v * step + digits` only, the place that they stand for. What was simplified because
+    `v * step` is a multiple of `step`, as (8v + i) % 4 to i % 4, does not. Digits alone may be indices of what the tile
+    itself stores: its accumulators. The addresses of prefetches may round down."""
 
-    def __init__(self, v: Var, step: int, begin: Var) -> None:
-        self.v, self.step, self.begin = v, step, begin
+    def __init__(self, v: Var, found: list[_Condition], begin: Var, body: Stmt) -> None:
+        self.v, self.step, self.begin = v, found[0].step, begin
+        self.digits = {f.var: c for condition in found for c, f in condition.digits}
+        self.scope: list[Var] = []
+        self.own = {n.buffer for n in walk(body) if isinstance(n, Store)}
         self.known: dict[int, tuple[Node, bool]] = {}
 
     def possible(self, body: Stmt) -> bool:
@@ -332,20 +339,30 @@ class _Rebase:
             return n
         if isinstance(n, Call) and n.name == "prefetch":
             return substitute(n, {self.v: self.begin // self.step})
+        if isinstance(n, For) and n.var in self.digits:
+            self.scope.append(n.var)
+            out = n.map(self.stmt)
+            self.scope.pop()
+            return out
+        if isinstance(n, Load | Store) and n.buffer in self.own and self.is_inside(n.indices):
+            return n.map(lambda c: c if any(c is i for i in n.indices) else self.stmt(c))
         if isinstance(n, Expr) and is_scalar_int(n):
             terms, constant = linear(n)
-            if self.v in terms or len(terms) > 1 or (terms and n not in terms):
-                if terms.get(self.v, 0) % self.step:
+            if n not in terms or n is self.v or n in self.digits:
+                times, rest = divmod(terms.get(self.v, 0), self.step)
+                if rest or any(terms.get(d, 0) != times * self.digits[d] for d in self.scope):
                     raise _NoTile
-                return from_linear([(self.begin, k // self.step) if a is self.v else (self.stmt(a), k)
+                return from_linear([(self.begin, times) if a is self.v else (a if a in self.digits else self.stmt(a), k)
                                     for a, k in terms.items()], constant, n)
-        if n is self.v:
-            raise _NoTile
         return n.map(self.stmt)
+
+    def is_inside(self, indices: Sequence[Expr]) -> bool:
+        """Whether indices are places within a tile: arithmetic of its digits, without its number."""
+        return not any(n is self.v or isinstance(n, Load | Call) for i in indices for n in walk(i))
 
     def mentions(self, n: Node) -> bool:
         if n.by_identity:
-            return n is self.v
+            return n is self.v or n in self.digits
         found = self.known.get(id(n))
         if found is None:
             found = self.known[id(n)] = (n, any(self.mentions(c) for c in n.children()))
