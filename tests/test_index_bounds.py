@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 import tilewright
+from tests.frontend.onnx.onnx_check import I64, value
+from tests.frontend.onnx.onnx_check import model as onnx_model
 from tilewright.core.errors import UserError
 from tilewright.graph import interpret
 from tilewright.graph.ir import Graph
@@ -90,6 +93,56 @@ def test_indices_of_an_axis_of_at_most_one_element() -> None:
     with tilewright.compile(m, shapes={"n": "0..1"}) as made:
         for at in ([[2]], np.zeros((0, 1))):
             np.testing.assert_array_equal(made.run({"x": x(3), "i": np.array(at, np.int64)})[0], np.ravel(at))
+
+
+OTHERS: dict[str, tuple[str, dict[str, Any], str, list[Any], list[tuple[Any, str]]]] = {
+    "RoiAlign": ("g (float[2,1,4,4] x, float[1,4] r, int64[1] i) => (y) { "
+                 "y = RoiAlign <output_height = 2, output_width = 2, sampling_ratio = 2> (x, r, i) }",
+                 {"x": x(2, 1, 4, 4), "r": np.array([[0, 0, 3, 3]], np.float32)}, "i", [[0], [1]],
+                 [([2], "from 2 to 2, for an axis of 2"), ([-1], "from -1 to -1")]),
+    "MaxRoiPool": ("g (float[2,1,4,4] x, float[1,5] r) => (y) { y = MaxRoiPool <pooled_shape = [2, 2]> (x, r) }",
+                   {"x": x(2, 1, 4, 4)}, "r", [[[1, 0, 0, 3, 3]]], [([[2, 0, 0, 3, 3]], "from 2 to 2, for an axis of 2")]),
+    "MaxUnpool": ("g (float[1,1,2,2] x, int64[1,1,2,2] i) => (y) { y = MaxUnpool <kernel_shape = [2, 2], strides = [2, 2]> "
+                  "(x, i) }", {"x": x(1, 1, 2, 2)}, "i", [[[[[0, 3], [8, 15]]]]],
+                  [([[[[0, 3], [8, 16]]]], "from 0 to 16, for an axis of 16"), ([[[[0, -3], [8, 1]]]], "from -3 to 8")]),
+    "ReverseSequence": ("g (float[4,2] x, int64[2] i) => (y) { y = ReverseSequence (x, i) }", {"x": x(4, 2)}, "i",
+                        [[4, 1]], [([5, 1], "from 0 to 4, for an axis of 4")])}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_operators_that_read_by_index_say_the_same(name: str) -> None:
+    text, feed, which, good, bad = OTHERS[name]
+    with tilewright.compile(model(text), fallback="error") as made:
+        graph, kind = made.graph, next(i.dtype.numpy() for i in made.inputs if i.name == which)
+        assert isinstance(graph, Graph)
+        for value in good:
+            given = {**feed, which: np.array(value, kind)}
+            np.testing.assert_array_equal(made.run(given)[0], interpret.run(graph, given)[0])
+        for value, said in bad:
+            for run in (made.run, lambda given: interpret.run(graph, given)):
+                with pytest.raises(UserError, match="run-index") as error:
+                    run({**feed, which: np.array(value, kind)})
+                assert said in str(error.value)
+
+
+def test_places_of_rotary_positions_and_of_a_cache() -> None:
+    rotary = helper.make_node("RotaryEmbedding", ["x", "i", "t", "t"], ["y"], domain="com.microsoft")
+    feed = {"x": x(1, 3, 8), "t": x(5, 4)}
+    m = onnx_model([rotary], [value("x", [1, 3, 8]), value("i", [1], I64), value("t", [5, 4])], ["y"],
+                   imports=[helper.make_opsetid("com.microsoft", 1)])
+    with tilewright.compile(m) as made:
+        made.run({**feed, "i": np.array([2])})
+        for wrong, said in ((3, "from 3 to 5, for an axis of 5"), (-1, "from -1 to 1")):
+            with pytest.raises(UserError, match=said):
+                made.run({**feed, "i": np.array([wrong])})
+    cache = onnx_model([helper.make_node("TensorScatter", ["x", "n", "i"], ["y"])],
+                       [value("x", [2, 1, 4, 2]), value("n", [2, 1, 3, 2]), value("i", [2], I64)], ["y"], opset=24)
+    feed = {"x": x(2, 1, 4, 2), "n": -x(2, 1, 3, 2)}
+    with tilewright.compile(cache) as made:
+        y, = made.run({**feed, "i": np.array([0, 1])})
+        np.testing.assert_array_equal(y[:, 0, :, 0], [[0, -2, -4, 6], [8, -6, -8, -10]])
+        with pytest.raises(UserError, match="from 2 to 4, for an axis of 4"):
+            made.run({**feed, "i": np.array([0, 2])})
 
 
 PROGRAM = """

@@ -113,21 +113,23 @@ class GraphBuilder:
         """A run fails with `message` unless `cond` holds of the sizes."""
         self.checks.append(Check(cond, f"{self.loc}: {message}" if self.loc else message))
 
-    def in_bounds(self, x: Value, extents: Sequence[Expr], what: str = "") -> Value:
+    def in_bounds(self, x: Value, extents: Sequence[Expr], what: str = "", from_front: bool = False) -> Value:
         """Indices (in the last axis one for each extent, where there are several) that a run checks before they are used;
-        known ones are checked now. Raises UserError "index-out-of-range"."""
+        known ones are checked now. Negative ones count from the back, unless `from_front`. Raises UserError
+        "index-out-of-range"."""
         known, sizes, name = constant_of(x), [as_int(d) for d in extents], what or self.loc or x.name
         if known is not None and all(n is not None for n in sizes):
             columns = known.reshape(-1, len(sizes)).astype(np.int64)
             limits = np.array(sizes, np.int64)
-            if columns.size and not bool(((columns >= -limits) & (columns < limits)).all()):
+            if columns.size and not bool(((columns >= (0 if from_front else -limits)) & (columns < limits)).all()):
                 raise UserError("index-out-of-range", f"{name}: an index leaves its axis: indices from "
                                 f"{columns.min(0).tolist()} to {columns.max(0).tolist()}, sizes {sizes}")
             return x
         count = len(extents)
         rows = product(x.shape if count == 1 else x.shape[:-1])
         ends = self.add_all("index_range", [self.reshape(x, [rows, count])])
-        return self.add("in_bounds", [x, *ends], {"extents": tuple(extents), "what": name}, name=x.name)
+        return self.add("in_bounds", [x, *ends], {"extents": tuple(extents), "what": name, "from_front": from_front},
+                        name=x.name)
 
     def sizes(self, x: Value, least: int = 0, name: str = "") -> tuple[Expr, ...]:
         """The elements of a small tensor of integers as sizes: known ones, or new symbols (from `least` on) to which the

@@ -376,7 +376,7 @@ class Part:
         for k, extent in enumerate(op.attrs["extents"]):
             found = [Var("least"), Var("most")]
             out += [host.let(v, b[host.element(b, const(k)).indices]) for v, b in zip(found, ends, strict=True)]
-            fits = (found[0] >= 0 - extent) & (found[1] < extent)
+            fits = (found[0] >= (0 if op.attrs["from_front"] else 0 - extent)) & (found[1] < extent)
             out.append(Assert(fits, host.ERROR_INDEX, message(op.attrs["what"]), (*found, extent)))
         return out
 

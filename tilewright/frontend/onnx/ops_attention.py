@@ -134,6 +134,7 @@ def rotary_embedding(c: Context) -> Result:
         at = c.b.unsqueeze(c.add("add", _count(c, _size(c, y, 2)), c.cast(c.reshape(places, []), i64)), [0])
     else:
         at = places
+    at = c.b.in_bounds(at, [cos.shape[0]], from_front=True)
     y = _rotated(c, y, c.add("gather", cos, at, axis=0), c.add("gather", sin, at, axis=0), bool(c.a("interleaved")))
     return _flat(c, y) if flat else y
 
@@ -248,14 +249,17 @@ def group_query_attention(c: Context) -> Result:
     total = c.add("add", c.cast(c.b.reshape(c.x(5), [batch, 1]), i64), one)  # [B, 1]
     before = c.add("sub", total, news) if past_k is not None else c.add("full", shape=[batch, 1], value=0, dtype=i64)
     at = c.add("add", before, _count(c, news))  # [B, S]: the place of each query
+    size = q.shape[2] if past_k is None else _room(c, past_k, q)
+    if past_k is not None:
+        at = c.b.in_bounds(at, [size])
     if c.a("do_rotary"):
         c.expect(cos is not None and sin is not None, "do_rotary without angles")
         assert cos is not None and sin is not None
-        where = at if places is None else places
+        where = c.b.in_bounds(at if places is None else places, [cos.shape[0]], from_front=places is not None)
         angles = [c.add("gather", t, where, axis=0) for t in (cos, sin)]
         q, k = (_rotated(c, t, angles[0], angles[1], bool(c.a("rotary_interleaved"))) for t in (q, k))
     if past_k is not None and past_v is not None:
-        k, v = _appended(c, past_k, k, before), _appended(c, past_v, v, before)
+        k, v = _appended(c, past_k, k, before, size), _appended(c, past_v, v, before, size)
     keys = c.b.reshape(_count(c, _size(c, k, 2)), [1, 1, k.shape[2]])
     row = c.b.unsqueeze(at, [2])
     keep = c.add("less_equal", keys, row)
@@ -269,12 +273,16 @@ def group_query_attention(c: Context) -> Result:
     return _flat(c, out), k if c.wants(1) else None, v if c.wants(2) else None
 
 
-def _appended(c: Context, past: Value, new: Value, before: Value) -> Value:
-    """Past elements [B, N, P, D] up to `before` of each batch, and the new ones [B, N, S, D] from there on."""
-    b, n, p, d = past.shape
-    s = new.shape[2]
+def _room(c: Context, past: Value, new: Value) -> Expr:
+    """For how many elements the buffer has places: past and new ones, or total_sequence_length if it is known."""
+    p, s = past.shape[2], new.shape[2]
     known = as_int(c.dims(6)[0]) if c.x(6).data is not None else None
-    size = dim(p + s) if known is None or as_int(p) is None else dim(max(known, as_int(p) or 0))
+    return dim(p + s) if known is None or as_int(p) is None else dim(max(known, as_int(p) or 0))
+
+
+def _appended(c: Context, past: Value, new: Value, before: Value, size: Expr) -> Value:
+    """Past elements [B, N, P, D] up to `before` of each batch, and the new ones [B, N, S, D] from there on."""
+    b, n, _, d = past.shape
     at = c.b.reshape(_count(c, _size(c, c.add("full", shape=[size], value=0, dtype=i64), 0)), [1, 1, size, 1])
     first = c.b.reshape(before, [b, 1, 1, 1])
 

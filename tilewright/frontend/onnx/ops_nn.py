@@ -137,7 +137,8 @@ def max_unpool(c: Context) -> Result:
     shape = [*x.shape[:2], *sizes]
     zeros = c.add("full", shape=[product(shape)], value=0, dtype=x.dtype)
     count = product(x.shape)
-    y = c.add("scatter_elements", zeros, c.b.reshape(c.x(1), [count]), c.b.reshape(x, [count]), axis=0)
+    at = c.b.in_bounds(c.b.reshape(c.x(1), [count]), zeros.shape, from_front=True)
+    y = c.add("scatter_elements", zeros, at, c.b.reshape(x, [count]), axis=0)
     y = c.b.reshape(y, shape)
     if c.opt(2) is None:
         return y

@@ -81,7 +81,8 @@ def roi_align_16(c: Context) -> Result:
 def _roi_align(c: Context, half_pixel: bool) -> Value:
     """Bins of each region, sampled at a lattice of points (between elements by linear interpolation) whose mean, or largest
     weighted neighbour, is the result. A point more than an element outside counts 0."""
-    x, rois, batch = c.x(0), c.x(1), c.x(2)
+    x, rois = c.x(0), c.x(1)
+    batch = c.b.in_bounds(c.cast(c.x(2), i64), [x.shape[0]], from_front=True)
     wide, ratio = accumulator(x.dtype), c.a("sampling_ratio", 0)
     pooled = (c.a("output_height", 1), c.a("output_width", 1))
     mode = c.a("mode", "avg")
@@ -123,7 +124,7 @@ def _roi_align(c: Context, half_pixel: bool) -> Value:
         counted.append((inside, c.b.reshape(c.add("expand", used, shape=shape), lay)))
     points = [regions, pooled[0], most[0], pooled[1], most[1]]
     at = c.add("concat", *[c.b.unsqueeze(c.add("expand", v, shape=points), [5]) for v in axes], axis=5)
-    y = c.cast(c.add("sample", x, at, c.cast(batch, i64), padding="border", taps="max" if mode == "max" else "sum"), wide)
+    y = c.cast(c.add("sample", x, at, batch, padding="border", taps="max" if mode == "max" else "sum"), wide)
 
     def both(j: int) -> Value:
         return c.b.unsqueeze(c.add("logical_and", counted[0][j], counted[1][j]), [1])
@@ -144,7 +145,7 @@ def max_roi_pool(c: Context) -> Result:
     scaled = c.add("mul", c.cast(rois, f32), c.const(c.a("spatial_scale", 1.0), f32))
     away = c.add("floor", c.add("add", scaled, c.const(0.5, f32)))  # corners are not negative: halves go up
     batch = c.cast(c.b.reshape(c.b.slice(rois, {1: (0, 1, 1)}), [regions]), i64)
-    y = c.add("gather", x, batch, axis=0)
+    y = c.add("gather", x, c.b.in_bounds(batch, [x.shape[0]], from_front=True), axis=0)
     low = float(np.finfo(x.dtype.numpy()).min)
     empty: list[Value] = []
     for k, axis in ((1, 3), (0, 2)):

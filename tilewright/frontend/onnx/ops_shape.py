@@ -305,21 +305,26 @@ def reverse_sequence(c: Context) -> Result:
         raise c.error("axis-out-of-range", f"ReverseSequence: batch_axis {batch} and time_axis {time} of {x.type}")
     lengths = c.reshape(c.cast(c.x(1), i64), [d if k == batch else 1 for k, d in enumerate(x.shape)])
     at = _places(c, x, time)
-    mirrored = c.add("sub", c.add("sub", lengths, c.const(1, i64)), at)
+    last = c.b.in_bounds(c.add("sub", lengths, c.const(1, i64)), [x.shape[time]])
+    mirrored = c.add("sub", last, at)
     at = c.add("where", c.add("less", at, lengths), mirrored, at)
     return c.add("gather_elements", x, c.add("expand", at, shape=x.shape), axis=time)
 
 
 @onnx_op("TensorScatter")
 def tensor_scatter(c: Context) -> Result:
-    """A cache with new elements from `write_indices` on, for each batch; in a circle, or none beyond the end."""
+    """A cache with new elements from `write_indices` on, for each batch; in a circle, or none may reach beyond the end."""
     x, new, first = c.x(0), c.x(1), c.opt(2)
     axis, mode = _axis(c, x.rank, -2), c.a("mode", "linear")
     c.expect(mode in ("linear", "circular") and axis > 0, f"mode {mode!r} along axis {axis}")
     at = _places(c, x, axis)
-    if first is not None:
-        at = c.add("sub", at, c.reshape(c.cast(first, i64), [x.shape[0], *[1] * (x.rank - 1)]))
     size, count = (c.b.squeeze(c.b.slice(c.add("shape_of", v), {0: (axis, axis + 1, 1)}), [0]) for v in (x, new))
+    if first is not None:
+        first = c.cast(first, i64)
+        if mode == "linear":
+            behind = c.add("sub", count, c.const(1, i64))  # of the last new element, seen from the first
+            first = c.add("sub", c.b.in_bounds(c.add("add", first, behind), [x.shape[axis]], from_front=True), behind)
+        at = c.add("sub", at, c.reshape(first, [x.shape[0], *[1] * (x.rank - 1)]))
     if mode == "circular":
         at = c.add("mod", at, size)
     fits = c.add("logical_and", c.add("greater_equal", at, c.const(0, i64)), c.add("less", at, count))

@@ -55,7 +55,7 @@ def _infer_in_bounds(op: Operation) -> Sequence[TensorType]:
 
 def _in_bounds(attrs: dict[str, Any], x: Array, least: Array, most: Array) -> Array:
     for low, high, n in zip(least.tolist(), most.tolist(), attrs["extents"], strict=True):
-        if low < -n or high >= n:
+        if low < (0 if attrs["from_front"] else -n) or high >= n:
             raise UserError("run-index", message(attrs["what"], n).replace("{}", str(low), 1).replace("{}", str(high), 1))
     return x
 
@@ -69,8 +69,9 @@ RECORDS = (
     OpRecord("index_range", "opaque", _infer_index_range, _index_range, _compute_index_range,
              doc="The least and the greatest number (i64) of each column; of none, numbers that are in any bounds."),
     OpRecord("in_bounds", "opaque", _infer_in_bounds, _in_bounds, lambda op, x, least, most: x,
-             {"extents": Attr("dims", doc="one for each number of the range"), "what": Attr("str", doc="whose indices")},
+             {"extents": Attr("dims", doc="one for each number of the range"), "what": Attr("str", doc="whose indices"),
+              "from_front": Attr("bool", False, "negative indices are out of bounds, too")},
              None, lambda op: [elements_of(op.inputs[0])],
-             doc="The same indices; a run fails unless all of their range is from -extent to extent - 1. The host program "
-                 "compares, and no kernel is made."),
+             doc="The same indices; a run fails unless all of their range is from -extent (or 0) to extent - 1. The host "
+                 "program compares, and no kernel is made."),
 )
