@@ -282,8 +282,9 @@ def campaign(bases: Sequence[bytes], seeds: Sequence[int], run: bool = True,
         except EOFError:
             child.join()
             if running is not None:
-                hung = child.exitcode in (-signal.SIGALRM, -signal.SIGPROF)
-                failures.append(Failure(running, f"hung for {SECONDS} s" if hung else f"died: exit code {child.exitcode}"))
+                ended = {-signal.SIGALRM: f"hung for {PATIENCE * SECONDS} s, most of them without work",
+                         -signal.SIGPROF: f"hung for {SECONDS} s of work"}
+                failures.append(Failure(running, ended.get(child.exitcode or 0, f"died: exit code {child.exitcode}")))
                 todo = todo[1:]
         child.kill()
         child.join()

@@ -16,7 +16,7 @@ from tilewright.core.errors import InternalError, UserError
 from tilewright.core.registry import Registry
 from tilewright.graph.infer import MAX_ELEMENTS, constant_of, dim, element_count
 from tilewright.graph.ir import Operation, TensorType, Value
-from tilewright.loop.ir import Expr, const
+from tilewright.loop.ir import Expr, as_int, const
 
 Fusion = Literal["elementwise", "broadcast", "injective", "view", "reduction", "anchor", "opaque"]
 """How an operation may be fused: "elementwise" (output index = every input's index), "broadcast" (the same with NumPy
@@ -95,6 +95,9 @@ def make(op: str, inputs: Sequence[Value | None], attrs: dict[str, Any] | None =
         if rec.normalize is not None:
             bare.attrs.update(rec.normalize(bare))
         types = rec.infer(bare)
+        for t in types:
+            if any((as_int(d) or 0) < 0 for d in t.shape):
+                raise UserError("shape-mismatch", f"{op}: a result would have a negative size: {t}")
     except UserError as fault:
         if fault.where:
             raise

@@ -169,12 +169,14 @@ def test_subgraphs_may_be_deep_but_not_too_deep() -> None:
     ("Reshape", [[-1, -1]], {}), ("Reshape", [[7]], {}), ("Reshape", [[0, 0, 0]], {}), ("Squeeze", [[5]], {}),
     ("Slice", [[0], [1], [9]], {}), ("Slice", [[0], [1, 2]], {}), ("Slice", [[0], [1], [0], [0]], {}), ("Tile", [[1]], {}),
     ("Expand", [[5, 5]], {}), ("Pad", [[1]], {}), ("Unsqueeze", [[0, 0]], {}), ("Gather", [[9]], {}),
-    ("Split", [[1, 7]], {"axis": 0}), ("TopK", [[99]], {}), ("Gather", [[0]], {"axis": 7})])
+    ("Split", [[1, 7]], {"axis": 0}), ("TopK", [[99]], {}), ("Gather", [[0]], {"axis": 7}), ("Tile", [[127, -2**31]], {}),
+    ("TopK", [[-2**63]], {}), ("TopK", [[-0.5]], {}), ("Split", [[1.0, 1.0]], {"axis": 0}),
+    ("Slice", [[0], [float("nan")]], {})])
 def test_operands_that_do_not_fit(op: str, weights: list[Any], attrs: Any) -> None:
     names = [f"w{k}" for k in range(len(weights))]
     outputs = ["y", "z"] if op in ("Split", "TopK") else ["y"]
     m = model([N(op, ["x", *names], outputs, name="n", **attrs)], IN, ["y"],
-              weights={n: np.array(w, np.int64) for n, w in zip(names, weights, strict=True)})
+              weights={n: np.array(w) for n, w in zip(names, weights, strict=True)})
     assert refused(m).where == "n"
 
 

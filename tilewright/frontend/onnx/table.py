@@ -146,12 +146,14 @@ class Context:
         """The elements of integer input `k` as dimension expressions: of unknown ones, as symbols from `least` on that get
         their values at run time."""
         v = self.x(k)
+        if not v.dtype.is_int:
+            raise self.error("onnx-invalid-graph", f"the input {k} of {self.op} must be integers, it is {v.type}")
         found = elements_of(v)
         if found is not None:
             return found
-        if v.data is not None and v.dtype.is_int:
+        if v.data is not None:
             raise self.error("onnx-dynamic-value", f"the input {k} of {self.op} has too many elements: {v.type}")
-        if v.dtype.is_int and is_small_int(v.type):
+        if is_small_int(v.type):
             return self.b.sizes(v, least)
         raise NeedsValue(f"the input {k} of {self.op} (%{v.name}) must be known while compiling, and it depends on data",
                          v, self.loc, "make it a constant, or set the symbolic sizes")
