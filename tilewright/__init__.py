@@ -13,11 +13,12 @@ _WHERE = {"compile": "tilewright.driver", "load": "tilewright.driver", "build": 
           "UserError": "tilewright.core.errors", "InternalError": "tilewright.core.errors",
           **dict.fromkeys(("placeholder", "compute", "reduce_axis", "create_program"), "tilewright.tensor.compute"),
           **dict.fromkeys(("create_schedule", "thread_axis"), "tilewright.tensor.stages"),
-          "Schedule": "tilewright.tensor.schedule.schedule"}
+          "Schedule": "tilewright.tensor.schedule.schedule", "schedule_html": "tilewright.tools.html"}
 _MODULES = ("te",)
 
 __all__ = ["InternalError", "Model", "Schedule", "UserError", "build", "compile", "compute", "create_program",
-           "create_schedule", "custom_op", "kernel", "load", "placeholder", "reduce_axis", "te", "thread_axis"]
+           "create_schedule", "custom_op", "kernel", "load", "placeholder", "reduce_axis", "schedule_html", "te",
+           "thread_axis"]
 
 
 def __getattr__(name: str) -> Any:

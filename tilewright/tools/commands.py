@@ -100,7 +100,9 @@ def run_model(model: ModelOrLibrary, inputs: Inputs = [],  # noqa: B006
         results = made.run(gather(made, inputs, image, normalize, seed))
         names = [o.name for o in made.outputs]
     if output is not None:
-        _write(output, dict(zip(names, results, strict=True)))
+        arrays: dict[str, Any] = dict(zip(names, results, strict=True))
+        with report.writing(output) as file:
+            np.savez(file, **arrays)
     tops = {name: _top(array, top_k) for name, array in zip(names, results, strict=True)}
     data = {name: {"dtype": array.dtype.name, "shape": list(array.shape), "top": tops[name],
                    **({} if array.size > 1000 else {"values": array.astype(np.float64).tolist()
@@ -122,15 +124,6 @@ def _top(array: Any, k: int) -> list[tuple[int, float]]:
     flat = np.asarray(array).reshape(-1)
     order = np.argsort(-flat.astype(np.float64), kind="stable")[:k]
     return [(int(i), float(flat[i])) for i in order]
-
-
-def _write(path: Path, arrays: dict[str, Any]) -> None:
-    try:
-        with path.open("wb") as file:
-            np.savez(file, **arrays)
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        raise UserError("output-file", f"{path} was not written: {error.strerror or error}", where=str(path)) from error
 
 
 @command("bench")

@@ -19,6 +19,7 @@ from tilewright.target.presets import get_target, target_names
 from tilewright.tools import doctor as doctoring
 from tilewright.tools import inspect as looking
 from tilewright.tools import report
+from tilewright.tools.html import model_html
 from tilewright.tools.options import AsJson, Debug, ModelFile, Numerics, Shapes, TargetName, compiled, shapes_of
 
 
@@ -50,6 +51,8 @@ def inspect(model: ModelFile,
                                                     "that ask for it.")] = None,
             llvm: Annotated[str | None, _kernel("--llvm", "Its LLVM IR.")] = None,
             asm: Annotated[str | None, _kernel("--asm", "Its assembly.")] = None,
+            html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page of all schedules: "
+                                                      "each program after each primitive.", show_default=False)] = None,
             target: TargetName = "native", shape: Shapes = [], numerics: Numerics = None,  # noqa: B006
             as_json: AsJson = False, debug: Debug = False) -> None:
     """Look inside: without options, the list of kernels and the memory plan."""
@@ -80,6 +83,10 @@ def inspect(model: ModelFile,
         data["barriers"] = [asdict(b) for b in placed]
     if passes is not None:
         data["passes"] = sorted(str(p.relative_to(passes)) for p in passes.rglob("*") if p.is_file())
+    if html is not None:
+        data["html"] = str(html)
+        with report.writing(html) as file:
+            file.write(model_html(made).encode())
     if intrinsics:
         data["intrinsics"] = looking.intrinsics(made)
     found = looking.schedules(made, numerics or config.numerics) if schedules else []
@@ -110,7 +117,7 @@ def _show_overview(console: Console, made: Model, data: dict[str, Any]) -> None:
 def _show(console: Console, texts: dict[str, str], data: dict[str, Any], found: list[looking.ScheduleReport]) -> None:
     for text in texts.values():
         print(text)
-    for name in data.get("passes", ()):
+    for name in [*data.get("passes", ()), *([data["html"]] if "html" in data else [])]:
         print(name)
     for s in found:
         print(f"{s.kernel}: {s.label}, launched {s.launches}×, "

@@ -11,7 +11,8 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from rich.console import Console
@@ -74,6 +75,17 @@ def emit(as_json: bool, data: Any, show: Callable[[Console], None]) -> None:
     else:
         console = Console(highlight=False)
         show(console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[IO[bytes]]:
+    """A file for a result, of which nothing is left where it cannot be written. Raises UserError "output-file"."""
+    try:
+        with path.open("wb") as file:
+            yield file
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise UserError("output-file", f"{path} was not written: {error.strerror or error}", where=str(path)) from error
 
 
 def _plain(value: Any) -> Any:

@@ -8,7 +8,7 @@ Primitives live in `tensor/schedule/primitives/`, one idea per file; the methods
 """
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,12 @@ class Layout:
 
 
 class Schedule:
-    """A program being scheduled. `program` is the current one; `trace` replays on an equal program; `prepacks` holds, by
-    parameter, the programs that lay out weights anew (see `transform_layout`). `fallback` says why a rule gave up and left
-    the program as it was ("" where none did)."""
+    """A program being scheduled. `program` is the current one, `unscheduled` the one that it was at first; `trace` replays
+    on an equal one; `prepacks` holds, by parameter, the programs that lay out weights anew (see `transform_layout`).
+    `fallback` says why a rule gave up and left the program as it was ("" where none did)."""
 
     def __init__(self, program: Program, decisions: dict[int, Any] | None = None) -> None:
-        self.program = program
+        self.program = self.unscheduled = program
         self.trace = Trace(sizes=tuple([p for p in program.params if isinstance(p, Var)]))
         self.prepacks: dict[str, Program] = {}
         self.layouts: dict[str, Layout] = {}
@@ -204,6 +204,17 @@ class Schedule:
         return self.apply("sample_choice", list(candidates), default)
 
 
+@dataclass(frozen=True)
+class Step:
+    """One instruction of a trace as it was replayed: what it was given and returned (handles of this schedule), and the
+    program after it."""
+    instruction: Instruction
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    results: tuple[Any, ...]
+    program: Program
+
+
 def replay(trace: Trace, program: Program, decisions: Mapping[int, Any] | None = None) -> Schedule:
     """Apply a trace to a program equal to the one it was recorded on; `decisions` by instruction position override those in
     the trace. Raises ScheduleError where a primitive is not legal (any more), UserError for a decision about an
@@ -211,14 +222,26 @@ def replay(trace: Trace, program: Program, decisions: Mapping[int, Any] | None =
     for k in decisions or ():
         trace.check_decides(k)
     sch = Schedule(program, {**trace.decisions(), **(decisions or {})})
+    for _ in _steps(trace, sch):
+        pass
+    return sch
+
+
+def steps(trace: Trace, program: Program) -> Iterator[Step]:
+    """What each instruction of a trace does to a program, in order. Raises what `replay` raises."""
+    return _steps(trace, Schedule(program, trace.decisions()))
+
+
+def _steps(trace: Trace, sch: Schedule) -> Iterator[Step]:
     if len(trace.sizes) != len(sch.trace.sizes):
         raise UserError("trace-program", f"the trace was recorded on a program with {len(trace.sizes)} symbolic sizes; "
-                        f"{program.name} has {len(sch.trace.sizes)}")
+                        f"{sch.program.name} has {len(sch.trace.sizes)}")
     sizes = {old: new for old, new in zip(trace.sizes, sch.trace.sizes, strict=True) if old is not new}
     handles: list[Any] = []
     for ins in trace.instructions:
-        result = sch.apply(ins.name, *from_refs(ins.args, handles, sizes),
-                           **{k: from_refs(v, handles, sizes) for k, v in ins.kwargs})
-        if ins.results:
-            handles.extend(result if isinstance(result, tuple | list) else (result,))
-    return sch
+        args = from_refs(ins.args, handles, sizes)
+        kwargs = tuple([(k, from_refs(v, handles, sizes)) for k, v in ins.kwargs])
+        result = sch.apply(ins.name, *args, **dict(kwargs))
+        results = () if not ins.results else tuple(result) if isinstance(result, tuple | list) else (result,)
+        handles.extend(results)
+        yield Step(ins, args, kwargs, results, sch.program)

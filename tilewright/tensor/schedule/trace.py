@@ -19,7 +19,7 @@ from typing import Any
 from tilewright.core.errors import UserError
 from tilewright.core.registry import Registry
 from tilewright.loop.ir import Expr, Var
-from tilewright.loop.printer import print_expr
+from tilewright.loop.printer import Names, print_expr
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.schedule.index_map import IndexMap
 from tilewright.tensor.schedule.state import BlockRef
@@ -59,17 +59,18 @@ class Instruction:
     decision: Any = UNDECIDED
 
     def __str__(self) -> str:
-        parts = [_show(a) for a in self.args] + [f"{k}={_show(v)}" for k, v in self.kwargs]
+        parts = [show(a) for a in self.args] + [f"{k}={show(v)}" for k, v in self.kwargs]
         left = ", ".join(map(repr, self.results)) + " = " if self.results else ""
         right = "" if self.decision is UNDECIDED else f"  # decided {self.decision!r}"
         return f"{left}{self.name}({', '.join(parts)}){right}"
 
 
-def _show(v: Any) -> str:
+def show(v: Any, names: Names | None = None) -> str:
+    """An argument or a handle as text; `names`: those of variables."""
     if isinstance(v, tuple | list):
-        return "[" + ", ".join(_show(x) for x in v) + "]"
+        return "[" + ", ".join([show(x, names) for x in v]) + "]"
     if isinstance(v, Expr):
-        return print_expr(v)
+        return print_expr(v, names=names)
     if isinstance(v, BlockRef):
         return repr(v.name)
     if isinstance(v, IndexMap):
