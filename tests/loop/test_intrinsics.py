@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from tilewright.core.dtype import DType, bf16, boolean, dtype, f16, f32, f64, i4, i8, i16, i32, i64, u8, u16, u32, u64
 from tilewright.core.errors import InternalError
 from tilewright.loop.interpret import run
-from tilewright.loop.intrinsics import INTRINSICS, Intrinsic, TensorIntrinsic, intrinsic, is_pure, register
-from tilewright.loop.ir import ONE, ZERO, Buffer, Call, Evaluate, Expr, Program, Ramp, Seq, Store, const
+from tilewright.loop.intrinsics import INTRINSICS, Intrinsic, intrinsic, is_pure, register
+from tilewright.loop.ir import ONE, ZERO, Buffer, Call, Expr, Program, Ramp, Store, const
 from tilewright.loop.parser import parse_program
 from tilewright.loop.values import fused_multiply_add, round_to, wrap
 from tilewright.loop.verify import verify
@@ -190,5 +190,3 @@ def test_the_table() -> None:
     with pytest.raises(InternalError, match="no intrinsic 'frobnicate'; known: abs"):
         intrinsic("frobnicate")
     assert isinstance(intrinsic("exp"), Intrinsic)
-    t = TensorIntrinsic("dot", Program("dot", (), Seq((Evaluate(ONE),))), {"llvm": "call …"})
-    assert t.emit["llvm"] and t.body.name == "dot"

@@ -587,6 +587,10 @@ def _assert(c: _Compiled, s: ir.Assert) -> Action:
     return check
 
 
+def _tensor_call(c: _Compiled, s: ir.TensorCall) -> Action:
+    return c.stmt(s.body)
+
+
 _EXPRS: dict[type, Callable[[_Compiled, Any], Value]] = {
     ir.Const: _const, ir.Var: _var, ir.Not: _not, ir.Select: _select, ir.Guard: _guard, ir.Cast: _cast, ir.Load: _load,
     ir.Ramp: _ramp, ir.Broadcast: _broadcast, ir.Call: _call, ir.Address: _address,
@@ -602,4 +606,5 @@ _EXPRS: dict[type, Callable[[_Compiled, Any], Value]] = {
     ir.Lt: _relation(lambda a, b: a < b), ir.Le: _relation(lambda a, b: a <= b)}
 _STMTS: dict[type, Callable[[_Compiled, Any], Action]] = {
     ir.Store: _store, ir.Evaluate: _evaluate, ir.Seq: _seq, ir.For: _for, ir.If: _if, ir.While: _while, ir.Let: _let,
-    ir.Allocate: _allocate, ir.Block: _block, ir.Launch: _launch, ir.Assert: _assert}
+    ir.Allocate: _allocate, ir.Block: _block, ir.Launch: _launch, ir.Assert: _assert,
+    ir.TensorCall: _tensor_call}

@@ -16,7 +16,6 @@ import numpy as np
 
 from tilewright.core.dtype import DType, boolean, i32, i64
 from tilewright.core.errors import InternalError
-from tilewright.loop.ir import Program
 from tilewright.loop.values import from_memory, fused_multiply_add, maximum, minimum, round_to, widen, wrap
 
 Meaning = Callable[..., Any]
@@ -36,19 +35,6 @@ class Intrinsic:
     meaning: Meaning
     doc: str
     pure: bool = True
-
-
-@dataclass(frozen=True)
-class TensorIntrinsic:
-    """An instruction that computes a tile: `body` says what it means, `emit` how each code generator writes it.
-
-    `emit` maps a code generator's name ("llvm", "c", …) to a template or a function that emits one instruction or a
-    fixed sequence without loops.
-    """
-
-    name: str
-    body: Program
-    emit: dict[str, str | Callable[..., Any]]
 
 
 INTRINSICS: dict[str, Intrinsic] = {}

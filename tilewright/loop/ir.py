@@ -393,6 +393,20 @@ class Block(Stmt):
 
 
 @node
+class TensorCall(Stmt):
+    """One application of the tensor intrinsic `name` (`loop/tensor_intrinsics.py`) to tiles in memory.
+
+    `body` is what it does, as ordinary loops: passes and the interpreter look at it; code generators write the
+    intrinsic's instructions instead. `tiles` says where these find their operands, as places that are not read: for each
+    operand the first element of its tile, then for each of its dimensions the element one step further (the first again
+    in a dimension of one).
+    """
+    name: str
+    tiles: tuple[Load, ...]
+    body: Stmt
+
+
+@node
 class Launch(Stmt):
     """Call a program of the module: a kernel from the host, or (`tasks` given) a parallel region's body for 0 … tasks-1.
 

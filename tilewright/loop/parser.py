@@ -562,6 +562,16 @@ class _Parser:
         self.end_of_line()
         return ir.Launch(callee, args, tasks, grid)
 
+    def _tensor(self) -> ir.Stmt:
+        at = self.here
+        name = self.word()
+        self.expect("(")
+        tiles = self.listed(")", self.expr)
+        places = tuple([t for t in tiles if isinstance(t, ir.Load)])
+        if len(places) != len(tiles):
+            self.fail("the tiles of an intrinsic are given by elements of buffers", at)
+        return ir.TensorCall(name, places, self.suite())
+
     def _assert(self) -> ir.Stmt:
         cond = self.expr()
         self.expect(",")
@@ -601,4 +611,5 @@ _BUILTINS: dict[str, tuple[Any, int, int]] = {  # class, operands, whether a num
     "ramp": (ir.Ramp, 2, 1), "broadcast": (ir.Broadcast, 1, 1)}
 _STMTS: dict[str, Callable[[_Parser], ir.Stmt]] = {
     "for": _Parser._for, "if": _Parser._if, "while": _Parser._while, "let": _Parser._let, "alloc": _Parser._alloc,
-    "block": _Parser._block, "seq": _Parser._seq, "launch": _Parser._launch, "assert": _Parser._assert}
+    "block": _Parser._block, "seq": _Parser._seq, "launch": _Parser._launch, "assert": _Parser._assert,
+    "tensor": _Parser._tensor}

@@ -34,7 +34,7 @@ from tilewright.loop import ir
 IDENT = re.compile(r"[A-Za-z_]\w*(\.\w+)*\Z", re.ASCII)
 KEYWORDS = frozenset((
     "program", "table", "for", "in", "while", "if", "elif", "else", "let", "alloc", "at", "block", "init", "body", "launch",
-    "tasks", "grid", "assert", "pass", "seq", "and", "or", "not", "true", "false", "nan", "inf"))
+    "tasks", "grid", "assert", "pass", "seq", "tensor", "and", "or", "not", "true", "false", "nan", "inf"))
 BUILTINS = frozenset(("min", "max", "select", "guard", "ramp", "broadcast"))
 INFIX: dict[type, tuple[str, int]] = {
     ir.Or: ("or", 1), ir.And: ("and", 2), ir.Eq: ("==", 4), ir.Ne: ("!=", 4), ir.Lt: ("<", 4), ir.Le: ("<=", 4),
@@ -324,6 +324,10 @@ class _Text:
         grid = f" grid ({self.exprs(s.grid)})" if s.grid else ""
         self.line(indent, f"launch {word(s.callee)}({self.exprs(s.args)}){tasks}{grid}", s)
 
+    def _tensor_call(self, s: ir.TensorCall, indent: str, last: bool) -> None:
+        self.line(indent, f"tensor {word(s.name)}({self.exprs(s.tiles)}):", s)
+        self.suite(s.body, indent + "    ")
+
     def _assert(self, s: ir.Assert, indent: str, last: bool) -> None:
         values = f", ({self.exprs(s.values)})" if s.values else ""
         self.line(indent, f"assert {self.expr(s.cond)}, {s.code}, {_quoted(s.message)}{values}", s)
@@ -421,7 +425,7 @@ _ATOMS: dict[type, Callable[[_Text, Any], str]] = {
 _STMTS: dict[type, Callable[[_Text, Any, str, bool], None]] = {
     ir.Store: _Text._store, ir.Evaluate: _Text._evaluate, ir.Seq: _Text._seq, ir.For: _Text._for, ir.If: _Text._if,
     ir.While: _Text._while, ir.Let: _Text._let, ir.Allocate: _Text._allocate, ir.Block: _Text._block,
-    ir.Launch: _Text._launch, ir.Assert: _Text._assert}
+    ir.Launch: _Text._launch, ir.Assert: _Text._assert, ir.TensorCall: _Text._tensor_call}
 
 
 def _shown(write: Callable[[_Text, Any], Any]) -> Callable[[Any], str]:

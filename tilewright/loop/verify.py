@@ -326,6 +326,15 @@ def _block(c: _Check, s: ir.Block) -> None:
     c.within(tuple([it.var for it in s.iters]), s, inside)
 
 
+def _tensor_call(c: _Check, s: ir.TensorCall) -> None:
+    """What keeps a buffer out of registers is not in the body, of which no code is made."""
+    for t in s.tiles:
+        c.expr(t)
+    found = list(c.diagnostics)
+    c.stmt(s.body)
+    c.diagnostics = found
+
+
 def _launch(c: _Check, s: ir.Launch) -> None:
     for a in s.args:
         c.expr(a, address=True)
@@ -368,4 +377,5 @@ _EXPRS: dict[type, Callable[[_Check, Any], None]] = {
     **{op: _number for op in (ir.Add, ir.Sub, ir.Mul, ir.Div, ir.Min, ir.Max)}}
 _STMTS: dict[type, Callable[[_Check, Any], None]] = {
     ir.Store: _store, ir.Evaluate: _evaluate, ir.Seq: _seq, ir.For: _for, ir.If: _if, ir.While: _while, ir.Let: _let,
-    ir.Allocate: _allocate, ir.Block: _block, ir.Launch: _launch, ir.Assert: _assert}
+    ir.Allocate: _allocate, ir.Block: _block, ir.Launch: _launch, ir.Assert: _assert,
+    ir.TensorCall: _tensor_call}

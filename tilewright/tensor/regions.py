@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from tilewright.core.node import walk
+from tilewright.core.node import Node, walk
 from tilewright.loop.ir import (
     ONE,
     TRUE,
@@ -44,9 +44,11 @@ from tilewright.tensor.span import Algebra, Span, vars_of
 
 @dataclass(frozen=True)
 class Access:
-    """One place in a block that reads or writes a buffer; `indices` in the block's iteration variables, None: anywhere."""
+    """One place in a block that reads or writes a buffer; `indices` in the block's iteration variables and those of the
+    `loops` around the place within the block (of one that is a tile), None: anywhere."""
     buffer: Buffer
     indices: tuple[Expr, ...] | None
+    loops: tuple[For, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,20 +68,35 @@ def accesses(block: Block) -> tuple[tuple[Access, ...], tuple[Access, ...]]:
     prefetch as none."""
     if isinstance(block.body, Evaluate) and isinstance(block.body.value, Call) and block.body.value.name == "prefetch":
         return (), ()
-    reads: dict[tuple[Buffer, tuple[Expr, ...] | None], None] = {}
-    writes: dict[tuple[Buffer, tuple[Expr, ...] | None], None] = {}
+    reads: dict[tuple[Buffer, tuple[Expr, ...] | None], Access] = {}
+    writes: dict[tuple[Buffer, tuple[Expr, ...] | None], Access] = {}
     hints: set[int] = set()
-    for part in (block.init, block.body):
-        for n in walk(part) if part is not None else ():
-            if isinstance(n, Call) and n.name == "prefetch":
-                hints.update(id(a) for a in n.args)
-            elif isinstance(n, Load):
-                reads[n.buffer, n.indices] = None
-            elif isinstance(n, Store):
-                writes[n.buffer, n.indices] = None
-            elif isinstance(n, Address) and id(n) not in hints:
-                reads[n.buffer, None] = writes[n.buffer, None] = None
-    return tuple([Access(*a) for a in reads]), tuple([Access(*a) for a in writes])
+    stack: list[tuple[Node, tuple[For, ...]]] = [(part, ()) for part in (block.body, block.init) if part is not None]
+    while stack:
+        n, loops = stack.pop()
+        if isinstance(n, Call) and n.name == "prefetch":
+            hints.update(id(a) for a in n.args)
+        elif isinstance(n, Load):
+            reads.setdefault((n.buffer, n.indices), Access(n.buffer, n.indices, loops))
+        elif isinstance(n, Store):
+            writes.setdefault((n.buffer, n.indices), Access(n.buffer, n.indices, loops))
+        elif isinstance(n, Address) and id(n) not in hints:
+            for found in (reads, writes):
+                found.setdefault((n.buffer, None), Access(n.buffer, None))
+        elif isinstance(n, For):
+            loops = (*loops, n)
+        stack.extend([(c, loops) for c in reversed(list(n.children()))])
+    return tuple(reads.values()), tuple(writes.values())
+
+
+def loops_inside(block: Block) -> list[For]:
+    """The loops within a block: of one that is a tile."""
+    return [n for part in (block.init, block.body) if isinstance(part, For | Seq) for n in walk(part) if isinstance(n, For)]
+
+
+def domain_loops(block: Block) -> list[For]:
+    """A block's domain as loops over its iteration variables, and the loops within it."""
+    return [*[For(i.var, ZERO, i.extent, Seq(())) for i in block.iters], *loops_inside(block)]
 
 
 def buffers_in(found: Iterable[Access]) -> list[Buffer]:
@@ -195,7 +212,9 @@ def loops_between(root: Stmt, block: Block) -> list[For]:
 def access_box(access: Access, block: Block, inner: Sequence[For], algebra: Algebra) -> Box:
     """The box of one access of a block while the loops `inner` around it run."""
     buffer = access.buffer
-    running = {f.var: f for f in effective(block, inner, algebra)}
+    if access.loops:
+        algebra = algebra.within(access.loops)
+    running = {f.var: f for f in (*effective(block, inner, algebra), *access.loops)}
     spans: list[Span | None] = [None] * buffer.rank
     if access.indices is not None:
         bound = dict(zip([i.var for i in block.iters], block.bindings, strict=True))

@@ -69,6 +69,8 @@ class Instances:
         self.updates = bool(self.reduced) or any(a.buffer is s.buffer for a in self.loads for s in self.stores)
 
     def _collect(self, n: Node, when: str) -> None:
+        if isinstance(n, ir.For):
+            raise Unknown("a block that is a tile")
         if isinstance(n, ir.Load):
             self.loads.append(self._access(n, when))
         elif isinstance(n, ir.Guard):

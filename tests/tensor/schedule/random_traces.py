@@ -18,7 +18,8 @@ from tests.tensor.schedule.dependence_trace import Unknown, wrongs
 from tests.tensor.schedule.schedule_operators import arguments, results
 from tilewright.core.errors import TilewrightError
 from tilewright.core.node import alpha_equal, transform
-from tilewright.loop.ir import Block, For, Program, Var, as_int
+from tilewright.loop.ir import Block, For, Load, Program, Store, Var, as_int
+from tilewright.loop.tensor_intrinsics import tensor_intrinsic
 from tilewright.tensor.regions import inputs, outputs
 from tilewright.tensor.schedule.schedule import Schedule, replay
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError, blocks, iterate, loops_around, unproved
@@ -200,12 +201,44 @@ def _set_scope(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     return BlockRef(_block(rng, p).name), 0, "local"
 
 
+def _inner_loop(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    """One of the two innermost loops around a block."""
+    around = loops_around(p, _block(rng, p))
+    return (rng.choice(around[-2:]).var,) if around else None
+
+
+COPIES = {n: tensor_intrinsic(f"""
+    program test_copy{n}(c: i32[{n}], a: i32[{n}]):
+        for i in 0..{n}:
+            c[i] = a[i]
+""", emit={}) for n in range(2, 8)}
+DOTS = {n: tensor_intrinsic(f"""
+    program test_dot{n}(c: i32[1], a: i32[{n}], b: i32[{n}]):
+        for i in 0..{n}:
+            c[0] = c[0] + a[i] * b[i]
+""", emit={}) for n in range(2, 8)}
+
+
+def _tensorize(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    """An innermost loop as a copy or a dot product: the rest of the block's kinds does not match."""
+    b = _block(rng, p)
+    around = loops_around(p, b)
+    n = as_int(around[-1].extent) if around else None
+    if n not in COPIES or isinstance(b.body, For):
+        return None
+    value = b.body.value if isinstance(b.body, Store) else None
+    if isinstance(value, Load):
+        return around[-1].var, COPIES[n]
+    return (around[-1].var, DOTS[n]) if any(it.kind == "reduce" for it in b.iters) else None
+
+
 CALLS: dict[str, tuple[float, Callable[[random.Random, Program], tuple[Any, ...] | None]]] = {
     "split": (4, _split), "fuse": (2, _fuse), "reorder": (3, _reorder), "tile": (1, _tile), "unroll": (0.5, _one_loop),
     "vectorize": (0.7, _one_loop), "parallel": (0.7, _one_loop), "annotate": (0.2, _annotate),
     "sample_tile": (0.2, _sample_tile), "sample_choice": (0.2, _sample_choice),
     "compute_at": (4, lambda r, p: _related(r, p, True)), "reverse_compute_at": (4, lambda r, p: _related(r, p, False)),
     "cache_read": (2, _cache_read), "cache_write": (2, _cache_write), "set_scope": (0.3, _set_scope),
+    "blockize": (0.5, _inner_loop), "tensorize": (0.5, _tensorize),
     "prefetch": (0.2, _prefetch), "prefetch_next": (0.3, _prefetch_next),
     "decompose_reduction": (2, _block_and_own_loop), "decompose_padding": (1.5, _padding), "rfactor": (2, _rfactor),
     "compute_inline": (1.5, _one_block), "reverse_compute_inline": (1.5, _one_block), "transform_layout": (1, _layout)}

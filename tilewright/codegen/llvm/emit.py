@@ -16,6 +16,7 @@ from typing import Any
 from tilewright.codegen.llvm import address, values
 from tilewright.codegen.llvm.function import Function, Memory, ModuleText
 from tilewright.codegen.llvm.memory import memory_of, store, table
+from tilewright.codegen.llvm.tensor_calls import tensor_call
 from tilewright.codegen.llvm.types import memory_scalar, register_type, scalar_type
 from tilewright.core.errors import InternalError
 from tilewright.loop import ir
@@ -159,6 +160,9 @@ def statement(f: Function, s: ir.Stmt) -> None:
         case ir.Assert():
             f.statement()
             _assert(f, s)
+        case ir.TensorCall():
+            f.statement()
+            tensor_call(f, s)
         case _:
             raise InternalError(f"no LLVM code for the statement {type(s).__name__}: a lowering pass is missing")
     f.statement()

@@ -9,12 +9,17 @@ iteration variables replaced by their bindings. A predicate becomes an If around
       block C(r: reduce 8 = k):                   if k == 0: C[0] = 0
         init C[0] = 0                      →      C[0] = C[0] + A[k]
         C[0] = C[0] + A[r]
+
+A block that stands for a tensor intrinsic becomes its TensorCall; one that several threads run together, in a loop over
+these threads.
 """
 from __future__ import annotations
 
+from tilewright.core.errors import InternalError
 from tilewright.core.node import Node, walk
 from tilewright.loop.ir import (
     TRUE,
+    ZERO,
     And,
     Block,
     Const,
@@ -28,7 +33,9 @@ from tilewright.loop.ir import (
     const,
     seq,
 )
+from tilewright.loop.match_tensor import match_tensor, tensor_call
 from tilewright.loop.substitute import substitute
+from tilewright.loop.tensor_intrinsics import KEY, TensorIntrinsic, tensor_intrinsic_named
 
 REDUCES = "reduces"
 
@@ -68,12 +75,25 @@ def _instance(b: Block, carried: dict[Var, tuple[str, ...]]) -> Stmt:
             if isinstance(n, Var):
                 carried[n] = written
     body = substitute(b.body, bindings)
+    name = dict(b.attrs).get(KEY)
+    if name is not None:
+        body = _call(b, body, tensor_intrinsic_named(name))
     if b.init is not None:
         first = _all([e.eq(const(0, e)) for e in reductions if not (isinstance(e, Const) and e.value == 0)])
         init = substitute(b.init, bindings)
         body = seq(init if first == TRUE else If(first, init), body)
     predicate = substitute(b.predicate, bindings)
     return body if predicate == TRUE else If(predicate, body)
+
+
+def _call(b: Block, body: Stmt, intrinsic: TensorIntrinsic) -> Stmt:
+    tiles = match_tensor(body, intrinsic)
+    if isinstance(tiles, str):
+        raise InternalError(f"block {b.name} is not {intrinsic.name} any more: {tiles}\n{b}")
+    call: Stmt = tensor_call(body, intrinsic, tiles)
+    if intrinsic.threads == 1:
+        return call
+    return For(Var("lane"), ZERO, const(intrinsic.threads), call, "threadIdx.x")
 
 
 def _all(conditions: list[Expr]) -> Expr:

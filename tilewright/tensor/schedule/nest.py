@@ -31,6 +31,7 @@ from tilewright.tensor.regions import (
     Access,
     Box,
     conjunction,
+    domain_loops,
     effective,
     own_conditions,
     statements,
@@ -107,7 +108,7 @@ def invert(access: Access, block: Block, box: Box, algebra: Algebra) -> Part:
     part = whole(block)
     if access.indices is None:
         return part
-    domain = Algebra([For(i.var, ZERO, i.extent, Seq(())) for i in block.iters])
+    domain = Algebra(domain_loops(block))
     found = _Constraints(domain, algebra, {i.var for i in block.iters})
     for index, start, extent in zip(access.indices, box.start, box.extent, strict=True):
         found.constrain(index, start, extent)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tilewright.loop.ir import ZERO, Block, Buffer, Expr, For, Program, Var, as_int
+from tilewright.loop.ir import Block, Buffer, Expr, For, Program, Var, as_int
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.combiner import folds_lanes
 from tilewright.tensor.regions import (
@@ -18,6 +18,7 @@ from tilewright.tensor.regions import (
     accesses,
     block_boxes,
     conjuncts,
+    domain_loops,
     effective,
     inputs,
     loops_between,
@@ -120,7 +121,7 @@ def _equal_iters(b: Block, reads: Sequence[Access], writes: Sequence[Access], ow
                for a in touching) and _same_place(v, touching):
             out.append(v)
     if out != spatial and all(a.indices == touching[0].indices for a in touching):
-        domain = [For(it.var, ZERO, it.extent, b.body) for it in b.iters]
+        domain = domain_loops(b)
         told = Algebra(domain).told_apart(list(touching[0].indices or ()), {f.var: f for f in domain})
         return [v for v in spatial if v in told]
     return out
@@ -277,9 +278,10 @@ def _same_index_apart(b: Block, found: Sequence[Access], outer: Sequence[For], i
         return False
     bound = dict(zip([it.var for it in b.iters], b.bindings, strict=True))
     index = [substitute(e, bound) for e in found[0].indices or ()]
-    algebra = Algebra([*outer, *inside])
+    algebra = Algebra([*outer, *inside, *found[0].loops])
     used = {v for e in index for v in vars_of(e)}
-    return wanted <= algebra.told_apart(index, {f.var: f for f in effective(b, inside, algebra) if f.var in used})
+    moving = [*effective(b, inside, algebra), *found[0].loops]
+    return wanted <= algebra.told_apart(index, {f.var: f for f in moving if f.var in used})
 
 
 def _loops_below(top: For) -> list[For]:

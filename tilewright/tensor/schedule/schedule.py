@@ -14,6 +14,8 @@ from typing import Any
 
 from tilewright.core.errors import UserError
 from tilewright.loop.ir import Buffer, For, IntoExpr, Program, Var
+from tilewright.loop.match_tensor import match_tensor
+from tilewright.loop.tensor_intrinsics import KEY, TensorIntrinsic, tensor_intrinsic_named
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.index_map import IndexFunction, IndexMap
 from tilewright.tensor.schedule.order import MOVING, broken_promise
@@ -62,6 +64,7 @@ class Schedule:
             broken = broken_promise(saved[0], self.program, moved) if name in MOVING else None
             if broken is not None:
                 refuse(name, f"{broken[1]}, but the loop is {broken[0].kind}", self.program, broken[0].var)
+            self._keep_intrinsics(name, saved[0])
         except BaseException:
             self.program, self.prepacks, self.layouts = saved
             raise
@@ -72,6 +75,17 @@ class Schedule:
         handles = () if result is None else tuple(result) if isinstance(result, tuple | list) else (result,)
         self.trace.instructions.append(Instruction(name, *given, tuple([self._remember(h) for h in handles])))
         return result
+
+    def _keep_intrinsics(self, name: str, before: Program) -> None:
+        """What stands for an instruction must still be it."""
+        old = {id(b) for b in state.blocks(before)}
+        for b in state.blocks(self.program):
+            intrinsic = dict(b.attrs).get(KEY)
+            if intrinsic is not None and id(b) not in old:
+                why = match_tensor(b.body, tensor_intrinsic_named(intrinsic))
+                if isinstance(why, str):
+                    raise ScheduleError(name, f"block {b.name} would not be {intrinsic} any more: {why}", before,
+                                        BlockRef(b.name))
 
     def _recorded(self, name: str, value: Any) -> Any:
         try:
@@ -164,6 +178,12 @@ class Schedule:
 
     def rfactor(self, block: BlockRef, loop: Var, axis: int = 0) -> BlockRef:
         return self.apply("rfactor", block, loop, axis)  # type: ignore[no-any-return]
+
+    def blockize(self, loop: Var) -> BlockRef:
+        return self.apply("blockize", loop)  # type: ignore[no-any-return]
+
+    def tensorize(self, place: Var | BlockRef, intrinsic: TensorIntrinsic | str) -> BlockRef:
+        return self.apply("tensorize", place, intrinsic)  # type: ignore[no-any-return]
 
     # ---- buffers -------------------------------------------------------------------------------------------------------
     def cache_read(self, block: BlockRef, buffer: int | str, scope: str = "local",

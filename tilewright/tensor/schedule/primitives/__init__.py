@@ -18,6 +18,7 @@ WHERE: dict[str, str] = {
     "decompose_reduction": "decompose", "decompose_padding": "decompose",
     "rfactor": "rfactor", "prefetch": "prefetch", "prefetch_next": "prefetch",
     "transform_layout": "transform_layout",
+    "blockize": "blockize", "tensorize": "tensorize",
     "bind": "bind", "storage_align": "storage_align",
     "sample_tile": "sample", "sample_choice": "sample",
 }

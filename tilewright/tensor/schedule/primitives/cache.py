@@ -108,7 +108,7 @@ def cache_write(sch: Schedule, block: BlockRef, index: int = 0, scope: str = "lo
     _check_scope("cache_write", program, block, scope)
     target = _pick("cache_write", program, block, outputs(b), index, "writes")
     stores = [a for a in accesses(b)[1] if a.buffer is target]
-    if len(stores) != 1 or stores[0].indices is None:
+    if len(stores) != 1 or stores[0].indices is None or stores[0].loops:
         raise ScheduleError("cache_write", f"it stores {target.name} in several places", program, block)
     why = not_repeatable(b) or _interleaved(program, b)
     if why is not None:

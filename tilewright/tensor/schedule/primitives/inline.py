@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tilewright.core.node import transform, walk
-from tilewright.loop.ir import ONE, ZERO, Address, Binary, Block, Buffer, Expr, For, Load, Program, Seq, Store, Var
+from tilewright.loop.ir import ONE, ZERO, Address, Binary, Block, Buffer, Expr, For, Load, Program, Store, Var
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.combiner import reduction_of
 from tilewright.tensor.regions import (
@@ -19,6 +19,7 @@ from tilewright.tensor.regions import (
     conjuncts,
     consumers,
     contains,
+    domain_loops,
     inputs,
     own_conditions,
     readers,
@@ -277,7 +278,7 @@ def _instance_at(b: Block, access: Load | Store, element: tuple[Expr, ...], doma
 
 def _domain(b: Block) -> list[For]:
     """Loops over the whole domain of a block, for proofs."""
-    return [For(it.var, ZERO, it.extent, Seq(())) for it in b.iters]
+    return domain_loops(b)
 
 
 def _simplified(b: Block) -> Block:

@@ -37,7 +37,7 @@ from tilewright.loop.ir import (
     const,
     seq,
 )
-from tilewright.tensor.regions import conjuncts
+from tilewright.tensor.regions import conjuncts, domain_loops
 from tilewright.tensor.schedule.index_map import IndexFunction, IndexMap
 from tilewright.tensor.schedule.schedule import Layout, Schedule
 from tilewright.tensor.schedule.state import (
@@ -187,7 +187,7 @@ def _reads_padding(guard: Guard, load: Load, new: Buffer, places: IndexMap, alge
 
 
 def _mapped(block: Block, old: Buffer, new: Buffer, places: IndexMap) -> Block:
-    algebra = Algebra([For(it.var, ZERO, it.extent, Seq(())) for it in block.iters])
+    algebra = Algebra(domain_loops(block))
 
     def move(n: Any) -> Any:
         if isinstance(n, Load | Store | Address) and n.buffer is new:  # its buffer, a child, has been replaced before it
