@@ -9,6 +9,7 @@
     multiply = te.build(s, args=[a, b, c])
 """
 from tilewright.function import Function, build
+from tilewright.loop.ir import maximum, minimum
 from tilewright.tensor.compute import (
     ReduceAxis,
     Tensor,
@@ -46,5 +47,6 @@ from tilewright.tensor.stages import Stage, StageSchedule, ThreadAxis, create_sc
 __all__ = [
     "Function", "ReduceAxis", "Schedule", "ScheduleError", "Stage", "StageSchedule", "Tensor", "ThreadAxis", "Trace",
     "argmax", "argmin", "build", "ceil", "compute", "const_table", "create_program", "create_schedule", "erf", "exp",
-    "floor", "if_then_else", "kernel", "log", "max", "min", "placeholder", "prod", "reduce_axis", "reducer", "replay",
+    "floor", "if_then_else", "kernel", "log", "max", "maximum", "min", "minimum", "placeholder", "prod", "reduce_axis",
+    "reducer", "replay",
     "scan", "schedule_program", "select", "sigmoid", "sqrt", "sum", "tanh", "thread_axis"]

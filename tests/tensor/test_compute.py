@@ -118,6 +118,16 @@ def test_scalars_and_integer_indices_of_any_width() -> None:
     assert (got == v[i] * np.float32(2.5)).all()
 
 
+def test_reduced_axes_in_index_arithmetic() -> None:
+    x, k = placeholder((4, 12), name="x"), reduce_axis(3, "k")
+    y = compute((4, 3), lambda i, j: te.sum(if_then_else(
+        (k < 2) | (k * 1 >= i), x[3 - i, j * 3 + k] + x[0, k % 2 + 2 * j], 0.0), axis=[k]), name="y")
+    a = RNG.integers(0, 9, (4, 12)).astype(np.float32)
+    want = [[sum(a[3 - i, j * 3 + r] + a[0, r % 2 + 2 * j] for r in range(3) if r < 2 or r >= i) for j in range(3)]
+            for i in range(4)]
+    np.testing.assert_array_equal(evaluate(create_program("f", [x], [y]), x=a)["y"], want)
+
+
 def test_zero_dimensional_tensors() -> None:
     x, r = placeholder((4,), "i32", "X"), reduce_axis(4)
     s = compute((), lambda: te.sum(x[r], axis=[r]), name="s")

@@ -26,8 +26,8 @@ class Depthwise:
         self.padded = te.compute((c, n + 2, n + 2), lambda c, i, j: te.if_then_else(
             inside(i) & inside(j), self.x[c, i - 1, j - 1], 0.0), "padded")
         di, dj = te.reduce_axis(3, "di"), te.reduce_axis(3, "dj")
-        self.conv = te.compute((c, n, n), lambda c, i, j: te.sum(self.padded[c, i + di.var, j + dj.var] * self.w[c, di, dj],
-                                                                 [di, dj]), "conv")
+        self.conv = te.compute((c, n, n), lambda c, i, j: te.sum(
+            self.padded[c, i + di, j + dj] * self.w[c, di, dj], [di, dj]), "conv")
         self.scaled = te.compute((c, n, n), lambda c, i, j: self.conv[c, i, j] * self.scale[c], "scaled")
         self.out = te.compute((c, n, n), lambda c, i, j: te.select(self.scaled[c, i, j] > 0.0, self.scaled[c, i, j], 0.0),
                               "out")

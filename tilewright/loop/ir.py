@@ -27,7 +27,7 @@ from tilewright.core.dtype import DType, boolean, dtype, f32, handle, i64
 from tilewright.core.errors import InternalError
 from tilewright.core.node import Node, node
 
-IntoExpr = Union["Expr", int, float, bool]
+IntoExpr = Union["Expr", "Axis", int, float, bool]
 
 
 # ---- expressions -------------------------------------------------------------------------------------------------
@@ -296,6 +296,28 @@ class Buffer(Node):
         return Load(self, tuple([expr(i) for i in idx]))
 
 
+class Axis:
+    """What stands for its variable in arithmetic without being an expression: the compute language's axes."""
+
+    var: Var
+
+    def __add__(self, o: IntoExpr) -> Expr: return self.var + o
+    def __radd__(self, o: IntoExpr) -> Expr: return o + self.var
+    def __sub__(self, o: IntoExpr) -> Expr: return self.var - o
+    def __rsub__(self, o: IntoExpr) -> Expr: return o - self.var
+    def __mul__(self, o: IntoExpr) -> Expr: return self.var * o
+    def __rmul__(self, o: IntoExpr) -> Expr: return o * self.var
+    def __floordiv__(self, o: IntoExpr) -> Expr: return self.var // o
+    def __mod__(self, o: IntoExpr) -> Expr: return self.var % o
+    def __lt__(self, o: IntoExpr) -> Expr: return self.var < o
+    def __le__(self, o: IntoExpr) -> Expr: return self.var <= o
+    def __gt__(self, o: IntoExpr) -> Expr: return self.var > o
+    def __ge__(self, o: IntoExpr) -> Expr: return self.var >= o
+    def eq(self, o: IntoExpr) -> Expr: return self.var.eq(o)
+    def ne(self, o: IntoExpr) -> Expr: return self.var.ne(o)
+    def cast(self, to: DType | str) -> Expr: return self.var.cast(to)
+
+
 # ---- statements ------------------------------------------------------------------------------------------------------
 class Stmt(Node):
     __slots__ = ()
@@ -467,9 +489,11 @@ def const(value: Any, like: Expr | DType = i64) -> Expr:
 
 
 def expr(value: IntoExpr) -> Expr:
-    """An expression from itself or a Python number: bool → bool, int → i64, float → f32."""
+    """An expression from itself, an axis or a Python number: bool → bool, int → i64, float → f32."""
     if isinstance(value, Expr):
         return value
+    if isinstance(value, Axis):
+        return value.var
     if isinstance(value, bool):
         return Const(value, boolean)
     if isinstance(value, int):
@@ -511,7 +535,7 @@ def _binary(cls: Any, a: IntoExpr, b: IntoExpr) -> Expr:
     if not isinstance(a, Expr):
         a = const(a, b) if isinstance(b, Expr) else expr(a)
     if not isinstance(b, Expr):
-        b = const(b, a)
+        b = expr(b) if isinstance(b, Axis) else const(b, a)
     ta, tb = a.dtype, b.dtype
     if ta is not tb:
         if ta.lanes != tb.lanes and 1 in (ta.lanes, tb.lanes):

@@ -22,6 +22,7 @@ from tilewright.loop.ir import (
     TRUE,
     ZERO,
     Allocate,
+    Axis,
     Binary,
     Block,
     Buffer,
@@ -50,8 +51,8 @@ Index = Union[IntoExpr, "ReduceAxis"]
 
 
 @dataclass(frozen=True, eq=False)
-class ReduceAxis:
-    """An axis that is reduced over, 0 ≤ var < extent; usable as an index."""
+class ReduceAxis(Axis):
+    """An axis that is reduced over, 0 ≤ var < extent; usable as an index and in its arithmetic."""
     var: Var
     extent: Expr
 
