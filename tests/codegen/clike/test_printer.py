@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.loop.lower.test_device import device, product
+from tests.loop.lower.test_device import device, product, window
 from tilewright.codegen.clike.languages import CUDA, LANGUAGES, OPENCL, C
 from tilewright.codegen.clike.printer import print_kernels
 from tilewright.core.errors import InternalError, UserError
@@ -31,6 +31,14 @@ def run_c(program: Program, folder: Path, *arrays: np.ndarray) -> None:
                     "k.so", "k.c", "-lm"], cwd=folder, check=True)
     function = getattr(ctypes.CDLL(str(folder / "k.so")), kernel.name)
     function(*[ctypes.c_void_p(a.ctypes.data) for a in arrays])
+
+
+def test_rows_and_columns_of_one_number_are_that_number() -> None:
+    """The place n // 34 * 34 + n % 34 is n: no division is left in it."""
+    text = print_kernels(device_kernels(window()), CUDA)
+    (line,) = (t for t in text.splitlines() if t.strip().startswith("B["))
+    place, value = line.split(" = ")
+    assert "/" not in place and "%" not in place and "% 34" in value
 
 
 def test_every_language_has_its_words() -> None:

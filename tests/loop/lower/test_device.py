@@ -11,7 +11,7 @@ from tilewright.core.errors import InternalError, UserError
 from tilewright.core.node import Node, walk
 from tilewright.core.passes import Observer, Step
 from tilewright.loop.interpret import run
-from tilewright.loop.ir import Allocate, Call, Evaluate, For, If, Launch, Load, Module, Program, Seq, Stmt, Store
+from tilewright.loop.ir import Allocate, Call, Evaluate, For, If, Launch, Load, Module, Program, Seq, Stmt, Store, const
 from tilewright.loop.lower.barriers import explain_barriers, place_barriers
 from tilewright.loop.lower.device_pipeline import device_kernels, lower_for_device
 from tilewright.loop.verify import verify
@@ -230,3 +230,27 @@ def test_barriers_say_what_asked_for_them() -> None:
                      for found in needs)
     assert before == [(Load, Store, "A_shared", ["k_0"])]  # B's tile is written behind the same barrier
     assert sorted(after, key=str) == [(Store, Load, "A_shared", []), (Store, Load, "B_shared", [])]
+
+
+def window() -> Module:
+    """A window in shared memory, loaded by its elements' numbers: row number // 34, column number % 34."""
+    a = te.placeholder((34, 34), name="A")
+    b = te.compute((34, 34), lambda i, j: a[33 - i, j] * 2.0, name="B")
+    sch = Schedule(te.create_program("f", [a], [te.compute((32, 32), lambda i, j: b[i, j + 2] + b[i + 2, j], name="C")]))
+    sch.set_scope(sch.block("B"), 0, "shared")
+    for name in "BC":
+        _, y, x = sch.split(sch.fuse(*sch.loops(sch.block(name))), [None, 4, 32])
+        sch.bind(y, "threadIdx.y")
+        sch.bind(x, "threadIdx.x")
+    one = For(te.Var("one"), te.ZERO, const(1), sch.program.body, "blockIdx.x")  # around both: one kernel
+    return lower_for_device(sch.program.replace(body=one), device())
+
+
+def test_threads_that_load_a_window_do_not_meet() -> None:
+    module = window()
+    (kernel,) = device_kernels(module)
+    assert len(barriers(kernel)) == 1
+    x, y = np.arange(34 * 34, dtype=np.float32).reshape(34, 34), np.zeros((32, 32), np.float32)
+    for order in ORDERS:
+        run(module, [x, y], order=order, entry="f")  # type: ignore[arg-type]
+        np.testing.assert_array_equal(y, 2 * (x[::-1][:32, 2:] + x[::-1][2:, :32]))

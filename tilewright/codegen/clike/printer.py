@@ -19,6 +19,7 @@ from tilewright.core.node import walk
 from tilewright.loop import ir
 from tilewright.loop.bounds import bounds
 from tilewright.loop.lower.linear import interval, linear
+from tilewright.loop.simplify import simplify
 
 _INFIX: dict[type, tuple[str, int]] = {
     ir.Or: ("||", 1), ir.And: ("&&", 2), ir.Eq: ("==", 6), ir.Ne: ("!=", 6), ir.Lt: ("<", 7), ir.Le: ("<=", 7),
@@ -199,7 +200,7 @@ class _Kernel:
         for i, s in zip(n.indices, strides, strict=True):
             term = _scaled(i, s)
             total = term if total is None else _plus(total, term)
-        return ir.ZERO if total is None else total
+        return ir.ZERO if total is None else simplify(total, self.ranges)
 
     def element(self, n: Any) -> str:
         return f"{self.name(n.buffer)}[{self.expr(self.position(n))}]"

@@ -24,6 +24,8 @@ from tilewright.core.errors import InternalError, UserError
 from tilewright.core.node import Node, walk
 from tilewright.loop.bounds import bounds
 from tilewright.loop.ir import (
+    ONE,
+    ZERO,
     Address,
     Allocate,
     Buffer,
@@ -44,6 +46,7 @@ from tilewright.loop.ir import (
 )
 from tilewright.loop.lower.linear import Terms, linear, loop_range
 from tilewright.loop.lower.thread_nests import Phase, block_body, is_barrier, phase_of, rewrap, thread_extents
+from tilewright.loop.simplify import simplify
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,13 @@ class _Barriers:
         self.around: list[Var] = []
         self.written = {n.buffer for n in walk(program.body) if isinstance(n, Store)}
         self.needs: dict[int, list[_Pair]] = {}
-        self.kept: list[Stmt] = []
+        self.places: dict[int, Expr] = {}
+        self.seen: list[Node] = []  # keeps what has its id in a table
 
     def barrier(self, needs: list[_Pair]) -> Stmt:
         """A barrier that is an object of its own, and what it is for."""
         made = Evaluate(Call("barrier", (), i64))
-        self.kept.append(made)
+        self.seen.append(made)
         self.needs[id(made)] = needs
         return made
 
@@ -232,7 +236,8 @@ class _Barriers:
             return False
         if a.indices is None or b.indices is None:
             return True
-        dims = [self.difference(x, y, a, b) for x, y in zip(a.indices, b.indices, strict=True)]
+        places = [*zip(a.indices, b.indices, strict=True), (self.place(a.node), self.place(b.node))]
+        dims = [self.difference(x, y, a, b) for x, y in places]
         open_: set[Any] = {axis for axis, _ in (*a.axes, *b.axes)}
         turns = {v for v in a.turns if v in self.around}
         open_ |= turns
@@ -297,6 +302,19 @@ class _Barriers:
         for c, lo, hi in moving:
             low, high = low + min(c * lo, c * hi), high + max(c * lo, c * hi)
         return found, low, high
+
+    def place(self, n: Load | Store | Address) -> Expr:
+        """Where in its buffer's memory an element is: digits of one number, (n // 34, n % 34), are that number here."""
+        if id(n) not in self.places:
+            strides: list[Expr] = [ONE]
+            for extent in reversed(n.buffer.shape[1:]):
+                strides.insert(0, strides[0] * extent)
+            total: Expr = ZERO
+            for i, stride in zip(n.indices, n.buffer.strides or strides, strict=True):
+                total = total + i * stride
+            self.places[id(n)] = simplify(total)
+            self.seen.append(n)
+        return self.places[id(n)]
 
     def split(self, terms: Terms, a: _Access) -> tuple[dict[str, int], Terms]:
         """The coefficients of thread variables, and the other terms."""
