@@ -164,6 +164,16 @@ def test_values_that_are_no_sizes_are_refused() -> None:
 
 
 # ---- control flow ----------------------------------------------------------------------------------------------------
+ROWS = """(int64 n, float[7] x) => (rows) {
+            t = Constant<value = bool {1}>()
+            rows = Loop (n, t) <body = b (int64 i, bool go) => (more, row) {
+                more = Identity(go)
+                found = NonZero(x)
+                axis = Constant<value = int64[1] {0}>()
+                at = Squeeze(found, axis)
+                row = Gather(x, at)
+            }>
+        }"""
 CONTROL = {
     "branches of different sizes": ("""g (bool c, float[n,3] x) => (y, w) {
             y = If (c) <then_branch = a () => (t) { t = Relu(x) }, else_branch = b () => (e) { e = Concat<axis=0>(x, x) }>
@@ -219,7 +229,34 @@ CONTROL = {
                 picked = Gather(v, at)
                 v2 = Concat<axis=0>(picked, x)
             }>
-        }""", [{"n": np.array(n), "x": x(7)} for n in (1, 10, 0)])}
+        }""", [{"n": np.array(n), "x": x(7)} for n in (1, 10, 0)]),
+    "rows whose size the data decide": (f"g {ROWS}", [{"n": np.array(n), "x": x(7)} for n in (3, 1, 0)]),
+    "a scan along another axis, of rows whose size the data decide": ("""g (float[n,7] x, float[1] h) => (y, rows, z) {
+            y, rows = Scan <num_scan_inputs=1, scan_output_axes=[1], body = b (float[1] s, float[7] e) => (s2, o) {
+                a = Abs(e)
+                found = NonZero(a)
+                axis = Constant<value = int64[1] {0}>()
+                at = Squeeze(found, axis)
+                o = Gather(e, at)
+                s2 = Add(s, s)
+            }> (h, x)
+            z = Relu(rows)
+        }""", [{"x": x(n, 7), "h": x(1)} for n in (1, 4)])}
+
+
+def test_rows_must_have_one_size() -> None:
+    """Whose size the data decide; in the first turn 7, then 6."""
+    with tilewright.compile(parsed("g " + ROWS.replace("NonZero(x)", "NonZero(less)").replace(
+            "found =", "f = Cast<to=1>(i) less = Sub(x, f) found ="))) as made:
+        assert isinstance(made.graph, Graph)
+        for n in (1, 2):
+            feed = {"n": np.array(n), "x": np.arange(1, 8, dtype=np.float32)}
+            if n == 1:
+                assert made.run(feed)[0].shape == (1, 7)
+                continue
+            for run in (made.run, lambda feed: interpret.run(made.graph, feed)):  # type: ignore[arg-type]
+                with pytest.raises(UserError, match="rows of different shapes are stacked"):
+                    run(feed)
 
 
 @pytest.mark.parametrize("name", CONTROL)

@@ -39,7 +39,7 @@ from tilewright.graph.pipeline import graph_pipeline
 from tilewright.graph.plan import HostPlan, Kernel, Planner
 from tilewright.graph.printer import print_graph
 from tilewright.graph.registry import runs_on_host
-from tilewright.graph.symbols import defined_symbols, defining_operations, symbols_of
+from tilewright.graph.symbols import defined_symbols, symbols_of
 from tilewright.graph.verify import verify as verify_graph
 from tilewright.graph.versions import choose_version, version_shapes
 from tilewright.hosting import HostWarning, host_function, host_node, refusal
@@ -255,18 +255,12 @@ def all_graphs(graph: Graph) -> Iterator[Graph]:
 
 
 def require_sizes(graph: Graph, known: Iterable[Var] = ()) -> None:
-    """Every symbol must get a value: from an input's shape, or where the program computes it."""
+    """InternalError unless every symbol gets a value: from an input's shape, or where the program computes it."""
     have = {*known, *symbols_of(d for v in graph.inputs for d in v.shape)}
     for op in graph.operations:
         new = defined_symbols(op, have)
         if new and op.op not in ("sizes", *CONTROL) and not runs_on_host(op):
-            raise UserError("shape-dynamic", f"the size of {op.outputs[0].name} depends on the data: {op.outputs[0].type}",
-                            where=op.loc or op.op, hint="sizes must follow from the inputs' shapes")
-        inside = {s for r in op.regions for s in (*defining_operations(r, have), *symbols_of(
-            d for v in r.inputs for d in v.shape))} - have
-        if inside & set(new):
-            raise UserError("shape-dynamic", f"{op.op} stacks values that may have another size in each turn: "
-                            f"{', '.join(f'{v.name}: {v.type}' for v in op.outputs)}", where=op.loc or op.op)
+            raise InternalError(f"{op}: nothing gives {', '.join(v.name for v in new)} a value: {op.outputs[0].type}")
         have |= set(new)
         for region in op.regions:
             require_sizes(region, have)

@@ -17,8 +17,8 @@ from tilewright.graph import host
 from tilewright.graph.host import Item, Output
 from tilewright.graph.infer import dim
 from tilewright.graph.ir import Graph, Operation, Value
-from tilewright.graph.symbols import new_symbols
-from tilewright.loop.ir import ONE, TRUE, ZERO, Address, Buffer, Expr, If, Store, Var, While
+from tilewright.graph.symbols import new_symbols, symbols_of
+from tilewright.loop.ir import ONE, TRUE, ZERO, Address, Buffer, Expr, If, Select, Store, Var, While
 
 Cells = dict[Any, Buffer]
 
@@ -54,7 +54,8 @@ def needs_of(op: Operation, place: Place, step: int) -> Needs:
     if op.op == "loop":
         cells["counter"] = Buffer("iteration", i64, (ONE,), "arena")
         cells["going"] = Buffer("going", boolean, (ONE,), "arena")
-    for symbol in new_symbols(sized, known):
+    rows = [d for v in op.outputs[len(op.inputs) - 2:] for d in v.shape[1:]] if op.op == "loop" else []
+    for symbol in (*new_symbols(sized, known), *[s for s in symbols_of(rows) if s not in known]):
         cells[symbol] = Buffer(f"{symbol.name}_cell", i64, (ONE,), "arena")
     if op.op == "loop":
         (body,), ((_, root),) = op.regions, measured
@@ -140,7 +141,8 @@ def _loop(op: Operation, place: Place, step: int) -> list[Item]:
         turn.append(host.allocate(fixed[p], host.grow(slots[k], host.nbytes(p))))
     inner, part = place.region(body, fixed, (), step)
     turn += inner
-    rows, after_rows = _stacked(op, place, part, known, counter)
+    before_rows, rows, after_rows = _stacked(op, place, part, known, cells)
+    setup += before_rows
     turn += rows
     turn += _next_state(body, place, part, fixed, slots, cells)
     turn.append(Store(counter, (ZERO,), counter[0] + 1))
@@ -183,11 +185,13 @@ def _next_state(body: Graph, place: Place, part: Place, fixed: dict[Value, Buffe
     return [*out, *host.simultaneous(fixed_moves, lambda b: room[b]), *late]
 
 
-def _stacked(op: Operation, place: Place, part: Place, known: set[Var], counter: Buffer) -> tuple[list[Item], list[Item]]:
-    """What a turn does for the stacked results, and what follows the loop."""
+def _stacked(op: Operation, place: Place, part: Place, known: set[Var],
+             cells: Cells) -> tuple[list[Item], list[Item], list[Item]]:
+    """What is done for the stacked results before the loop, in a turn, and after the loop. Sizes that the body decides are
+    those of the first turn's row; another row must have the same."""
     (body,) = op.regions
-    n = len(op.inputs) - 2
-    turn, after = list[Item](), list[Item]()
+    n, counter = len(op.inputs) - 2, cells["counter"]
+    before, turn, after = list[Item](), list[Item](), list[Item]()
     lets: set[Var] = set()
     for v, row in zip(op.outputs[n:], body.outputs[1 + n:], strict=True):
         source, new = part.where(row), new_symbols([v], known)
@@ -195,15 +199,19 @@ def _stacked(op: Operation, place: Place, part: Place, known: set[Var], counter:
             place_of_row = host.element(place.where(v), counter[0] * host.elements(row))
             turn.append(host.copy_bytes(place_of_row, host.address(source), host.nbytes(row)))
             continue
-        if new != [v.shape[0]]:
-            raise InternalError(f"the rows of {v.name} may differ in size from turn to turn: {row.type}")
+        for d, size in zip(v.shape[1:], row.shape, strict=True):
+            if isinstance(d, Var) and d in cells:
+                before.append(Store(cells[d], (ZERO,), ZERO))
+                turn += [Store(cells[d], (ZERO,), Select(counter[0].eq(ZERO), size, cells[d][0])),
+                         host.must_hold(cells[d][0].eq(size), f"{op.loc or v.name}: rows of different shapes are stacked")]
+                after.append(host.let(d, cells[d][0]))
         slot, each = place.new_grown(), host.nbytes(row)
         used = dim(counter[0] * each)
         memory = Buffer(f"{v.name}_rows", u8, (used + each,), "arena")
         turn += [host.allocate(memory, host.grow_kept(slot, used + each, used)),
                  host.copy_bytes(Address(memory, (used,)), host.address(source), each)]
-        if new[0] not in lets:
+        if new[0] is v.shape[0] and new[0] not in lets:
             lets.add(new[0])
             after.append(host.let(new[0], counter[0]))
         after.append(_result(place, v, slot))
-    return turn, after
+    return before, turn, after

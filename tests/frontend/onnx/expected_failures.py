@@ -29,8 +29,6 @@ EXPECTED_FAILURES: dict[str, tuple[str, ...]] = {
     "attention keeps f32 between its steps, the reference rounds each to the narrow type": (
         "test_attention_4d_causal_bf16", "test_attention_4d_causal_bf16_expanded", "test_attention_4d_causal_fp16",
         "test_attention_4d_causal_fp16_expanded"),
-    "bounds of a slice that depend on data": (
-        "test_loop11",),
     "the expected numbers are the rounding errors of a transform in f32": (
         "test_dft_inverse_opset19", "test_dft_inverse"),
     "operator Gradient is missing": (

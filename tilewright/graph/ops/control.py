@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from tilewright.core.dtype import boolean
+from tilewright.core.errors import UserError
 from tilewright.graph.infer import axis_of, constant_of, elements_of, expect, expect_rank, operand, same
-from tilewright.graph.ir import Graph, Operation, TensorType, Value
+from tilewright.graph.ir import Graph, Operation, TensorType, Value, used_values
 from tilewright.graph.registry import Array, Attr, OpRecord
+from tilewright.graph.symbols import defining_operations, new_symbols, symbols_of
 from tilewright.loop.ir import Expr, Span, Var, as_int
 
 
@@ -19,6 +21,17 @@ def _joined(op: Operation, a: TensorType, b: TensorType, what: str) -> TensorTyp
     expect(a.rank == b.rank, "rank-mismatch", f"{op.op}: {what}: ranks {a.rank} and {b.rank}")
     return TensorType(a.dtype, tuple([x if same(x, y) is True else Var(f"{op.op}_size", span=Span())
                                       for x, y in zip(a.shape, b.shape, strict=True)]))
+
+
+def _rows(op: Operation, body: Graph, count: int) -> list[TensorType]:
+    """The types of the last `count` results of a body, which are stacked: a size that the body itself decides, as it may in
+    each turn, is a fresh symbol."""
+    around = {v for o in body.operations for v in used_values(o)} - {v for o in body.operations for v in o.outputs}
+    outside = [v for v in (*op.inputs, *around) if v is not None and v not in body.inputs]
+    known = symbols_of([*[d for v in outside for d in v.shape], *[e for v in outside for e in v.elements or ()]])
+    inside = {*defining_operations(body, known), *new_symbols(body.inputs, known)}
+    return [TensorType(v.dtype, tuple([Var("row_size", span=Span()) if inside.intersection(symbols_of([d])) else d
+                                       for d in v.shape])) for v in body.outputs[len(body.outputs) - count:]]
 
 
 def _regions(op: Operation, count: int) -> tuple[Graph, ...]:
@@ -84,11 +97,14 @@ def _infer_loop(op: Operation) -> Sequence[TensorType]:
                f"loop: carried value {k} is {before} before and {inside} in the body")
         out.append(_joined(op, _joined(op, before, inside, f"carried value {k}"), given, f"carried value {k}"))
     trips = trip_count(op)
-    out += [TensorType(v.dtype, (trips, *v.shape)) for v in body.outputs[1 + len(carried):]]
+    out += [TensorType(t.dtype, (trips, *t.shape)) for t in _rows(op, body, len(body.outputs) - 1 - len(carried))]
     return out
 
 
 def _stacked(rows: list[Array], t: TensorType, axis: int) -> Array:
+    if any(r.shape != rows[0].shape for r in rows):
+        raise UserError("run-shape", "rows of different shapes are stacked: "
+                        f"{', '.join(map(str, dict.fromkeys(r.shape for r in rows)))}")
     if rows:
         return np.stack(rows, axis)
     return np.zeros((0, *[as_int(d) or 0 for d in t.shape]), t.dtype.numpy())
@@ -137,8 +153,8 @@ def _infer_scan(op: Operation) -> Sequence[TensorType]:
         expect(same(x.shape[a["in_axes"][k]], length) is not False, "shape-mismatch",
                f"scan: sequence {k} has {x.shape[a['in_axes'][k]]!r} steps, the first has {length!r}")
     out = [_joined(op, operand(op, k).type, body.outputs[k].type, f"state {k}") for k in range(states)]
-    for v, axis in zip(body.outputs[states:], a["out_axes"], strict=True):
-        out.append(TensorType(v.dtype, (*v.shape[:axis], length, *v.shape[axis:])))
+    for t, axis in zip(_rows(op, body, len(body.outputs) - states), a["out_axes"], strict=True):
+        out.append(TensorType(t.dtype, (*t.shape[:axis], length, *t.shape[axis:])))
     return out
 
 

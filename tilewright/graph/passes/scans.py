@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from tilewright.core.dtype import boolean, i64
 from tilewright.graph.builder import GraphBuilder, rewrite
-from tilewright.graph.ir import Graph, Operation, Value, tensor_type
+from tilewright.graph.ir import Graph, Operation, TensorType, Value, tensor_type
 from tilewright.graph.registry import make
 from tilewright.loop.ir import Expr, as_int
 
@@ -47,7 +47,12 @@ def _loop(op: Operation, b: GraphBuilder) -> Sequence[Value] | None:
         picks.append(Operation("gather", gather.inputs, gather.attrs, [inside]))
     region = Graph(body.name, [turn, going, *body.inputs[:len(states)]], [going, *body.outputs],
                    [*picks, *body.operations])
-    results = list(b.add_all("loop", [bound, None, *states], {}, name=op.outputs[0].name, loc=op.loc, regions=[region]))
+    types = [v.type for v in op.outputs[:len(states)]]
+    for v, axis in zip(op.outputs[len(states):], a["out_axes"], strict=True):  # with the symbols that what follows knows
+        types.append(TensorType(v.dtype, (steps, *v.shape[:axis], *v.shape[axis + 1:])))
+    made = make("loop", [bound, None, *states], {}, name=op.outputs[0].name, loc=op.loc, regions=[region])
+    results = list(b.append(Operation("loop", made.inputs, made.attrs, [Value(v.name, t, loc=v.loc) for v, t in zip(
+        made.outputs, types, strict=True)], made.regions, made.loc)))
     for k, (axis, back) in enumerate(zip(a["out_axes"], a["out_reverse"], strict=True), len(states)):
         results[k] = _placed(results[k], axis, bool(back), steps, b)
     return results
