@@ -53,6 +53,15 @@ def test_values_inside_have_their_shapes() -> None:
         np.testing.assert_allclose(inside["s"], s, rtol=1e-5)
 
 
+def test_values_whose_sizes_are_inputs_have_their_shapes() -> None:
+    with tilewright.compile(model("g (float[3,5] x, int64[4] p, int32[2] s) => (y, z) { y = Pad <mode = \"reflect\"> (x, p) "
+                                  "t = Cast <to = 7> (s) a = Abs(x) e = Exp(a) z = Reshape(e, t) }")) as made:
+        feed = {"x": np.ones((3, 5), np.float32), "p": np.array([0, 1, 0, 2]), "s": np.array([5, 3], np.int32)}
+        assert {v.value: v.ok for v in layers(made, feed)}.items() >= {"y": True}.items()
+        inside = made.intermediates(feed)
+        assert inside["y"].shape == (3, 8) and all(x.ok for x in layers(made, feed))
+
+
 PROGRAM = """
 #include <stdio.h>
 #include "net.h"

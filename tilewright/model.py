@@ -152,6 +152,9 @@ class Model:
 
     def run(self, feeds: Mapping[str, Any]) -> list[Array]:
         """Run with inputs by name (names need not be Python identifiers); all outputs as a list."""
+        if not isinstance(feeds, Mapping):
+            raise UserError("input-type", f"run takes the inputs by name, in a dictionary, not a {type(feeds).__name__}",
+                            hint="inputs in order: model(x, y)")
         return self._execute(self._arguments((), feeds))
 
     def _execute(self, values: list[Any]) -> list[Any]:
@@ -260,6 +263,9 @@ class Model:
         known = {d: n for v, a in zip(graph.inputs, flat, strict=True) for d, n in zip(v.shape, np.shape(a), strict=True)
                  if isinstance(d, Var)}
         sources = sizes_sources(graph)
+        for v, a in zip(graph.inputs, flat, strict=True):
+            if v in sources:
+                known.update(zip(sources[v], np.ravel(a).tolist(), strict=True))
         out: dict[str, Array] = {}
 
         def keep(number: int, data: Array) -> None:

@@ -95,11 +95,13 @@ def test_bench_against_onnxruntime(mlp):
 
 
 def test_compare_fails_on_a_mismatch(mlp):
-    for reference in ("onnxruntime", "interpreter", "auto"):
+    for reference in ("onnxruntime", "interpreter", "float64", "auto"):
         said = json.loads(tilewright("compare", mlp, "--with", reference, "--json"))
-        assert said["ok"] and said["outputs"][0]["relative"] < 1e-5
+        (found,) = said["outputs"]
+        assert said["ok"] and found["relative"] < 1e-5 and found["mean"] <= found["absolute"] and found["ulp"] < 10_000
     said = json.loads(tilewright("compare", mlp, "--tolerance", -1, "--json", status=1))
     assert not said["ok"] and not said["outputs"][0]["ok"]
+    assert "tilewright bisect" in tilewright("compare", mlp, "--tolerance", -1, status=1)
 
 
 def test_profile_lists_launches(mlp):

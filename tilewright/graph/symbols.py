@@ -49,11 +49,15 @@ def needed_symbols(op: Operation) -> Iterator[Var]:
 
 
 def sizes_sources(graph: Graph) -> dict[Value, tuple[Var, ...]]:
-    """The values, also in regions, whose elements become the values of symbols, and which."""
+    """The values, also in regions, whose elements become the values of symbols, and which; of a value that only has another
+    shape than the one whose memory it shares, that one."""
     out: dict[Value, tuple[Var, ...]] = {}
+    seen: dict[Value, Value] = {}
     for op in graph.operations:
+        if op.op in ("reshape", "identity", "in_bounds", "sizes") and op.inputs[0] is not None:
+            seen[op.output] = seen.get(op.inputs[0], op.inputs[0])
         if op.op == "sizes" and op.inputs[0] is not None:
-            out[op.inputs[0]] = op.attrs["symbols"]
+            out[seen.get(op.inputs[0], op.inputs[0])] = op.attrs["symbols"]
         for region in op.regions:
             out |= sizes_sources(region)
     return out

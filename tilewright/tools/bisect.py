@@ -64,6 +64,18 @@ def reference_values(graph: Graph, feeds: Sequence[Any]) -> dict[str, Array]:
         return _observed(graph, feeds)
 
 
+def reference_outputs(model: Model, inputs: Mapping[str, Any]) -> tuple[str, list[Array]]:
+    """The model's outputs as the interpreter computes them in float64, and that name; in the model's own types where an
+    operator has no form in float64."""
+    assert isinstance(model.graph, Graph)
+    with scope():
+        feeds = _flat(model, inputs)
+        try:
+            return "float64", interpret.run(widened(model.graph), [_wide_array(a) for a in feeds])
+        except (UserError, InternalError):
+            return "interpreter", interpret.run(model.graph, feeds)
+
+
 def _observed(graph: Graph, feeds: Sequence[Any]) -> dict[str, Array]:
     found: dict[str, Array] = {}
 

@@ -223,7 +223,8 @@ def _fixed(path: Path, made: Model) -> Any:
 @command("compare")
 def compare(model: ModelFile,
             reference: Annotated[str, typer.Option("--with", help="onnxruntime, openvino, interpreter (of the graph, by "
-                                                   "NumPy), or auto: the first that there is.")] = "auto",
+                                                   "NumPy), float64 (the interpreter in that type), or auto: the first that "
+                                                   "there is.")] = "auto",
             tolerance: Annotated[float, typer.Option(help="Largest error of floats, relative to an output's largest value."
                                                      )] = comparing.TOLERANCE,
             by_layer: Annotated[bool, typer.Option("--layers", help="Also every value that a kernel stores, beside the "
@@ -240,9 +241,9 @@ def compare(model: ModelFile,
     inside = inside if first is None else inside[:first + 1]
     data = {"reference": name, "tolerance": tolerance, "ok": all(d.ok for d in found),
             "outputs": [d.facts() for d in found], "layers": [x.facts() for x in inside]}
-    rows = [[d.output, d.type, d.absolute, d.relative, "–" if d.ulp is None else d.ulp, "yes" if d.ok else "NO"]
+    rows = [[d.output, d.type, d.absolute, d.mean, d.relative, "–" if d.ulp is None else d.ulp, "yes" if d.ok else "NO"]
             for d in found]
-    heads = ["output", "type", "largest difference", "relative", "ulp", "within tolerance"]
+    heads = ["output", "type", "largest difference", "mean", "relative", "ulp", "within tolerance"]
 
     def show(console: Console) -> None:
         if by_layer:
@@ -250,6 +251,8 @@ def compare(model: ModelFile,
             said = "no layer differs" if first is None else f"the first layer that differs: {inside[-1].value}"
             console.print(said + "\n", markup=False)
         console.print(report.table(heads, rows, f"against {name}"))
+        if not data["ok"] and not by_layer:
+            console.print("--layers shows where it begins, `tilewright bisect` the pass or the kernel", markup=False)
     report.emit(as_json, data, show)
     if not data["ok"]:
         raise SystemExit(report.MISMATCH)
@@ -265,6 +268,8 @@ def _reference(name: str, path: Path, made: Model, feeds: Any) -> tuple[str, lis
     if name in ("auto", "interpreter"):
         assert made.graph is not None
         return "interpreter", interpret(made.graph, feeds)
+    if name == "float64":
+        return searching.reference_outputs(made, feeds)
     return name, racing.peer(name)(_fixed(path, made), made.threads, 1)(feeds)
 
 

@@ -1,7 +1,7 @@
 """How far two results of one model are apart, output by output.
 
-In: outputs of the compiled model and of a reference. Out: per output the largest absolute and relative difference and the
-distance in units in the last place, and whether that is within the tolerance.
+In: outputs of the compiled model and of a reference. Out: per output the largest and the mean absolute difference, the
+relative one and the distance in units in the last place, and whether that is within the tolerance.
 """
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Difference:
-    """`absolute`: largest |a - b|; `relative`: that over the largest |b|; `ulp`: the largest number of representable values
-    between the two of an element (None for what is no float)."""
+    """`absolute`: largest |a - b|; `mean`: the mean of |a - b|; `relative`: the largest over the largest |b|; `ulp`: the
+    largest number of representable values between the two of an element (None for what is no float)."""
     output: str
     type: str
     absolute: float
+    mean: float
     relative: float
     ulp: int | None
     ok: bool
@@ -43,17 +44,20 @@ def differences(specs: Sequence[TensorSpec], got: Sequence[Array], want: Sequenc
 
 
 def _difference(spec: TensorSpec, got: Array, want: Array, tolerance: float) -> Difference:
-    same = got.shape == want.shape and got.dtype == want.dtype
+    wide = spec.dtype.is_float and want.dtype == np.float64
+    same = got.shape == want.shape and (got.dtype == want.dtype or wide)
     relative = relative_error(got, want) if same else float("inf")
     if not same or not np.isfinite(relative):
-        return Difference(spec.name, str(spec), float("inf"), float("inf"), None, False)
+        return Difference(spec.name, str(spec), float("inf"), float("inf"), float("inf"), None, False)
     if not spec.dtype.is_float:
-        apart = np.abs(got.astype(object) - want.astype(object)).max() if got.size and not np.array_equal(got, want) else 0
-        return Difference(spec.name, str(spec), float(apart), relative, None, np.array_equal(got, want))
+        apart = np.abs(got.astype(object) - want.astype(object)).astype(np.float64)
+        return Difference(spec.name, str(spec), float(apart.max(initial=0)), float(apart.mean()) if apart.size else 0.0,
+                          relative, None, np.array_equal(got, want))
     finite = np.isfinite(np.asarray(want, np.float64))
     a, b = got[finite], want[finite]
-    absolute = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max()) if a.size else 0.0
-    return Difference(spec.name, str(spec), absolute, relative, ulp_distance(a, b), relative <= tolerance)
+    apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
+    return Difference(spec.name, str(spec), float(apart.max(initial=0)), float(apart.mean()) if apart.size else 0.0,
+                      relative, ulp_distance(a, b.astype(a.dtype)), relative <= tolerance)
 
 
 def ulp_distance(a: Array, b: Array) -> int:

@@ -5,6 +5,7 @@ from typing import Any
 
 from onnx import TensorProto, helper
 
+import tilewright
 from tests.frontend.onnx.onnx_check import BOOL, model, value
 from tilewright.frontend.onnx.survey import survey
 
@@ -43,3 +44,11 @@ def test_functions_and_what_is_not_reached() -> None:
     found = {r.node: (r.status, r.reason) for r in survey(m)}
     assert found == {"call": ("compiled", ""), "if": ("compiled", ""), "taken": ("compiled", ""),
                      "left": ("compiled", "not reached: its operator is known"), "Twice/add": ("compiled", "")}
+
+
+def test_operators_that_passes_take_apart_are_compiled() -> None:
+    m = model([N("NonZero", ["x"], ["p"], name="places"), N("Unique", ["x"], ["u"], name="unique")], [value("x", [3, 2])],
+              ["p", "u"])
+    assert {(r.node, r.status) for r in survey(m)} == {("places", "compiled"), ("unique", "compiled")}
+    with tilewright.compile(m, fallback="error") as made:
+        assert not made.host_nodes

@@ -135,9 +135,8 @@ class _Surveyor(Reader):
 
 
 def _become(made: list[Operation]) -> tuple[str, str]:
-    """What becomes of the operations that a node was read as."""
+    """What becomes of the operations that a node was read as. Of those without a recipe, the host runs what says why; for
+    the others (nonzero) a pass puts operators that have one."""
     inside = [*made, *[op for o in made for r in o.regions for op in r.operations]]
-    hosts = [op for op in inside if runs_on_host(op)]
-    if not hosts:
-        return COMPILED, ""
-    return HOST, "; ".join(dict.fromkeys(record_of(op).host or f"{op.op} has no recipe" for op in hosts))
+    hosts = [record_of(op).host for op in inside if runs_on_host(op) and record_of(op).host]
+    return (HOST, "; ".join(dict.fromkeys(hosts))) if hosts else (COMPILED, "")
