@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import DType, boolean, i32, i64
+from tilewright.core.dtype import DType, boolean, i32, i64, u32
 from tilewright.core.errors import InternalError
 from tilewright.loop.values import from_memory, fused_multiply_add, maximum, minimum, round_to, widen, wrap
 
@@ -97,6 +97,10 @@ def _prefetch(args: tuple[DType, ...], to: DType) -> bool:
 
 def _copy_operands(args: tuple[DType, ...], to: DType) -> bool:
     return args[0].kind == "handle" and args[1].kind == "handle" and args[2] is i64
+
+
+def _put_operands(args: tuple[DType, ...], to: DType) -> bool:
+    return args[0].kind == "handle" and args[1] is u32 and args[2] is u32
 
 
 def _number_of_kernel(args: tuple[DType, ...], to: DType) -> bool:
@@ -193,6 +197,13 @@ def _copy_bytes(to: DType, frm: DType, target: Any, source: Any, nbytes: int) ->
     return 0
 
 
+def _put_bits(to: DType, frm: DType, target: Any, mask: int, bits: int) -> int:
+    """The operand is (memory, position) as the interpreter has addresses; elements of the memory are u32."""
+    memory, position = target
+    memory[position] = int(memory[position]) & ~mask & 0xFFFFFFFF | bits
+    return 0
+
+
 def _plus(t: DType, a: Any, b: Any) -> Any:
     return wrap(t, a + b) if t.is_int else a + b
 
@@ -265,6 +276,9 @@ def _declare() -> None:
     register(Intrinsic("copy_bytes", 3, _copy_operands, _copy_bytes,
                        "Copy bytes to the first address from the second; the stretches do not overlap. No result.",
                        pure=False))
+    register(Intrinsic("put_bits", 3, _put_operands, _put_bits,
+                       "Replace the bits of a 32-bit word that a mask names; threads may do so to other bits at the same time. "
+                       "No result.", pure=False))
     for when in ("begin", "end"):
         register(Intrinsic(f"tw_profile_{when}", 1, _number_of_kernel, lambda to, frm, k: 0,
                            f"The {when} of a kernel in the profile, by its number. The result is unused.", pure=False))

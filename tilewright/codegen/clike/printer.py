@@ -18,7 +18,7 @@ from tilewright.core.errors import InternalError, UserError
 from tilewright.core.node import walk
 from tilewright.loop import ir
 from tilewright.loop.bounds import bounds
-from tilewright.loop.lower.linear import interval, linear
+from tilewright.loop.lower.linear import flat_position, interval, linear, plus, scaled
 from tilewright.loop.simplify import simplify
 
 _INFIX: dict[type, tuple[str, int]] = {
@@ -189,18 +189,7 @@ class _Kernel:
     # ---- memory --------------------------------------------------------------------------------------------------------
     def position(self, n: Any) -> ir.Expr:
         """The element of the buffer's memory that an access means."""
-        b: ir.Buffer = n.buffer
-        strides: list[ir.Expr] = list(b.strides or ())
-        if b.strides is None:
-            step: ir.Expr = ir.ONE
-            for extent in reversed(b.shape):
-                strides.insert(0, step)
-                step = step * extent
-        total: ir.Expr | None = None
-        for i, s in zip(n.indices, strides, strict=True):
-            term = _scaled(i, s)
-            total = term if total is None else _plus(total, term)
-        return ir.ZERO if total is None else simplify(total, self.ranges)
+        return simplify(flat_position(n), self.ranges)
 
     def element(self, n: Any) -> str:
         return f"{self.name(n.buffer)}[{self.expr(self.position(n))}]"
@@ -358,7 +347,7 @@ def lane(e: ir.Expr, k: int) -> ir.Expr:
         return e
     match e:
         case ir.Ramp(base, stride, _):
-            return _plus(base, _scaled(stride, ir.const(k, stride)))
+            return plus(base, scaled(stride, ir.const(k, stride)))
         case ir.Broadcast(a, _):
             return a
         case ir.Binary() | ir.Cast():
@@ -366,13 +355,3 @@ def lane(e: ir.Expr, k: int) -> ir.Expr:
                 return ir.Cast(e.type.element, lane(e.a, k))
             return type(e)(lane(e.a, k), lane(e.b, k))
     raise InternalError(f"an index {e!r} reached the printer")
-
-
-def _scaled(i: ir.Expr, s: ir.Expr) -> ir.Expr:
-    if ir.as_int(i) == 0 or ir.as_int(s) == 0:
-        return ir.const(0, i)
-    return i * s
-
-
-def _plus(a: ir.Expr, b: ir.Expr) -> ir.Expr:
-    return b if ir.as_int(a) == 0 else a if ir.as_int(b) == 0 else a + b

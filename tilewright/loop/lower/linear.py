@@ -10,6 +10,8 @@ from typing import Any
 
 from tilewright.loop.bounds import bounds
 from tilewright.loop.ir import (
+    ONE,
+    ZERO,
     Add,
     And,
     Broadcast,
@@ -19,9 +21,11 @@ from tilewright.loop.ir import (
     FloorDiv,
     For,
     Le,
+    Load,
     Lt,
     Mul,
     Ramp,
+    Store,
     Sub,
     Var,
     as_int,
@@ -136,3 +140,31 @@ def loop_range(s: For, ranges: Mapping[Var, Range]) -> Range | None:
     """The inclusive range of a loop's variable, (x, x-1) if it is known to run no iteration."""
     first, last = interval(s.start, ranges), interval(s.start + s.extent - 1, ranges)
     return None if first is None or last is None else (first[0], max(last[1], first[0] - 1))
+
+
+def flat_position(access: Load | Store) -> Expr:
+    """The number of the element of a buffer's memory that an access means."""
+    b = access.buffer
+    strides: list[Expr] = list(b.strides or ())
+    if b.strides is None:
+        step: Expr = ONE
+        for extent in reversed(b.shape):
+            strides.insert(0, step)
+            step = step * extent
+    total: Expr | None = None
+    for i, s in zip(access.indices, strides, strict=True):
+        term = scaled(i, s)
+        total = term if total is None else plus(total, term)
+    return ZERO if total is None else total
+
+
+def scaled(i: Expr, s: Expr) -> Expr:
+    """i · s, simple where one of them is zero."""
+    if as_int(i) == 0 or as_int(s) == 0:
+        return const(0, i)
+    return i * s
+
+
+def plus(a: Expr, b: Expr) -> Expr:
+    """a + b, simple where one of them is zero."""
+    return b if as_int(a) == 0 else a if as_int(b) == 0 else a + b
