@@ -205,7 +205,7 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     descriptor = Descriptor(graph.name, _specs(graph.inputs, symbols=symbols), _specs(graph.outputs, graph.output_names),
                             arena_bytes, tuple(plan.kernels), tuple(target.features), plan.grown, len(plan.hosts),
                             threads or 0, metadata, tuple([_symbol(s) for s in symbols]),
-                            target.language if target.is_gpu else "",
+                            target.device_name,
                             device_image([k.source for k in kernels.values()], target) if target.is_gpu else b"")
     executable = None
     if not why_not_here(target):

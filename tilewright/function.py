@@ -149,7 +149,7 @@ class Function:
         library = jit.load([compile_object(emit(m, host), host) for m in (code, entry)], native.symbol_addresses())
         descriptor = Descriptor(self.name, tuple(map(_spec, self.inputs)), tuple(map(_spec, self.outputs)), arena_bytes,
                                 (self.name,), tuple(self.target.features),
-                                device=self.target.language if self.target.is_gpu else "", image=image)
+                                device=self.target.device_name, image=image)
         return Executable(descriptor, library.address("tw_main"), threads=self.threads, keep=library)
 
     def close(self) -> None:

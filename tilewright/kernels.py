@@ -20,7 +20,7 @@ from tilewright.codegen.llvm.compile import CompilePool, Job
 from tilewright.codegen.llvm.emit import emit
 from tilewright.core.config import config
 from tilewright.core.dtype import dtype
-from tilewright.core.errors import InternalError, TilewrightError
+from tilewright.core.errors import InternalError, TilewrightError, UserError
 from tilewright.core.passes import Dump
 from tilewright.loop.ir import Buffer, Expr, Module, Program, Var, as_int, const
 from tilewright.loop.lower.device_pipeline import device_kernels, host_programs, lower_for_device
@@ -95,6 +95,8 @@ def schedule_kernel(program: Program, target: Target, numerics: str) -> Schedule
     try:
         return schedule_program(program, target, numerics)
     except TilewrightError as e:
+        if isinstance(e, UserError) and e.code.startswith(("device-", "kernel-")):
+            raise  # the device is the limit
         raise InternalError(f"no schedule for this program: {e}\n{program}") from e
 
 

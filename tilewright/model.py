@@ -329,8 +329,8 @@ class Model:
 
 def why_not_here(target: Target) -> str:
     """What keeps this machine from running a target's code; "" if nothing does."""
-    if target.is_gpu and target.language not in native.DEVICES:
-        return f"this runtime opens no {target.language} devices"
+    if target.is_gpu and target.device_name not in native.DEVICES:
+        return f"this runtime opens no {target.device_name} devices"
     if not is_kind_of_host(target):
         return f"its code is for {target.arch}"
     missing = missing_features(target.features)

@@ -27,7 +27,7 @@ GENERATED_CODE_CALLS = ("tw_parallel", "tw_parallel_turn", "tw_worker", "tw_fail
                         "tw_grow_kept", "tw_output", "tw_host_call", "tw_profile_begin", "tw_profile_end", "tw_tap",
                         "tw_launch", "tw_upload", "tw_download", "tw_move")
 
-DEVICES = ("opencl",)
+DEVICES = ("opencl", "webgpu")
 """Devices beside the CPU that this runtime can open (device.c)."""
 
 DTYPE_CODES: dict[str, int] = {

@@ -23,6 +23,11 @@ class Target:
     `max_threads` is the largest number of threads of a block, `max_block` and `max_grid` are the limits of each axis (x, y,
     z), `shared_memory` the bytes that a block may share, `warp` the threads that run in lockstep, `cores` the blocks that
     run at once and `arch_name` the driver's word for the device's generation ("sm_80"; "" where it compiles source).
+
+    A device that `binds` memory instead of addressing it (WebGPU) takes at most `max_bindings` ranges of `max_binding` bytes
+    in a launch, as arrays of 32-bit words, and computes integers in 32 bits; `local_memory` are the bytes that a thread may
+    keep in arrays of its own (0: no limit). `device` is the runtime's name of what runs the kernels, where it is not the
+    language's.
     """
 
     name: str
@@ -49,6 +54,10 @@ class Target:
     shared_memory: int = 0
     warp: int = 1
     arch_name: str = ""
+    max_bindings: int = 0
+    max_binding: int = 0
+    local_memory: int = 0
+    device: str = ""
 
     @property
     def arch(self) -> str:
@@ -58,6 +67,16 @@ class Target:
     @property
     def is_gpu(self) -> bool:
         return self.kind == "gpu"
+
+    @property
+    def binds(self) -> bool:
+        """Whether kernels see memory as a few arrays of words."""
+        return self.max_bindings > 0
+
+    @property
+    def device_name(self) -> str:
+        """The runtime's name of the device that runs the kernels; "" for a CPU."""
+        return self.device or self.language
 
     @property
     def is_x86(self) -> bool:

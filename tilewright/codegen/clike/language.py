@@ -14,6 +14,7 @@ HELPERS: Mapping[str, str] = {
     "min": "return (a != a || a < b) ? a : b;",
     "max": "return (a != a || a > b) ? a : b;",
     "sign": "return a > 0 ? 1 : a < 0 ? -1 : a;",
+    "abs": "return a < 0 ? -a : a;",
 }
 """Bodies of the helper functions that the loop IR's meaning needs, of the operands a and b of type {i}."""
 
@@ -28,8 +29,17 @@ class Language:
     its offset ("" for none). `index`: expressions of the bound axes. `shared`: an array shared by a block's threads;
     `local`: a private one, both from {type}, {name}, {n}. `barrier` is a statement. `functions`: intrinsic → a template
     of its operands {0}, {1}, … for f32; `double` has those of f64. `helper`: the head of a helper function, from {type},
-    {name}, {params}. `wide`: copies {n} elements of {type} from {source} to {to}; "" if there is no such thing.
-    `suffix`: what a literal ends with, by type.
+    {name}, {params}, each one a `param`. `wide`: copies {n} elements of {type} from {source} to {to}; "" if there is no such thing.
+    `suffix`: what a literal ends with, by type. `reinterpret`: the bits of {0} as a {type}; "" for a helper function.
+
+    What is C's way unless a language says otherwise: `define` names a value, `loop` heads a loop from {start} to {end}, `cast`,
+    `select` (of {cond}, {a}, {b}), `shift` ({0} and {2} around the sign {1}), `truth` (the words for false and true).
+    `helpers` are bodies of helper functions that differ from `HELPERS`, and those of functions that it lacks.
+
+    A language whose kernels are modules of their own has an `opening`, from {name} and {arguments} (see `word_memory`). Its
+    parameters are `declare`d there, {at} is a buffer's number, {access} read or read_write, as are shared arrays if
+    `shared_outside`; a kernel begins with a `begin_number` per number, {row} and {column} its place among them in fours.
+    `atomic`: of buffers whose words threads change in part, the "type", and how to "load", "store" and "put" bits.
     """
 
     name: str
@@ -51,3 +61,23 @@ class Language:
     infinity: str = "INFINITY"
     nan: str = "NAN"
     double: Mapping[str, str] = field(default_factory=dict)
+    reinterpret: str = ""
+    define: str = "const {type} {name} = {value};"
+    loop: str = "for ({type} {name} = {start}; {name} < {end}; ++{name})"
+    cast: str = "({type}){0}"
+    select: str = "{cond} ? {a} : {b}"
+    shift: str = "{0} {1} {2}"
+    param: str = "{type} {name}"
+    truth: tuple[str, str] = ("0", "1")
+    helpers: Mapping[str, str] = field(default_factory=dict)
+    reserved: frozenset[str] = frozenset()
+    opening: str = ""
+    declare: str = ""
+    shared_outside: bool = False
+    begin_number: str = ""
+    atomic: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_separate(self) -> bool:
+        """Whether each kernel is a module of its own."""
+        return bool(self.opening)

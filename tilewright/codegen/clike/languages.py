@@ -1,4 +1,5 @@
-"""The C-like languages that kernels can be written in: OpenCL C, CUDA C, and C for reading and for tests on the CPU.
+"""The C-like languages that kernels can be written in: OpenCL C, CUDA C, WGSL (wgsl.py), and C for reading and for
+tests on the CPU.
 
 Names and meanings are those of the OpenCL C 1.2 specification (6.12: built-in functions, 6.1.2: vector types), the CUDA C++
 programming guide (appendix on language extensions and mathematical functions) and C99's <math.h>.
@@ -6,6 +7,7 @@ programming guide (appendix on language extensions and mathematical functions) a
 from __future__ import annotations
 
 from tilewright.codegen.clike.language import Language
+from tilewright.codegen.clike.wgsl import WGSL
 
 _MATH = ("exp", "log", "sqrt", "erf", "tanh", "sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh", "acosh",
          "atanh", "floor", "ceil", "trunc")
@@ -59,4 +61,4 @@ C = Language(
     kernel="void {name}({params})", buffer="{const}{type} *restrict {name}", index={},
     suffix={"f32": "f", "i64": "LL"}, functions=_C, double=_C_DOUBLE)
 
-LANGUAGES = {language.name: language for language in (OPENCL, CUDA, C)}
+LANGUAGES = {language.name: language for language in (OPENCL, CUDA, C, WGSL)}

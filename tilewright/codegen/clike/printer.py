@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tilewright.codegen.clike.language import HELPERS, Language
-from tilewright.core.dtype import DType, f32
+from tilewright.core.dtype import DType, f32, i32
 from tilewright.core.errors import InternalError, UserError
 from tilewright.core.node import walk
 from tilewright.loop import ir
@@ -35,15 +35,20 @@ TERNARY, UNARY, ATOM = 0, 11, 12
 
 def print_kernels(kernels: Iterable[ir.Program], language: Language) -> str:
     """The functions of some kernels, their helpers and tables first; texts may follow each other in one module, which opens
-    with `language.prelude`.
+    with `language.prelude`. Where the language wants a module for each kernel, the texts are those.
 
     Raises UserError "device-dtype" for an element type that the language does not have."""
     parts: list[str] = []
     helpers: dict[str, str] = {}
     for p in kernels:
-        text = _Kernel(p, language, helpers)
-        parts.append(text.function())
-    return "\n".join([*helpers.values(), *parts])
+        if language.is_separate:
+            helpers = {}
+        text = _Kernel(p, language, helpers).function()
+        if language.is_separate:
+            opening = language.opening.format(name=p.name, arguments=p.attr("arguments"))
+            text = "\n".join([opening, *helpers.values(), text])
+        parts.append(text)
+    return "\n".join(parts if language.is_separate else [*helpers.values(), *parts])
 
 
 class _Kernel:
@@ -52,12 +57,15 @@ class _Kernel:
     def __init__(self, p: ir.Program, language: Language, helpers: dict[str, str]) -> None:
         self.p, self.language, self.helpers = p, language, helpers
         self.names: dict[Any, str] = {}
-        self.used: set[str] = set(_RESERVED)
+        self.used: set[str] = {*_RESERVED, *language.reserved}
         self.ranges: dict[ir.Var, Any] = {}
         self.narrow: set[ir.Var] = set()
         self.lines: list[str] = []
         self.threads: dict[str, int] = {}
-        self.written = {n.buffer for n in walk(p.body) if isinstance(n, ir.Store)}
+        self.outside: list[str] = []
+        self.atomic = {n.args[0].buffer for n in walk(p.body)  # type: ignore[attr-defined]
+                       if isinstance(n, ir.Call) and n.name == "put_bits"}
+        self.written = {n.buffer for n in walk(p.body) if isinstance(n, ir.Store)} | self.atomic
 
     # ---- names and types -----------------------------------------------------------------------------------------------
     def name(self, n: Any) -> str:
@@ -93,18 +101,26 @@ class _Kernel:
     # ---- the function --------------------------------------------------------------------------------------------------
     def function(self) -> str:
         params, begin = [], []
-        for q in self.p.params:
-            if isinstance(q, ir.Buffer):
-                words = {"type": self.type(q.dtype), "name": self.name(q), "const": "" if q in self.written else "const "}
-                params.append(self.language.buffer.format(**words))
-                begin.append(self.language.begin.format(**words))
-        params += [self.language.number.format(type=self.type(q.dtype), name=self.name(q)) for q in self.p.params
-                   if isinstance(q, ir.Var)]
+        buffers = [q for q in self.p.params if isinstance(q, ir.Buffer)]
+        for at, b in enumerate(buffers):
+            words = {"type": self.type(b.dtype), "name": self.name(b), "const": "" if b in self.written else "const ", "at": at,
+                     "access": "read_write" if b in self.written else "read"}
+            if b in self.atomic:
+                words["type"] = self.language.atomic["type"].format(words["type"])
+            params.append(self.language.buffer.format(**words))
+            begin.append(self.language.begin.format(**words))
+            self.outside.append(self.language.declare.format(**words))
+        for at, q in enumerate([q for q in self.p.params if isinstance(q, ir.Var)]):
+            words = {"type": self.type(q.dtype), "name": self.name(q), "row": at // 4, "column": at % 4}
+            params.append(self.language.number.format(**words))
+            begin.append(self.language.begin_number.format(**words))
+        params = [text for text in params if text]
         self.lines += [f"  {line}" for line in begin if line]
         self.stmt(self.p.body, 1)
         x, y, z = (self.threads.get(f"threadIdx.{a}", 1) for a in "xyz")
         head = self.language.kernel.format(name=self.p.name, params=", ".join(params), x=x, y=y, z=z, threads=x * y * z)
-        return f"{head} {{\n" + "\n".join(self.lines) + "\n}\n"
+        outside = "".join([f"{line}\n" for line in self.outside if line])
+        return f"{outside}{head} {{\n" + "\n".join(self.lines) + "\n}\n"
 
     def line(self, depth: int, text: str) -> None:
         self.lines.append("  " * depth + text)
@@ -120,6 +136,8 @@ class _Kernel:
                 if not self.language.barrier:
                     raise InternalError(f"{self.language.name} has no threads that could wait for each other")
                 self.line(depth, self.language.barrier)
+            case ir.Evaluate(ir.Call("put_bits", (ir.Address() as place, mask, bits))):
+                self.line(depth, self.language.atomic["put"].format(self.place(place), self.expr(mask, ATOM), self.expr(bits)))
             case ir.Evaluate(ir.Call("prefetch")):
                 pass  # a hint: threads that wait for memory make room for others
             case ir.For():
@@ -132,7 +150,8 @@ class _Kernel:
                 self.block(depth, f"while ({self.expr(cond)})", body)
             case ir.Let(var, value, body):
                 self.learn(var, value)
-                self.line(depth, f"const {self.variable_type(var)} {self.name(var)} = {self.expr(value)};")
+                self.line(depth, self.language.define.format(type=self.variable_type(var), name=self.name(var),
+                                                             value=self.expr(value)))
                 self.stmt(body, depth)
             case ir.Allocate(buffer, body):
                 self.allocate(buffer, depth)
@@ -146,7 +165,7 @@ class _Kernel:
         self.line(depth, "}")
 
     def variable_type(self, v: ir.Var) -> str:
-        return "int" if v in self.narrow else self.type(v.dtype)
+        return self.type(i32) if v in self.narrow else self.type(v.dtype)
 
     def learn(self, v: ir.Var, value: ir.Expr) -> None:
         """What is known of a definition's values."""
@@ -166,13 +185,13 @@ class _Kernel:
         if axis is not None:
             if s.kind.startswith("threadIdx"):
                 self.threads[s.kind] = ir.as_int(s.extent) or 1
-            self.line(depth, f"const {t} {v} = {axis};")
+            self.line(depth, self.language.define.format(type=t, name=v, value=axis))
             self.stmt(s.body, depth)
             return
         if s.kind not in ("serial", "unrolled") and self.language.index:
             raise InternalError(f"a {s.kind} loop over {s.var.name} reached the printer")
         end = self.expr(s.start + s.extent)
-        self.block(depth, f"for ({t} {v} = {self.expr(s.start)}; {v} < {end}; ++{v})", s.body)
+        self.block(depth, self.language.loop.format(type=t, name=v, start=self.expr(s.start), end=end), s.body)
 
     def allocate(self, b: ir.Buffer, depth: int) -> None:
         if b.data is not None:
@@ -184,20 +203,28 @@ class _Kernel:
                 raise InternalError(f"the {b.scope} buffer {b.name} has no constant size")
             size = size * k if step is None else size + (k - 1) * (ir.as_int(step) or 0)
         template = self.language.shared if b.scope == "shared" else self.language.local
-        self.line(depth, template.format(type=self.type(b.dtype), name=self.name(b), n=max(1, size)))
+        text = template.format(type=self.type(b.dtype), name=self.name(b), n=max(1, size))
+        if b.scope == "shared" and self.language.shared_outside:
+            self.outside.append(text)
+        else:
+            self.line(depth, text)
 
     # ---- memory --------------------------------------------------------------------------------------------------------
     def position(self, n: Any) -> ir.Expr:
         """The element of the buffer's memory that an access means."""
         return simplify(flat_position(n), self.ranges)
 
-    def element(self, n: Any) -> str:
+    def place(self, n: Any) -> str:
         return f"{self.name(n.buffer)}[{self.expr(self.position(n))}]"
+
+    def element(self, n: Any) -> str:
+        return self.language.atomic["load"].format(self.place(n)) if n.buffer in self.atomic else self.place(n)
 
     def store(self, s: ir.Store, depth: int) -> None:
         lanes = s.value.dtype.lanes
         if lanes == 1:
-            self.line(depth, f"{self.element(s)} = {self.expr(s.value)};")
+            template = self.language.atomic["store"] if s.buffer in self.atomic else "{0} = {1};"
+            self.line(depth, template.format(self.place(s), self.expr(s.value)))
             return
         if not isinstance(s.value, ir.Load):
             raise InternalError(f"a vector that is no copy reached the printer: {s!r}")
@@ -240,22 +267,31 @@ class _Kernel:
             case ir.Not(a):
                 return f"!{self.expr(a, UNARY)}", UNARY
             case ir.Select(cond, a, b) | ir.Guard(cond, a, b):
-                return f"{self.expr(cond, 1)} ? {self.expr(a, 1)} : {self.expr(b, TERNARY)}", TERNARY
+                is_call = self.language.select.endswith(")")  # then nothing inside needs parentheses
+                text = self.language.select.format(cond=self.expr(cond, 0 if is_call else 1), b=self.expr(b, TERNARY),
+                                                   a=self.expr(a, 0 if is_call else 1))
+                return text, ATOM if is_call else TERNARY
             case ir.Cast(t, a):
                 return self.cast(t, a), UNARY
             case ir.Call():
                 return self.call(e)
             case ir.Binary():
                 word, level = _INFIX[type(e)]
-                wide = "" if self.fits(e) else f"({self.type(e.dtype)})"
-                left = self.expr(e.a, UNARY if wide else level)
-                return f"{wide}{left} {word} {self.expr(e.b, level + 1)}", level
+                inner = 3 if isinstance(e, ir.And | ir.Or) else 8 if isinstance(e, ir.Compare) else level
+                if self.fits(e):
+                    left = self.expr(e.a, level if type(e.a) is type(e) else inner)
+                else:
+                    left = self.as_type(self.type(e.dtype), e.a)
+                return f"{left} {word} {self.expr(e.b, max(inner, level + 1))}", level
         raise InternalError(f"no {self.language.name} for the expression {e!r}: a lowering pass is missing")
 
     def cast(self, t: DType, a: ir.Expr) -> str:
         if t.is_bool:
-            return f"({self.expr(a, 6)} != 0)"
-        return f"({self.type(t)}){self.expr(a, UNARY)}"
+            return f"({self.expr(a, 8)} != {self.literal(a.dtype, 0)})"
+        return self.as_type(self.type(t), a)
+
+    def as_type(self, name: str, a: ir.Expr) -> str:
+        return self.language.cast.format(self.expr(a, UNARY), type=name)
 
     def fits(self, e: ir.Binary) -> bool:
         """Whether an operation of 64-bit integers gives what it should in the type that C gives to its operands."""
@@ -296,9 +332,11 @@ class _Kernel:
         full = f"tw_{name}_{t.name}"
         if full not in self.helpers:
             c = self.type(t)
-            params = ", ".join([f"{c} {v}" for v in "ab"[:len(args)]])
+            params = ", ".join([self.language.param.format(type=c, name=v) for v in "ab"[:len(args)]])
             head = self.language.helper.format(type=c, name=full, params=params)
-            self.helpers[full] = f"#ifndef {full}_\n#define {full}_\n{head} {{ {HELPERS[name].format(i=c)} }}\n#endif\n"
+            body = {**HELPERS, **self.language.helpers}[name].format(i=c)
+            text = f"{head} {{ {body} }}\n"
+            self.helpers[full] = text if self.language.is_separate else f"#ifndef {full}_\n#define {full}_\n{text}#endif\n"
         return f"{full}({', '.join([self.expr(a) for a in args])})"
 
     def call(self, e: ir.Call) -> tuple[str, int]:
@@ -307,15 +345,19 @@ class _Kernel:
             return f"-{self.expr(e.args[0], ATOM)}", UNARY
         if e.name == "sign":
             return self.helper("sign", t, [e.args[0]]), ATOM
+        if e.name == "reinterpret" and self.language.reinterpret:
+            return self.language.reinterpret.format(self.expr(e.args[0]), type=self.type(e.dtype)), ATOM
         if e.name in _BITS:
-            return f"({self.expr(e.args[0], ATOM)} {_BITS[e.name]} {self.expr(e.args[1], ATOM)})", ATOM
+            template = self.language.shift if e.name.startswith("shift") else "{0} {1} {2}"
+            return f"({template.format(self.expr(e.args[0], ATOM), _BITS[e.name], self.expr(e.args[1], ATOM))})", ATOM
         if e.name == "bit_not":
-            return f"({self.type(t)})~{self.expr(e.args[0], ATOM)}", UNARY
+            return self.language.cast.format(f"~{self.expr(e.args[0], ATOM)}", type=self.type(t)), UNARY
         if t.is_int and e.name == "abs":
-            a = self.expr(e.args[0], ATOM)
-            return (a, ATOM) if t.kind == "uint" else (f"({a} < 0 ? -{a} : {a})", ATOM)
+            return (self.expr(e.args[0], ATOM) if t.kind == "uint" else self.helper("abs", t, [e.args[0]])), ATOM
         if t.is_int and e.name == "fmod":
             return f"{self.expr(e.args[0], 10)} % {self.expr(e.args[1], 11)}", 10
+        if t is f32 and e.name in self.language.helpers:
+            return self.helper(e.name, t, list(e.args)), ATOM
         table = self.language.functions if t is f32 else self.language.double
         if not t.is_float or e.name not in table:
             raise UserError("device-function", f"kernels in {self.language.name} have no {e.name} of {t}", where=self.p.name,
@@ -325,7 +367,7 @@ class _Kernel:
 
     def literal(self, t: DType, value: Any) -> str:
         if t.is_bool:
-            return "1" if value else "0"
+            return self.language.truth[bool(value)]
         if t.is_float:
             v = float(value)
             if math.isnan(v):
@@ -338,7 +380,8 @@ class _Kernel:
             return str(v)
         if t.name == "i64" and v == -2**63:
             return f"(-{2**63 - 1}{self.language.suffix['i64']} - 1)"
-        return str(v) + (self.language.suffix.get("i64", "") if t.bits == 64 else "u" if t.name == "u32" else "")
+        suffix = self.language.suffix
+        return str(v) + (suffix.get(t.name, suffix.get("i64", "")) if t.bits == 64 else "u" if t.name == "u32" else "")
 
 
 def lane(e: ir.Expr, k: int) -> ir.Expr:

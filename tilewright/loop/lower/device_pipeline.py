@@ -16,12 +16,14 @@ from tilewright.loop.lower.compact_storage import compact_storage
 from tilewright.loop.lower.flatten_blocks import flatten_blocks
 from tilewright.loop.lower.join_threads import join_threads
 from tilewright.loop.lower.kernel_limits import check_limits
+from tilewright.loop.lower.split_grid import split_grid
 from tilewright.loop.lower.split_kernels import launch_of, split_kernels
 from tilewright.loop.lower.thread_nests import gather_threads, grid_of
 from tilewright.loop.lower.unroll import unroll
 from tilewright.loop.lower.vectorize import vectorize
 from tilewright.loop.lower.virtual_threads import virtual_threads
-from tilewright.loop.lower.wide_copies import wide_copies
+from tilewright.loop.lower.wide_copies import scalar_copies, wide_copies
+from tilewright.loop.lower.word_memory import word_memory
 from tilewright.loop.simplify import simplify
 from tilewright.loop.verify import verify
 from tilewright.target.target import Target
@@ -62,18 +64,24 @@ KERNEL: Pipeline[Program] = Pipeline("kernel", [
 
 
 def lower_for_device(program: Program, target: Target, observers: Sequence[Observer] = ()) -> Module:
-    """The host program, and the kernels that it launches. Raises UserError "kernel-limit" and "kernel-local"."""
+    """The host program, and the kernels that it launches. Where the target binds memory, kernels have other parameters than the
+    launches give: the device's driver makes them (see `word_memory`). Raises UserError "kernel-limit" and "kernel-local"."""
     if config.debug:
         observers = [*observers, Verify(verify)]
-    start: Pipeline[Program] = Pipeline("device", [flatten_blocks, simplify])
+    start: Pipeline[Program] = Pipeline("device", [
+        flatten_blocks, *([scalar_copies] if target.binds else []), simplify])
     whole = start.run(program, observers)
     split = split_kernels(whole)
-    finish: Pipeline[Program] = Pipeline("limits", [functools.partial(check_limits, target=target)])
-    kernels = [finish.run(KERNEL.run(k, observers), observers) for k in split.programs]
-    launches = []
-    for k in kernels:
+    finish: Pipeline[Program] = Pipeline("limits", [
+        functools.partial(split_grid, target=target),
+        *([functools.partial(word_memory, target=target, weights=program.attr("weights", ()))] if target.binds else []),
+        functools.partial(check_limits, target=target)])
+    kernels, launches = [], []
+    for p in split.programs:
+        k = finish.run(KERNEL.run(p, observers), observers)
         extents = grid_of(k)
-        launches.append(launch_of(k, tuple([extents.get(axis, ONE) for axis in AXES])))
+        kernels.append(k)
+        launches.append(launch_of(p, tuple([extents.get(axis, ONE) for axis in AXES])))
     attrs = [(k, v) for k, v in program.attrs if k not in ("storage_align", "weights")]
     if split.workspaces:
         attrs.append(("workspaces", len(split.workspaces)))

@@ -34,6 +34,11 @@ def check_limits(program: Program, target: Target) -> Program:
     if total > target.shared_memory:
         parts = ", ".join(f"{b.name} {nbytes(b)}" for b in shared)
         _over(program, f"{total} bytes of shared memory", target.shared_memory, total, f"buffers {parts}", target)
+    own = [n.buffer for n in walk(program.body) if isinstance(n, Allocate) and n.buffer.scope == "local" and not n.buffer.data]
+    total = sum(map(nbytes, own))
+    if target.local_memory and total > target.local_memory:
+        parts = ", ".join(f"{b.name} {nbytes(b)}" for b in own)
+        _over(program, f"{total} bytes of a thread's own memory", target.local_memory, total, f"buffers {parts}", target)
     return program
 
 

@@ -202,8 +202,8 @@ _EXP_LEAST = -103.98
 """Below it eˣ rounds to zero."""
 _EXP2 = tuple([c * math.log(2) ** k for k, c in enumerate(_EXP)])
 """2ʳ for |r| <= 1/2."""
-_GELU_MOST = 14.0
-_GELU = (-1.0, -1.15110552, -0.459204525, -0.0525090098, 0.00708164321, -0.000146654784, -0.000187420548, 4.2662552e-05,
+GELU_MOST = 14.0
+GELU = (-1.0, -1.15110552, -0.459204525, -0.0525090098, 0.00708164321, -0.000146654784, -0.000187420548, 4.2662552e-05,
          -4.01298985e-06, 1.34106187e-07)
 """log2 Φ(-a) for a standard normal distribution, 0 <= a <= 14, weighted so that a Φ(-a) has an absolute error of 6e-8 at
 most, rounding included: up to four units in the last place for x > -1; below, less than the usual formula loses."""
@@ -211,9 +211,9 @@ _TANH_SMALL = (-0.33333299, 0.13331924, -0.053783827, 0.020795964, -0.0058951504
 """(tanh(x) - x)/x³ in x², |x| <= 0.6; relative error of tanh 2.8e-9."""
 _LOG = (0.33333337, -0.2499982, 0.19999306, -0.16679616, 0.14312834, -0.12195282, 0.1066141, -0.12847128, 0.12357838)
 """(ln(1+f) - f + f²/2)/f³ for |f| <= 1/3."""
-_ERF_SMALL = (0.12837915, -0.37612498, 0.11281846, -0.02676772, 0.00499483, -0.00059994042)
+ERF_SMALL = (0.12837915, -0.37612498, 0.11281846, -0.02676772, 0.00499483, -0.00059994042)
 """(erf(x) - x)/x in x², |x| <= 0.92; relative error 1.5e-8."""
-_ERF_LARGE = (0.00018071731, 1.1277376, 0.63707739, 0.10402393, -0.02227157, 0.0030544524, -0.00019708584)
+ERF_LARGE = (0.00018071731, 1.1277376, 0.63707739, 0.10402393, -0.02227157, 0.0030544524, -0.00019708584)
 """-ln(1 - erf(a)) for 0.92 <= a <= 4; error of erf 1.6e-9."""
 
 
@@ -254,9 +254,9 @@ def _exp(x: Expr, let: _Legalizer) -> Expr:
 def _gelu(x: Expr, let: _Legalizer) -> Expr:
     """max(x, 0) - a Φ(-a) with a = |x|, where Φ(-a) is two to the power of a polynomial: no cancellation, no cases. The
     polynomial is summed as one of a² and a times another, which halves the time until it is known."""
-    a = let("a", _at_most(Call("abs", (x,), x.dtype), _GELU_MOST))
+    a = let("a", _at_most(Call("abs", (x,), x.dtype), GELU_MOST))
     s = let("s", a * a)
-    p = let("p", _fma(a, _horner(s, _GELU[1::2]), _horner(s, _GELU[::2])))
+    p = let("p", _fma(a, _horner(s, GELU[1::2]), _horner(s, GELU[::2])))
     n = let("n", p + _ROUND - _ROUND)
     tail = _scaled(_horner(let("r", p - n), _EXP2), n, let)
     return _fma(const(0.0, x) - a, tail, maximum(x, 0.0))
@@ -287,10 +287,10 @@ def _log(x: Expr, let: _Legalizer) -> Expr:
 
 def _erf(x: Expr, let: _Legalizer) -> Expr:
     a = let("a", _at_most(Call("abs", (x,), x.dtype), 4.0))
-    n, r = _reduce(let("g", const(0.0, x) - _horner(a, _ERF_LARGE)), let)
+    n, r = _reduce(let("g", const(0.0, x) - _horner(a, ERF_LARGE)), let)
     large = 1.0 - _scaled_normal(_horner(r, _EXP), n, let)
     s = let("s", a * a)
-    small = _fma(a, _horner(s, _ERF_SMALL), a)
+    small = _fma(a, _horner(s, ERF_SMALL), a)
     return _with_sign_of(x, Select(a < 0.92, small, large))
 
 

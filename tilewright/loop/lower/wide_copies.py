@@ -27,5 +27,16 @@ def wide_copies(program: Program) -> Program:
     return program.replace(body=visit(program.body))
 
 
+def scalar_copies(program: Program) -> Program:
+    """For a device that moves single elements: every vectorized loop has become an unrolled one."""
+    def visit(n: Node) -> Node:
+        if not isinstance(n, Stmt):
+            return n
+        new = n.map(visit)
+        return new.replace(kind="unrolled") if isinstance(new, For) and new.kind == "vectorized" else new
+
+    return program.replace(body=visit(program.body))
+
+
 def _is_copy(s: For) -> bool:
     return as_int(s.extent) in WIDTHS and isinstance(s.body, Store) and isinstance(s.body.value, Load)

@@ -3,8 +3,8 @@
 In: a lowered kernel over buffers of any element type. Out: the same over one array of words, the arena, which holds all that
 is written and all activations, and over windows onto the weights; then a number for every parameter of the given kernel:
 where it begins, in words, within what is bound for it, or its value. The attribute `arguments` says, a letter for each
-parameter, what to bind: "a" the arena, "1", "2", … so many windows of its own, the first at its beginning and each
-`max_binding` bytes long, "s" the window that small weights share (from the beginning of the first of them), "n" nothing.
+parameter, what to bind: "a" the arena; "1" a window of its own, the piece of `max_binding` bytes of the weights in which it
+lies, "2", "3", … so many pieces, at whose beginning it begins; "s" the piece that small weights share; "n" nothing.
 
     f(x: f32[n], w: bool[n], y: f32[n])                  f(arena: u32, w0: u32, at_x, at_w, at_y)
       y[i] = w[i] ? x[i] : 0                      →        arena[at_y + i] = bits(w0[at_w + (i >> 2)] >> (i & 3) * 8 & 255 != 0 ? …
@@ -41,6 +41,8 @@ from tilewright.loop.ir import (
     Guard,
     Let,
     Load,
+    Max,
+    Min,
     Mul,
     Program,
     Select,
@@ -159,7 +161,8 @@ class _Words:
     def store(self, s: Store) -> Stmt:
         b, t = s.buffer, s.buffer.dtype
         (array,) = self.memory[b]
-        value, p = self.expr(s.value), flat_position(s.map(self.node))
+        value = self.expr(s.value)
+        p = flat_position(s.replace(indices=tuple([self.expr(i) for i in s.indices])))
         if t.bits == 64:
             low = Cast(i32, value)
             high = Call("shift_right", (low, const(31, i32)), i32) if t.kind == "int" else const(0, i32)
@@ -210,7 +213,9 @@ class _Words:
                 return new.ne(const(0, new)) if t.is_bool else new if new.dtype is _wide(t) else Cast(_wide(t), new)
             case Cast(t, a):
                 return self.cast(t, a)
-            case Compare() | Select() | Guard():
+            case Min() | Max() | Compare():
+                return e.map(self.limit)  # type: ignore[return-value]
+            case Select() | Guard():
                 return e.map(self.node)  # type: ignore[return-value]
             case Call("reinterpret", (a,), t):
                 if a.dtype.bits == t.bits >= 32:
@@ -224,6 +229,13 @@ class _Words:
                 new = e.map(self.node)  # type: ignore[assignment]
                 return _wrapped(new, e.dtype) if isinstance(e, Add | Sub | Mul | Div) else new
         return e.map(self.node)  # type: ignore[return-value]
+
+    def limit(self, e: Node) -> Node:
+        """An operand of what compares: a constant beyond 32 bits is there what all others are below or above."""
+        if isinstance(e, Const) and e.dtype.is_int and e.dtype.bits == 64:
+            low, high = (-2**31, 2**31 - 1) if e.dtype.kind == "int" else (0, 2**32 - 1)
+            return Const(max(low, min(high, e.value)), e.dtype)
+        return self.node(e)
 
     def number(self, value: Any) -> Any:
         """An integer (of a type of any width) that 32 bits hold."""

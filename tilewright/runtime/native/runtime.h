@@ -43,6 +43,9 @@ extern const int32_t tw_device_count;
 /* ---- opencl.c ---- */
 extern tw_device tw_opencl;
 
+/* ---- webgpu.c ---- */
+extern tw_device tw_webgpu;
+
 /* ---- device_model.c ---- */
 struct tw_device_model {
   tw_device *device;

@@ -59,7 +59,7 @@ def _check_limits(sch: Schedule, target: Target, ruled: list[str]) -> None:
     try:
         lower_for_device(sch.program, target)
     except UserError as over:
-        if not ruled:
+        if not ruled or not over.code.startswith("kernel-"):
             raise
         why = ScheduleError("lower", over.message, sch.program)
         raise _Refused(ruled[0], why) from over
