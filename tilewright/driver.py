@@ -166,11 +166,12 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     stages.groups = [(g, p, jobs.keys[_identity(g)]) for g, p in jobs.groups]
 
     # weights: one blob, each weight in the layout that its kernel streams
-    weights = _Weights()
+    weights = _Weights(target)
 
     def kernel_of(group: Group) -> Kernel:
         gp, key = jobs.by_group[_identity(group)], jobs.keys[_identity(group)]
         k = kernels[key]
+        weights.check(gp)
         args = [*gp.inputs, *[weights.use(v, k, f"w{i}") for i, v in enumerate(gp.weights)], *gp.outputs]
         return Kernel(k.name, args, gp.sizes, workspace_bytes(k.workspaces, gp.sizes))
 
@@ -187,7 +188,7 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
     # machine code: kernels' objects and the host program
     entry, arena_bytes, host = plan.main, plan.arena_bytes, host_of(target)
     if target.is_gpu:
-        entry, arena_bytes = host_for_device(entry, len(graph.inputs), arena_bytes)
+        entry, arena_bytes = host_for_device(entry, len(graph.inputs), arena_bytes, target)
     if stages.versions:
         entry = choose_version("main", graph, general, list(zip(stages.versions, plans[1:], strict=True)))
     mains = [_entry_module(entry, "tw_main", plan.sources, host)]
@@ -297,7 +298,8 @@ class _Weights:
     """The constants' blob: every weight once per layout in which some kernel wants it. Equal ones are one: several
     versions of a model read each its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, target: Target) -> None:
+        self.target = target
         self.size = 0
         self.offsets: dict[Value, int] = {}
         self.packs: list[tuple[Value, Value, str]] = []
@@ -348,8 +350,19 @@ class _Weights:
             self.offsets[v] = self._reserve(v.data.size * v.dtype.nbytes)
         return self.offsets[v]
 
+    def check(self, gp: GroupProgram) -> None:
+        """Raises UserError "device-integers" for a constant that the target's kernels cannot compute with."""
+        for v in gp.weights if self.target.binds else ():
+            if v.data is not None and v.dtype.is_int and v.dtype.bits > 32 and v.data.size and not (
+                    -2**31 <= v.data.min() and v.data.max() < (2**31 if v.dtype.kind == "int" else 2**32)):
+                raise UserError("device-integers", f"the constant {v.name} holds numbers beyond 32 bits, in which kernels "
+                                f"for {self.target.name} compute", where=v.loc or v.name,
+                                hint="choose another target for this model")
+
     def _reserve(self, nbytes: int) -> int:
-        at = self.size
+        at, piece = self.size, self.target.max_binding
+        if piece and at % piece + nbytes > piece:  # so that each weight is in one piece, or begins one
+            at = round_up(at, piece)
         self.size = round_up(at + nbytes)
         return at
 

@@ -141,7 +141,7 @@ class Function:
         main, arena_bytes = _main(self.program, self.name, order, workspaces_of(self.lowered, self.name))
         code, image = self.lowered, b""
         if self.target.is_gpu:
-            main, arena_bytes = host_for_device(main, len(self.inputs), arena_bytes)
+            main, arena_bytes = host_for_device(main, len(self.inputs), arena_bytes, self.target)
             code = host_programs(code)
             image = device_image([print_kernels(device_kernels(self.lowered), LANGUAGES[self.target.language])], self.target)
         places = [*[("in", k) for k in range(len(self.inputs))], *[("out", k) for k in range(len(self.outputs))]]

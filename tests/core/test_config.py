@@ -40,7 +40,7 @@ def test_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert config.cache_dir == Path("/somewhere/tilewright")
     assert config.debug is False and config.dump_dir is None and config.numerics == "default"
     assert {s.env for s in config.settings()} == {f"TILEWRIGHT_{n}" for n in (
-        "CACHE_DIR", "THREADS", "DEBUG", "DUMP_DIR", "COMPILE_WORKERS", "NUMERICS")}
+        "CACHE_DIR", "THREADS", "DEBUG", "DUMP_DIR", "COMPILE_WORKERS", "NUMERICS", "WEBGPU_LIBRARY")}
     assert all(s.__doc__ for s in config.settings()) and Config.threads.name == "threads"
 
 

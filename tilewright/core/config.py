@@ -113,6 +113,8 @@ class Config:
                     "Verify the program after every pass and show tracebacks (1 or 0; default 0).")
     dump_dir = Setting("TILEWRIGHT_DUMP_DIR", lambda: None, _optional_path,
                        "Folder that gets the program before and after every pass (default: none).")
+    webgpu_library = Setting("TILEWRIGHT_WEBGPU_LIBRARY", lambda: None, _optional_path,
+                             "File of the wgpu-native library, for WebGPU devices (default: that of the wgpu package).")
     numerics = Setting("TILEWRIGHT_NUMERICS", _default_numerics, _numerics,
                        "'strict' keeps the order of sums; 'default' also allows faster algorithms of bounded error.")
 

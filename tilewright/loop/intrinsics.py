@@ -277,8 +277,8 @@ def _declare() -> None:
                        "Copy bytes to the first address from the second; the stretches do not overlap. No result.",
                        pure=False))
     register(Intrinsic("put_bits", 3, _put_operands, _put_bits,
-                       "Replace the bits of a 32-bit word that a mask names; threads may do so to other bits at the same time. "
-                       "No result.", pure=False))
+                       "Replace the bits of a 32-bit word that a mask names; threads may do so to other bits at the same "
+                       "time. No result.", pure=False))
     for when in ("begin", "end"):
         register(Intrinsic(f"tw_profile_{when}", 1, _number_of_kernel, lambda to, frm, k: 0,
                            f"The {when} of a kernel in the profile, by its number. The result is unused.", pure=False))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from tilewright.core.errors import UserError
-from tilewright.runtime import native
+from tilewright.runtime import drivers, native
 from tilewright.runtime.array import check_output, read_input
 from tilewright.runtime.descriptor import Descriptor, TensorSpec, check_threads, to_struct
 from tilewright.runtime.memory import Array, address_of, adopt, aligned, empty
@@ -23,9 +23,7 @@ _CODES = {1: "run-index", 2: "run-memory", 3: "run-shape", 4: "run-value", 5: "r
           7: "run-argument", 8: "artifact-cpu", 9: "artifact-version", 10: "model-closed", 11: "input-shape",
           12: "device-missing"}
 _HINTS = {2: "free memory, or use a smaller batch", 8: "compile the model for this machine, or for a plainer target",
-          9: "compile the model again with this Tilewright",
-          12: "install the loader and a driver: on Debian ocl-icd-libopencl1 and the GPU's own driver, or pocl-opencl-icd "
-              "to run on the CPU"}
+          9: "compile the model again with this Tilewright"}
 
 
 class KernelTime(NamedTuple):
@@ -70,9 +68,10 @@ class Executable:
               held: list[Any]) -> None:
         self.descriptor = descriptor
         self._runtime = runtime
+        drivers.announce(descriptor.device)
         handle = runtime.open(struct, threads)
         if handle is None:
-            raise _failure(runtime, runtime.error_code())
+            raise _failure(runtime, runtime.error_code(), descriptor.device)
         self._handle: int | None = handle
         self._held = held
         self._flags = 0
@@ -295,10 +294,11 @@ def _placed(consts: Array) -> Array:
     return block
 
 
-def _failure(runtime: native.Runtime, status: int) -> UserError:
+def _failure(runtime: native.Runtime, status: int, device: str = "") -> UserError:
     """The error for a status that the runtime returned on this thread."""
-    return UserError(_CODES.get(status, "run-failed"), runtime.error().decode(errors="replace"),
-                     hint=_HINTS.get(status, ""))
+    code = _CODES.get(status, "run-failed")
+    hint = drivers.HINTS.get(device, "") if code == "device-missing" else _HINTS.get(status, "")
+    return UserError(code, runtime.error().decode(errors="replace"), hint=hint)
 
 
 __all__ = ["Executable", "KernelTime", "TensorSpec"]

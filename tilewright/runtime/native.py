@@ -171,6 +171,28 @@ def symbol_addresses() -> dict[str, int]:
     return addresses
 
 
+class _Device(Structure):
+    """tw_device, as far as it is used here"""
+    _fields_ = [("name", c_char_p), ("state", c_void_p), ("open", ctypes.CFUNCTYPE(c_int32, c_void_p)),
+                *[(name, c_void_p) for name in ("alloc", "free", "copy", "load", "unload", "launch", "sync")],
+                ("error", ctypes.CFUNCTYPE(c_char_p, c_void_p))]
+
+
+def open_device(name: str) -> str:
+    """Opens one of `DEVICES`; what keeps it from opening, "" if nothing does."""
+    try:
+        count = c_int32.in_dll(_library(), "tw_device_count").value
+    except ValueError:
+        return "the C runtime was built from other sources: build it again"
+    table = (POINTER(_Device) * count).in_dll(_library(), "tw_devices")
+    device = next((d for d in table if d.contents.name == name.encode()), None)
+    if device is None:
+        return f"the C runtime knows no {name} devices: build it again"
+    if device.contents.open(ctypes.cast(device, c_void_p)) == 0:
+        return ""
+    return (device.contents.error(ctypes.cast(device, c_void_p)) or b"").decode(errors="replace")
+
+
 def cpu_feature_bits() -> dict[str, int]:
     """Every feature that a model can require, by LLVM's name → its bit in `tw_model.cpu_features`."""
     bits = {}

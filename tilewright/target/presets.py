@@ -49,7 +49,7 @@ DEVICES: dict[str, Callable[[], Target]] = {
     # What any OpenCL driver that we met grants; the specification itself asks for less (one thread, 32 KiB).
     "opencl": _gpu("opencl", "opencl", max_threads=256, max_block=(256, 256, 64), max_grid=(2**31 - 1, 65535, 65535),
                    shared_memory=32 << 10, warp=32, cores=16),
-    # The default limits of the W3C's WebGPU (section "Limits") and of WGSL ("Limits": 8192 bytes of variables in a function).
+    # The default limits of the W3C's WebGPU and WGSL (section "Limits" of each; a function's variables: 8192 bytes).
     "webgpu": _gpu("webgpu", "wgsl", device="webgpu", max_threads=256, max_block=(256, 256, 64), max_grid=(65535,) * 3,
                    shared_memory=16 << 10, local_memory=8 << 10, max_bindings=8, max_binding=128 << 20, warp=32, cores=16),
     "sm_75": _cuda(75, 40), "sm_80": _cuda(80, 108), "sm_90": _cuda(90, 132),

@@ -14,13 +14,13 @@ from pathlib import Path
 import tilewright
 from tilewright.core.config import config
 from tilewright.core.errors import InternalError, UserError
-from tilewright.runtime import native
+from tilewright.runtime import drivers, native
 from tilewright.runtime.cache import Cache
 from tilewright.runtime.toolchain import find_compiler
 from tilewright.target import host
 
 REQUIRED = ("numpy", "llvmlite", "onnx", "ml_dtypes")
-OPTIONAL = ("typer", "rich", "onnxruntime", "openvino", "pillow", "scikit-learn", "islpy", "ziglang")
+OPTIONAL = ("typer", "rich", "onnxruntime", "openvino", "pillow", "scikit-learn", "islpy", "wgpu", "ziglang")
 
 Section = dict[str, str]
 
@@ -29,7 +29,7 @@ def examine() -> tuple[dict[str, Section], list[str]]:
     """All sections and problems."""
     problems: list[str] = []
     sections = {"versions": _versions(problems), "processor": _processor(), "threads": _threads(problems),
-                "code": _code(problems), "cache": _cache(problems), "settings": _settings(problems)}
+                "code": _code(problems), "devices": _devices(), "cache": _cache(problems), "settings": _settings(problems)}
     return sections, problems
 
 
@@ -98,6 +98,14 @@ def _code(problems: list[str]) -> Section:
     except UserError as error:
         out["C compiler"] = f"none ({error.hint}): models run, but cannot be saved"
     return out
+
+
+def _devices() -> Section:
+    """Which devices beside the processor open, or why not: that is no problem of the installation."""
+    try:
+        return {name: drivers.problem(name) or "opens" for name in native.DEVICES}
+    except UserError:
+        return {}  # the runtime does not load, which is said above
 
 
 def _cache(problems: list[str]) -> Section:

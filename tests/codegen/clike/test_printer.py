@@ -47,7 +47,7 @@ def test_every_language_has_its_words() -> None:
     assert "__kernel __attribute__((reqd_work_group_size(4, 4, 1)))" in opencl and "get_local_id(1)" in opencl
     assert "__local float A_shared[" in opencl and opencl.count("barrier(") == 2
     assert "__launch_bounds__(16)" in cuda and "threadIdx.y" in cuda and cuda.count("__syncthreads()") == 2
-    assert set(LANGUAGES) == {"opencl", "cuda", "c"}
+    assert set(LANGUAGES) == {"opencl", "cuda", "c", "wgsl"}
 
 
 def test_a_language_without_threads_refuses_barriers() -> None:

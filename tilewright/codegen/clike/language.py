@@ -29,12 +29,14 @@ class Language:
     its offset ("" for none). `index`: expressions of the bound axes. `shared`: an array shared by a block's threads;
     `local`: a private one, both from {type}, {name}, {n}. `barrier` is a statement. `functions`: intrinsic → a template
     of its operands {0}, {1}, … for f32; `double` has those of f64. `helper`: the head of a helper function, from {type},
-    {name}, {params}, each one a `param`. `wide`: copies {n} elements of {type} from {source} to {to}; "" if there is no such thing.
-    `suffix`: what a literal ends with, by type. `reinterpret`: the bits of {0} as a {type}; "" for a helper function.
+    {name}, {params}, each one a `param`. `wide`: copies {n} elements of {type} from {source} to {to}; "" if there is no
+    such thing. `suffix`: what a literal ends with, by type. `reinterpret`: the bits of {0} as a {type}; "" for a helper
+    function.
 
-    What is C's way unless a language says otherwise: `define` names a value, `loop` heads a loop from {start} to {end}, `cast`,
-    `select` (of {cond}, {a}, {b}), `shift` ({0} and {2} around the sign {1}), `truth` (the words for false and true).
-    `helpers` are bodies of helper functions that differ from `HELPERS`, and those of functions that it lacks.
+    What is C's way unless a language says otherwise: `define` names a value, `loop` heads a loop from {start} to {end},
+    `cast`, `select` (of {cond}, {a}, {b}), `shift` ({0} and {2} around the sign {1}), `truth` (what false and true are
+    called), `unequal` (of floats; "" where != is true of NaN). `helpers` are bodies of helper functions that differ from
+    `HELPERS`, for all types or (min_f32) for one, and those of functions that it lacks.
 
     A language whose kernels are modules of their own has an `opening`, from {name} and {arguments} (see `word_memory`). Its
     parameters are `declare`d there, {at} is a buffer's number, {access} read or read_write, as are shared arrays if
@@ -68,6 +70,7 @@ class Language:
     select: str = "{cond} ? {a} : {b}"
     shift: str = "{0} {1} {2}"
     param: str = "{type} {name}"
+    unequal: str = ""
     truth: tuple[str, str] = ("0", "1")
     helpers: Mapping[str, str] = field(default_factory=dict)
     reserved: frozenset[str] = frozenset()

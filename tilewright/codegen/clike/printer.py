@@ -103,8 +103,8 @@ class _Kernel:
         params, begin = [], []
         buffers = [q for q in self.p.params if isinstance(q, ir.Buffer)]
         for at, b in enumerate(buffers):
-            words = {"type": self.type(b.dtype), "name": self.name(b), "const": "" if b in self.written else "const ", "at": at,
-                     "access": "read_write" if b in self.written else "read"}
+            words = {"type": self.type(b.dtype), "name": self.name(b), "const": "" if b in self.written else "const ",
+                     "at": at, "access": "read_write" if b in self.written else "read"}
             if b in self.atomic:
                 words["type"] = self.language.atomic["type"].format(words["type"])
             params.append(self.language.buffer.format(**words))
@@ -137,7 +137,8 @@ class _Kernel:
                     raise InternalError(f"{self.language.name} has no threads that could wait for each other")
                 self.line(depth, self.language.barrier)
             case ir.Evaluate(ir.Call("put_bits", (ir.Address() as place, mask, bits))):
-                self.line(depth, self.language.atomic["put"].format(self.place(place), self.expr(mask, ATOM), self.expr(bits)))
+                put = self.language.atomic["put"]
+                self.line(depth, put.format(self.place(place), self.expr(mask, ATOM), self.expr(bits)))
             case ir.Evaluate(ir.Call("prefetch")):
                 pass  # a hint: threads that wait for memory make room for others
             case ir.For():
@@ -275,6 +276,8 @@ class _Kernel:
                 return self.cast(t, a), UNARY
             case ir.Call():
                 return self.call(e)
+            case ir.Ne(a, b) if a.dtype.is_float and self.language.unequal:
+                return self.language.unequal.format(self.expr(a, 8), self.expr(b, 8)), UNARY
             case ir.Binary():
                 word, level = _INFIX[type(e)]
                 inner = 3 if isinstance(e, ir.And | ir.Or) else 8 if isinstance(e, ir.Compare) else level
@@ -334,7 +337,8 @@ class _Kernel:
             c = self.type(t)
             params = ", ".join([self.language.param.format(type=c, name=v) for v in "ab"[:len(args)]])
             head = self.language.helper.format(type=c, name=full, params=params)
-            body = {**HELPERS, **self.language.helpers}[name].format(i=c)
+            bodies = {**HELPERS, **self.language.helpers}
+            body = bodies.get(f"{name}_{t.name}", bodies[name]).format(i=c)
             text = f"{head} {{ {body} }}\n"
             self.helpers[full] = text if self.language.is_separate else f"#ifndef {full}_\n#define {full}_\n{text}#endif\n"
         return f"{full}({', '.join([self.expr(a) for a in args])})"

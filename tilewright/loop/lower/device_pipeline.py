@@ -64,8 +64,9 @@ KERNEL: Pipeline[Program] = Pipeline("kernel", [
 
 
 def lower_for_device(program: Program, target: Target, observers: Sequence[Observer] = ()) -> Module:
-    """The host program, and the kernels that it launches. Where the target binds memory, kernels have other parameters than the
-    launches give: the device's driver makes them (see `word_memory`). Raises UserError "kernel-limit" and "kernel-local"."""
+    """The host program, and the kernels that it launches. Where the target binds memory, kernels have other parameters
+    than the launches give: the device's driver makes them (see `word_memory`). Raises UserError "kernel-limit" and
+    "kernel-local"; for what kernels of such a target cannot compute, "device-dtype" and "device-integers"."""
     if config.debug:
         observers = [*observers, Verify(verify)]
     start: Pipeline[Program] = Pipeline("device", [

@@ -41,13 +41,17 @@ from tilewright.loop.ir import (
     seq,
 )
 from tilewright.loop.substitute import substitute
+from tilewright.target.target import Target
 
 ALIGN = 64
+ERROR_VALUE = 4
+"""TW_ERROR_VALUE of tilewright.h."""
 
 
-def host_for_device(main: Program, inputs: int, arena_bytes: int) -> tuple[Program, int]:
-    """The program, and the bytes of its arena; the first `inputs` parameters are read, the others written. Raises UserError
-    "device-sizes" for a program whose sizes are not all constant, or that calls back."""
+def host_for_device(main: Program, inputs: int, arena_bytes: int, target: Target) -> tuple[Program, int]:
+    """The program, and the bytes of its arena; the first `inputs` parameters are read, the others written. Inputs of 64-bit
+    integers are checked first if the device computes in 32 bits. Raises UserError "device-sizes" for a program whose sizes
+    are not all constant, or that calls back; "device-memory" for an arena that is more than the device can bind."""
     _require_constant(main)
     places: dict[Buffer, Buffer] = {}
     body: Stmt = main.body
@@ -60,7 +64,11 @@ def host_for_device(main: Program, inputs: int, arena_bytes: int) -> tuple[Progr
         end += -(-_nbytes(p) // ALIGN) * ALIGN
     body = _statement(substitute(body, dict(places)))
     given = [p for p in main.params if isinstance(p, Buffer)]
-    before = [_copy("tw_upload", places[p], p) for p in given[:inputs]]
+    if target.binds and end > target.max_binding:
+        raise UserError("device-memory", f"the activations of this model take {end >> 20} MiB; {target.name} binds "
+                        f"{target.max_binding >> 20} MiB at once", hint="use a smaller batch, or choose another target")
+    checks = [_fits_words(p, target) for p in given[:inputs] if target.binds and p.dtype.is_int and p.dtype.bits > 32]
+    before = [*checks, *[_copy("tw_upload", places[p], p) for p in given[:inputs]]]
     after = [_copy("tw_download", p, places[p]) for p in given[inputs:]]
     body = seq(*before, body, *after)
     for b, offset in reversed(offsets):
@@ -77,6 +85,19 @@ def _require_constant(main: Program) -> None:
     if HOST_CALL in launches:
         raise UserError("device-sizes", "operators of this model call back into Python, which devices do not do yet",
                         hint="replace them, or compile for the CPU")
+
+
+def _fits_words(b: Buffer, target: Target) -> Stmt:
+    """Fails the run if an element of an input is beyond 32 bits."""
+    at = [Var(f"i{k}") for k in range(b.rank)]
+    value = b[tuple(at)]
+    low, high = (-2**31, 2**31 - 1) if b.dtype.kind == "int" else (0, 2**32 - 1)
+    fits = (value <= high) if low == 0 else (value >= low) & (value <= high)
+    message = f"{b.name.removeprefix('in_')} holds {{}}, and kernels for {target.name} compute in 32 bits"
+    check: Stmt = Assert(fits, ERROR_VALUE, message, (value.cast(i64),))
+    for v, n in zip(reversed(at), reversed(b.shape), strict=True):
+        check = For(v, ZERO, n, check)
+    return check
 
 
 def _statement(s: Stmt) -> Stmt:

@@ -14,7 +14,8 @@ from tilewright.target.target import Target
 
 
 def check_limits(program: Program, target: Target) -> Program:
-    """Raises UserError "kernel-limit": threads of a block, in all or along an axis; blocks along an axis; shared memory."""
+    """Raises UserError "kernel-limit": threads of a block, in all or along an axis; blocks along an axis; shared and
+    local memory."""
     loops = [n for n in walk(program.body) if isinstance(n, For) and "Idx." in n.kind]
     threads = 1
     for f in loops:
@@ -34,7 +35,8 @@ def check_limits(program: Program, target: Target) -> Program:
     if total > target.shared_memory:
         parts = ", ".join(f"{b.name} {nbytes(b)}" for b in shared)
         _over(program, f"{total} bytes of shared memory", target.shared_memory, total, f"buffers {parts}", target)
-    own = [n.buffer for n in walk(program.body) if isinstance(n, Allocate) and n.buffer.scope == "local" and not n.buffer.data]
+    own = [n.buffer for n in walk(program.body) if isinstance(n, Allocate)
+           and n.buffer.scope == "local" and n.buffer.data is None]
     total = sum(map(nbytes, own))
     if target.local_memory and total > target.local_memory:
         parts = ", ".join(f"{b.name} {nbytes(b)}" for b in own)

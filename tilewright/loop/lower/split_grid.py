@@ -1,7 +1,7 @@
 """split_grid: a kernel of more blocks along x than the device launches at once has its blocks in two axes.
 
-In: a lowered kernel. Out: the same; a loop over blockIdx.x whose extent is beyond the limit is two, over y and x, as equal as
-may be; the last blocks of the grid may have nothing to do.
+In: a lowered kernel. Out: the same; a loop over blockIdx.x whose extent is beyond the limit is two, over y and x, as few
+along y as may be; the last blocks of the grid may have nothing to do.
 
     for b in 0..100000 blockIdx.x: …      →      for y in 0..2 blockIdx.y: for x in 0..50000 blockIdx.x: b = y * 50000 + x: …
 """

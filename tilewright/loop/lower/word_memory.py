@@ -7,7 +7,7 @@ parameter, what to bind: "a" the arena; "1" a window of its own, the piece of `m
 lies, "2", "3", … so many pieces, at whose beginning it begins; "s" the piece that small weights share; "n" nothing.
 
     f(x: f32[n], w: bool[n], y: f32[n])                  f(arena: u32, w0: u32, at_x, at_w, at_y)
-      y[i] = w[i] ? x[i] : 0                      →        arena[at_y + i] = bits(w0[at_w + (i >> 2)] >> (i & 3) * 8 & 255 != 0 ? …
+      y[i] = w[i] ? x[i] : 0                      →        arena[at_y + i] = (w0[at_w + (i >> 2)] >> (i & 3) * 8) & 255 …
 
 Memory looks as on the host, so nothing is converted on the way: a 64-bit integer is two words, of which a load takes the
 lower one and a store extends the sign; smaller ones are parts of a word, which `put_bits` replaces without touching those of
@@ -37,7 +37,6 @@ from tilewright.loop.ir import (
     Div,
     Evaluate,
     Expr,
-    For,
     Guard,
     Let,
     Load,
@@ -74,7 +73,7 @@ def word_memory(program: Program, target: Target, weights: Iterable[str]) -> Pro
     bound = {b for w in windows for b in w}
     free = [b for b in given if b not in bound]
     arena = Buffer("arena", _common(free, program), (const(target.max_binding // WORD),))
-    memory: dict[Buffer, list[Buffer]] = dict.fromkeys(free, [arena])
+    memory: dict[Buffer, list[Buffer]] = {b: [arena] for b in free}
     made: list[Buffer] = []
     letters = dict.fromkeys(free, "a")
     for w in windows:
@@ -104,8 +103,8 @@ def _windows(program: Program, weights: list[Buffer], target: Target) -> list[li
     while order and sum(need[b] for b in own) + need[order[0]] <= room - 1:
         own.append(order.pop(0))
     if order and need[order[0]] > 1:
-        raise UserError("kernel-limit", f"{program.name} reads weights of {sum(map(nbytes, weights)) >> 20} MiB; {target.name} "
-                        f"binds {target.max_bindings} ranges of {target.max_binding >> 20} MiB at once",
+        raise UserError("kernel-limit", f"{program.name} reads weights of {sum(map(nbytes, weights))} bytes; "
+                        f"{target.name} binds {target.max_bindings} ranges of {target.max_binding} bytes at once",
                         where=", ".join(b.name for b in weights), hint="split the largest weight in the model")
     shared = set(order)
     return [*[[b] for b in own], [b for b in weights if b in shared]]
@@ -124,7 +123,7 @@ def _wide(t: DType) -> DType:
 
 
 class _Words:
-    """The walk: `memory` has for each parameter its array (several for one larger than a binding), `places` its beginning."""
+    """The walk: `memory` has a parameter's array (or several, if it is larger than a binding), `places` its beginning."""
 
     def __init__(self, program: Program, memory: dict[Buffer, list[Buffer]], places: dict[Buffer, Var],
                  target: Target) -> None:
@@ -214,21 +213,21 @@ class _Words:
             case Cast(t, a):
                 return self.cast(t, a)
             case Min() | Max() | Compare():
-                return e.map(self.limit)  # type: ignore[return-value]
+                return e.map(self.limit)
             case Select() | Guard():
-                return e.map(self.node)  # type: ignore[return-value]
+                return e.map(self.node)
             case Call("reinterpret", (a,), t):
                 if a.dtype.bits == t.bits >= 32:
                     self.check(t)
                     return Call("reinterpret", (self.expr(a),), t)
                 return self.cast(t, a)
             case Call(name, args, t):
-                new = Call(name, tuple([self.expr(a) for a in args]), _wide(t))
-                return _wrapped(new, t) if name in _WRAPS else new
+                made = Call(name, tuple([self.expr(a) for a in args]), _wide(t))
+                return _wrapped(made, t) if name in _WRAPS else made
             case Binary():
-                new = e.map(self.node)  # type: ignore[assignment]
-                return _wrapped(new, e.dtype) if isinstance(e, Add | Sub | Mul | Div) else new
-        return e.map(self.node)  # type: ignore[return-value]
+                result = e.map(self.node)
+                return _wrapped(result, e.dtype) if isinstance(e, Add | Sub | Mul | Div) else result
+        return e.map(self.node)
 
     def limit(self, e: Node) -> Node:
         """An operand of what compares: a constant beyond 32 bits is there what all others are below or above."""

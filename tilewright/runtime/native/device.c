@@ -92,4 +92,4 @@ static tw_device cpu = {.name = "cpu", .open = cpu_sync, .alloc = cpu_alloc, .fr
                         .load = cpu_load, .unload = cpu_unload, .launch = cpu_launch, .sync = cpu_sync, .error = cpu_error};
 
 TW_EXPORT tw_device *tw_devices[] = {&cpu, &tw_opencl, &tw_webgpu};
-const int32_t tw_device_count = sizeof tw_devices / sizeof *tw_devices;
+TW_EXPORT const int32_t tw_device_count = sizeof tw_devices / sizeof *tw_devices;
