@@ -42,10 +42,10 @@ from tilewright.tensor.schedule.schedule import Schedule, replay
 from tilewright.tensor.schedule.state import ScheduleError
 from tilewright.tensor.schedule.trace import Trace
 from tilewright.tensor.script import kernel
-from tilewright.tensor.stages import Stage, StageSchedule, ThreadAxis, create_schedule, thread_axis
+from tilewright.tensor.stages import Axis, Stage, StageSchedule, ThreadAxis, create_schedule, thread_axis
 
 __all__ = [
-    "Function", "ReduceAxis", "Schedule", "ScheduleError", "Stage", "StageSchedule", "Tensor", "ThreadAxis", "Trace",
+    "Axis", "Function", "ReduceAxis", "Schedule", "ScheduleError", "Stage", "StageSchedule", "Tensor", "ThreadAxis", "Trace",
     "argmax", "argmin", "build", "ceil", "compute", "const_table", "create_program", "create_schedule", "erf", "exp",
     "floor", "if_then_else", "kernel", "log", "max", "maximum", "min", "minimum", "placeholder", "prod", "reduce_axis",
     "reducer", "replay",

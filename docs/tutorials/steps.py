@@ -1,0 +1,199 @@
+"""What the tutorials share: one step of a walk-through is shown, checked and timed on every device that is there.
+
+A step is a function that makes a schedule; its docstring is what the reader is told. `Walk.step` prints that text, the loop
+program, the kernels' source in each language, what the kernels do (blocks, threads, shared memory, and how often they touch
+memory, counted in the lowered program), and then, for each device, whether the result is right and how long it took.
+"""
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import tilewright
+from tilewright import te
+from tilewright.core.node import Node
+from tilewright.loop.ir import Allocate, Buffer, Call, Evaluate, For, Launch, Load, Store, as_int
+from tilewright.loop.lower.device_pipeline import device_kernels
+from tilewright.target.presets import get_target, target_names
+from tilewright.target.target import Target
+
+os.environ.setdefault("TILEWRIGHT_OPENCL_OPTIONS", "")  # PoCL optimizes kernels: slower to compile, faster to run
+
+SHOWN = ("sm_80", "opencl", "webgpu")
+"""The targets whose source is shown, whether there is such a device or not."""
+
+
+def devices() -> list[Target]:
+    """The devices that run kernels here: those that compute a first result."""
+    a = te.placeholder((4,), name="a")
+    found = []
+    for name in target_names():
+        target = get_target(name)
+        if not target.is_gpu:
+            continue
+        b = te.compute((4,), lambda i: a[i] + 1.0, name="b")
+        s = te.create_schedule(b)
+        s[b].bind(b.op.axis[0], "threadIdx.x")
+        try:
+            with_one = te.build(s, target, args=[a, b])(np.zeros(4, np.float32))
+        except tilewright.UserError:
+            continue  # no driver, or one for another generation of devices
+        if (with_one == 1).all():
+            found.append(target)
+    return found
+
+
+@dataclass
+class Work:
+    """What the kernels of a function do. `touched`: how often they read ("load") or write ("store") an element in global or
+    shared memory, as the program says it: what is under a condition is taken to happen, and a compiler may keep a value that
+    is read again in a register."""
+    grids: list[tuple[int, int]] = field(default_factory=list)
+    shared: int = 0
+    barriers: int = 0
+    touched: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        grids = ", then ".join([f"{blocks} block{'s' * (blocks > 1)} of {threads} thread{'s' * (threads > 1)}"
+                                for blocks, threads in self.grids])
+        parts = [grids, f"{self.shared / 1024:.1f} KiB of shared memory a block"] if self.shared else [grids]
+        return "; ".join([*parts, f"{self.barriers} barrier{'s' * (self.barriers != 1)} in the text"])
+
+    def per(self, outputs: int) -> str:
+        """The touches per element of the result."""
+        return ", ".join([f"{self.touched[kind] / outputs:.3g} {kind}s" for kind in (
+            "global load", "global store", "shared load", "shared store") if self.touched[kind]])
+
+
+def work_of(f: te.Function) -> Work:
+    """Read off the lowered program."""
+    work = Work()
+    for n in _walk(f.lowered.programs[0].body):
+        if isinstance(n, Launch) and n.grid:
+            grid = [as_int(e) or 1 for e in n.grid]
+            work.grids.append((grid[0] * grid[1] * grid[2], grid[3] * grid[4] * grid[5]))
+    for kernel in device_kernels(f.lowered):
+        shared = [n.buffer for n in _walk(kernel.body) if isinstance(n, Allocate) and n.buffer.scope == "shared"]
+        work.shared = max(work.shared, sum(_nbytes(b) for b in shared))
+        _count(kernel.body, 1, work)
+    return work
+
+
+def _walk(n: Node) -> Iterator[Node]:
+    yield n
+    for child in n.children():
+        yield from _walk(child)
+
+
+def _nbytes(b: Buffer) -> int:
+    n = b.dtype.nbytes
+    for d in b.shape:
+        n *= as_int(d) or 1
+    return n
+
+
+def _count(n: Node, times: int, work: Work) -> None:
+    """Add what a statement does, `times` times."""
+    if isinstance(n, For):
+        times *= as_int(n.extent) or 1
+    if isinstance(n, Evaluate) and isinstance(n.value, Call) and n.value.name == "barrier":
+        work.barriers += 1
+    if isinstance(n, Load | Store) and n.buffer.scope in ("global", "shared"):
+        work.touched[f"{n.buffer.scope} {'store' if isinstance(n, Store) else 'load'}"] += times
+    for child in n.children():
+        _count(child, times, work)
+
+
+@dataclass
+class Walk:
+    """A walk-through: its devices, its inputs, and the result that every step must give."""
+    inputs: Sequence[Any]
+    devices: Sequence[Target]
+    show: bool = True
+    tolerance: float = 1e-4
+    times: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Milliseconds by step and device."""
+    number: int = 0
+
+    def step(self, told: Callable[..., Any], make: Callable[[Target], te.StageSchedule], args: Sequence[te.Tensor],
+             want: Any) -> None:
+        """Show, check and time one step: `told` has the text, `make(target)` gives the schedule for a target, `args` are the
+        function's arguments, `want` is its result."""
+        title, _, text = (inspect.getdoc(told) or told.__name__).partition("\n")
+        self.number += 1
+        print(f"\n{'=' * 100}\n{self.number}. {title.rstrip('.')}\n{'=' * 100}")
+        if self.show:
+            print(text.strip("\n"))
+        built: dict[str, te.Function] = {}
+        for target in dict.fromkeys([*[t.name for t in self.devices], *[n for n in SHOWN if n in target_names()]]):
+            try:
+                built[target] = te.build(make(get_target(target)), target, args=args)
+            except tilewright.UserError as error:
+                if error.code != "kernel-limit":
+                    raise
+                print(f"\n{target}: does not fit\n{error}")
+        for k, (name, f) in enumerate(built.items()):
+            if self.show and k == 0:
+                print(f"\n---- the loop program (for {name})\n{f.program}")
+            if self.show and name in SHOWN:
+                print(f"\n---- {f.target.language} source (for {name})\n{f.source}")
+            if k == 0 or self.show:
+                work, outputs = work_of(f), np.size(want)
+                print(f"\n{name}: {work}\nper result: {work.per(outputs)}")
+        for target in self.devices:
+            if target.name in built:
+                self.run(title.rstrip("."), built[target.name], want)
+        sys.stdout.flush()
+
+    def run(self, title: str, f: te.Function, want: Any) -> float:
+        """Check a function's result and time it: milliseconds of the fastest run."""
+        got = f(*self.inputs)
+        error = float(np.abs(got - want).max() / np.abs(want).max())
+        if not error <= self.tolerance:
+            raise SystemExit(f"{title} on {f.target.name}: wrong by {error:.3g} of the largest value")
+        milliseconds = f.benchmark(*self.inputs, runs=20, seconds=0.5).minimum
+        print(f"{f.target.name}: right to {error:.1e} of the largest value; {milliseconds * 1e3:.1f} µs (fastest of 20)")
+        self.times.setdefault(title, {})[f.target.name] = milliseconds
+        f.close()
+        return milliseconds
+
+    def summary(self, flops: float, nbytes: float) -> None:
+        """A table of all steps: times, and how far they are from a device's own limits if those are known."""
+        if not self.devices:
+            print("\nNo device runs kernels here: programs and sources were shown, nothing was run.\n"
+                  "OpenCL on a CPU: Debian's pocl-opencl-icd and ocl-icd-libopencl1.")
+            return
+        print(f"\n{'=' * 100}\nThe result takes {flops / 1e6:.1f} MFLOP; it and its operands are {nbytes / 1e6:.2f} MB.\n")
+        names = [t.name for t in self.devices]
+        print("".join([f"{'':52}", *[f"{n + ', µs':>14}{'GFLOP/s':>10}{'GB/s':>8}" for n in names]]))
+        for title, found in self.times.items():
+            cells = [f"{found[n] * 1e3:14.1f}{flops / found[n] / 1e6:10.1f}{nbytes / found[n] / 1e6:8.1f}" if n in found
+                     else f"{'–':>14}{'–':>10}{'–':>8}" for n in names]
+            print("".join([f"{title:52}", *cells]))
+
+
+def options(description: str, **sizes: int) -> argparse.Namespace:
+    """The command line of a tutorial: its sizes, and what to run and print."""
+    parser = argparse.ArgumentParser(description=description)
+    for name, value in sizes.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--devices", nargs="*", help="targets to run on (all that are here)")
+    parser.add_argument("--quiet", action="store_true", help="no programs and sources, only what was found")
+    parser.add_argument("--html", metavar="FILE", help="also write a page of the last schedule, step by step")
+    return parser.parse_args()
+
+
+def chosen(names: Sequence[str] | None) -> list[Target]:
+    """The devices of `--devices`, or all that are here."""
+    return devices() if names is None else [get_target(n) for n in names]
+
+
+__all__ = ["Walk", "chosen", "devices", "options", "work_of"]

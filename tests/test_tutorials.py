@@ -1,0 +1,56 @@
+"""docs/tutorials: each runs from top to bottom at small sizes, shows every step and gets every result right."""
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.test_opencl import needs_opencl
+
+FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
+SMALL = {"depthwise_conv": ["--channels", "2", "--size", "9", "--multiplier", "2"]}
+STEPS = {"depthwise_conv": 9}
+
+
+def tutorial(name: str, *options: str, status: int = 0) -> str:
+    """What a tutorial prints; PoCL does not optimize its kernels, so that they are compiled in no time."""
+    done = subprocess.run([sys.executable, FOLDER / f"{name}.py", *SMALL[name], *options], capture_output=True, text=True,
+                          env={**os.environ, "TILEWRIGHT_OPENCL_OPTIONS": "-cl-opt-disable"}, check=False)
+    assert done.returncode == status, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def titles(text: str) -> list[str]:
+    """The headings of the steps, which count from 1."""
+    found = re.findall(r"^=+\n(\d+)\. (.+)\n=+$", text, re.MULTILINE)
+    assert [int(n) for n, _ in found] == list(range(1, len(found) + 1))
+    return [title for _, title in found]
+
+
+def test_every_tutorial_is_run() -> None:
+    assert {p.stem for p in FOLDER.glob("*.py")} - {"steps"} == set(SMALL)
+
+
+@needs_opencl
+@pytest.mark.parametrize("name", SMALL)
+def test_a_tutorial_is_right_on_opencl(name: str, tmp_path: Path) -> None:
+    text = tutorial(name, "--quiet", "--devices", "opencl", "--html", str(tmp_path / "out.html"))
+    steps = titles(text)
+    assert len(steps) == STEPS[name] and text.count("opencl: right to ") == len(steps)
+    table = text[text.rindex("µs   GFLOP/s"):].splitlines()[1:]
+    assert [line[:52].strip() for line in table] == steps
+    assert '<script type="application/json" id="data">{"title"' in (tmp_path / "out.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_tutorial_shows_its_programs_without_a_device(name: str) -> None:
+    text = tutorial(name, "--devices")
+    steps = titles(text)
+    assert len(steps) == STEPS[name] and "No device runs kernels here" in text and "right to" not in text
+    for shown in ("---- the loop program", "---- cuda source", "---- opencl source", "per result: "):
+        assert text.count(shown) >= len(steps), shown
+    assert "threadIdx.x" in text and "__kernel" in text and "__global__" in text
