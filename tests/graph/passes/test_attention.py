@@ -27,11 +27,13 @@ def groups(change: str = "", shape=(2, 8, 8)) -> list[list[str]]:
         scores = b.add("add", [scores, later])
     if change == "no product":
         scores = b.input("s", tensor_type(dtype, rows))
-    p = b.add("softmax", [scores], {"axis": -2 if change == "axis" else -1})
+    p = rows_of = b.add("softmax", [scores], {"axis": -2 if change == "axis" else -1})
+    if "no keys" in change:  # rows without any key, as torch writes them
+        p = b.add("where", [b.add("isnan", [p]), b.constant(np.float32(0)), p])
     o = b.add("matmul", [v, p] if change == "order" else [p, v])
     if change == "transpose":
         o = b.add("transpose", [o], {"perm": (1, 0, 2)})
-    extra = {"scores kept": [scores], "rows kept": [p]}.get(change, [])
+    extra = {"scores kept": [scores], "rows kept": [p], "no keys, read": [rows_of]}.get(change, [])
     if change == "product read":
         extra = [b.add("exp", [product])]
     return [[op.op for op in g.operations] for g in fuse(b.finish([o, *extra]))]
@@ -41,6 +43,11 @@ def test_one_kernel():
     assert groups() == [["matmul", "add", "softmax", "matmul"]]
     assert groups("transpose") == [["matmul", "add", "softmax", "matmul", "transpose"]]
     assert groups("stages") == [["matmul", "add", "mul", "tanh", "softmax", "matmul"]]
+
+
+def test_a_function_of_the_rows():
+    assert groups("no keys") == [["matmul", "add", "softmax", "isnan", "where", "matmul"]]
+    assert ["softmax"] in groups("no keys, read")
 
 
 def test_a_mask_computed_later_does_not_draw_the_scores_to_itself():

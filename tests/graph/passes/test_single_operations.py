@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.graph.passes.passcheck import Net, counts, names, same
+from tilewright.graph import interpret
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.passes.cse import merge_equal
 from tilewright.graph.passes.dce import remove_dead
@@ -106,6 +107,49 @@ def test_transpose_of_ones_is_a_reshape() -> None:
 def test_slices_go_behind_reshapes(start: int, shape: tuple[int, ...], left: list[str]) -> None:
     g = one(lambda b, x: b.reshape(b.slice(x, {2: (start, start + 8, 1)}), shape), 2, 3, 24)
     assert names(same(g, simplify_views(g))) == left
+
+
+def test_slices_go_behind_reshapes_of_symbolic_sizes() -> None:
+    b, n, m = Net(), Var("n"), Var("m")
+    x = b.reshape(b.x(n, m, 24), (m * n, 24))
+    part = b.slice(x, {1: (8, 16, 1)})
+    g = b.finish([b.reshape(part, (n, m, 2, 4)), b.reshape(b.slice(x, {0: (0, 1, 1)}), (24,))])
+    after = simplify_views(g)
+    assert names(after) == ["reshape", "reshape", "slice", "slice", "reshape"]
+    data = np.random.default_rng(0).standard_normal((2, 3, 24)).astype(np.float32)
+    for want, got in zip(interpret.run(g, [data]), interpret.run(after, [data]), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("perm,left", [((0, 2, 1), ["transpose", "reshape"]), ((2, 0, 1), ["transpose", "reshape"]),
+                                       ((1, 0, 2), ["transpose", "reshape"])])
+def test_transposes_around_a_reshape_that_merges_axes_are_one(perm: tuple[int, ...], left: list[str]) -> None:
+    g = one(lambda b, x: b.op("transpose", b.reshape(b.op("transpose", x, perm=(0, 2, 1, 3)), (10, 3, 4)), perm=perm), 2, 3, 5, 4)
+    assert names(same(g, simplify_views(g))) == left
+
+
+def test_transposes_stay_apart_where_the_reshape_mixes_their_axes() -> None:
+    g = one(lambda b, x: b.op("transpose", b.reshape(b.op("transpose", x, perm=(0, 2, 1, 3)), (5, 6, 4)), perm=(1, 0, 2)),
+            2, 3, 5, 4)
+    assert names(same(g, simplify_views(g))) == ["transpose", "reshape", "transpose"]
+
+
+def test_scales_of_operands_stand_behind_the_product() -> None:
+    b = Net()
+    x, y = (b.op("mul", b.x(2, 4, 4), b.n(0.5)) for _ in range(2))
+    g = b.finish([b.op("matmul", x, y)])
+    assert names(same(g, simplify_operations(g))) == ["matmul", "mul"]
+    assert names(same(g, simplify_operations(g, exact=True))) == ["mul", "mul", "matmul"]
+
+
+@pytest.mark.parametrize("change", ["weight", "large", "read twice", "half"])
+def test_scales_that_stay(change: str) -> None:
+    b = Net()
+    x = b.x(4, 4, type="f16" if change == "half" else "f32")
+    scaled = b.op("mul", x, b.constant(np.asarray(2 if change == "large" else 0.5, x.dtype.numpy())))
+    y = b.op("matmul", scaled, b.w(4, 4) if change == "weight" else b.x(4, 4, type=x.dtype.name))
+    g = b.finish([y, *([scaled] if change == "read twice" else [])])
+    assert names(simplify_operations(g)) == ["mul", "matmul"]
 
 
 def test_folding_stops_where_constants_would_grow() -> None:

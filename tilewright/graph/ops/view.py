@@ -1,7 +1,7 @@
 """Operators that only rename places: reshape, transpose, expand, slice. Squeeze, unsqueeze, flatten and split are these."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,15 +25,23 @@ from tilewright.graph.infer import (
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import broadcast_read
 from tilewright.graph.registry import Array, Attr, OpRecord
-from tilewright.loop.ir import Expr, IntoExpr, as_int, const, expr, maximum, minimum
+from tilewright.loop.ir import Expr, IntoExpr, Mul, as_int, const, expr, maximum, minimum
 from tilewright.tensor.compute import Tensor, compute
 
 
 # ---- reshape ---------------------------------------------------------------------------------------------------------
+def _factors(sizes: Iterable[Expr]) -> list[Expr]:
+    """Sizes, products among them taken apart."""
+    out: list[Expr] = []
+    for d in sizes:
+        out += _factors((d.a, d.b)) if isinstance(d, Mul) else [d]
+    return out
+
+
 def _without_common(a: Sequence[Expr], b: Sequence[Expr]) -> tuple[list[Expr], list[Expr]]:
     """Both lists of factors with those that occur in both left out."""
-    rest, left = list(b), []
-    for d in a:
+    rest, left = _factors(b), []
+    for d in _factors(a):
         if d in rest:
             rest.remove(d)
         else:

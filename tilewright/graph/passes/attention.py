@@ -1,7 +1,7 @@
 """Attention, as operator fusion sees it: a product, elementwise operations, a softmax of its rows, and a second product.
 
 In: a Graph after all rewrites. Out: which operations continue the kernel of an operand, so that `passes/fuse.py` makes one
-group of softmax(f(Q Kᵀ)) V. Its schedule (`tensor/rules/attention.py`) works on a few rows of scores at a time, which
+group of g(softmax(f(Q Kᵀ))) V, g an elementwise function (torch writes zeros for rows without any key). Its schedule (`tensor/rules/attention.py`) works on a few rows of scores at a time, which
 then never reach memory.
 """
 from __future__ import annotations
@@ -16,6 +16,9 @@ from tilewright.loop.ir import as_int
 MAX_KEYS = 4096
 """Longest row of scores: a few of them must fit the second-level cache."""
 
+MAX_BETWEEN = 4
+"""Most elementwise operations between a softmax and the second product."""
+
 
 def continued_kernels(graph: Graph, users: Mapping[Value, Sequence[Operation]],
                       producers: Mapping[Value, Operation]) -> dict[int, Value]:
@@ -24,14 +27,47 @@ def continued_kernels(graph: Graph, users: Mapping[Value, Sequence[Operation]],
     out: dict[int, Value] = {}
     for op in graph.operations:
         rows = op.inputs[0] if op.op == "matmul" else None
-        softmax = producers.get(rows) if rows is not None else None
-        if rows is None or softmax is None or softmax.op != "softmax" or rows in shared or not _sums_rows(op, softmax):
+        behind = None if rows is None else _path_from_softmax(rows, op, users, producers, set(graph.outputs))
+        if rows is None or behind is None:
             continue
+        softmax, between = behind
         scores = softmax.inputs[0]
-        path = None if scores is None else _path_from_product(scores, producers, shared)
+        path = None if scores is None or not _sums_rows(op, softmax) else _path_from_product(scores, producers, shared)
         if path is not None and scores is not None:
-            out |= {id(op): rows, id(softmax): scores, **{id(o): v for o, v in path}}
+            out |= {id(op): rows, **{id(o): softmax.output for o in between}, id(softmax): scores,
+                    **{id(o): v for o, v in path}}
     return out
+
+
+def _path_from_softmax(rows: Value, product: Operation, users: Mapping[Value, Sequence[Operation]],
+                       producers: Mapping[Value, Operation],
+                       outputs: Set[Value]) -> tuple[Operation, list[Operation]] | None:
+    """The softmax from which the rows of a product come, and the elementwise operations between, which no one else reads;
+    None if they come from elsewhere."""
+    between: dict[int, Operation] = {}
+    softmax: Operation | None = None
+    stack = [rows]
+    while stack:
+        v = stack.pop()
+        op = producers.get(v)
+        if op is None or id(op) in between or op is softmax:
+            continue
+        if op.op == "softmax" and softmax is None:
+            softmax = op
+        elif record_of(op).fusion in ("elementwise", "broadcast") and len(between) < MAX_BETWEEN:
+            between[id(op)] = op
+            stack += [u for u in op.inputs if u is not None and u.shape == rows.shape]
+        else:
+            return None
+    if softmax is None:
+        return None
+    inside = {*between, id(product)}
+    if any(op.output in outputs or any(id(u) not in inside for u in users[op.output]) for op in (softmax, *between.values())):
+        return None
+    reached = {softmax.output}
+    for _ in between:
+        reached |= {op.output for op in between.values() if any(u in reached for u in op.inputs)}
+    return (softmax, list(between.values())) if len(reached) == len(between) + 1 else None
 
 
 def _sums_rows(op: Operation, softmax: Operation) -> bool:

@@ -2,7 +2,8 @@
 
 In: any Graph. Out: the same graph where x·1, x+0, casts to the same type, selections by a constant, … are gone, and where
 powers, quotients and clips have their cheapest form. `exact` keeps rounding as written: a quotient by a constant becomes
-a product only where the reciprocal is exact, sums and products of constants are not put together.
+a product only where the reciprocal is exact, sums and products of constants are not put together, and factors stay at the
+operand that they scale.
 NaN and infinities are respected (x·0 stays); the sign of zero is not (x + 0 is x).
 """
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tilewright.core.dtype import f32, f64
 from tilewright.graph.infer import constant_of
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.passes.match import Result, Rule, Walk, apply, same_shape, splat, with_constant
@@ -116,6 +118,24 @@ def _reassociate(op: Operation, w: Walk) -> Result:
     return w.b.add(op.op, [found[0], w.b.constant(both.astype(outer[1].data.dtype), outer[1].name)], name=op.output.name)
 
 
+def _scaled_operand(op: Operation, w: Walk) -> Result:
+    """(x * c) y → (x y) * c, where neither operand is a weight (that would take the number itself) and c is at most 1, so that
+    nothing becomes too large: what scales queries and keys then stands with what follows their product."""
+    if op.output.dtype not in (f32, f64) or any(v is None or v.is_constant or v.dtype is not op.output.dtype
+                                                for v in op.inputs):
+        return None
+    for k, v in enumerate(op.inputs):
+        inner = w.producer(v, "mul")
+        found = None if inner is None else with_constant(inner)
+        number = None if found is None else splat(found[1])
+        if v is None or found is None or number is None or abs(number) > 1 or not same_shape(found[0], v) or not w.lone(v):
+            continue
+        operands = [found[0] if at == k else u for at, u in enumerate(op.inputs)]
+        y = w.b.add("matmul", operands, op.attrs, name=op.output.name)
+        return w.b.add("mul", [y, _scalar(w, number, v)], name=op.output.name)
+    return None
+
+
 def _negated(op: Operation, w: Walk) -> Result:
     inner = w.producer(op.inputs[0], "neg")
     return None if inner is None else inner.inputs[0]
@@ -198,4 +218,5 @@ _RULES: dict[str, Sequence[Rule]] = {
     "neg": [_negated], "clip": [_clip], "relu": [_relu], "max": [_bound], "min": [_bound], "where": [_where],
     "logical_and": [_logic], "logical_or": [_logic], "cast": [_cast], "identity": [_identity], "logical_not": [_twice]}
 _RULES_ROUNDING: dict[str, Sequence[Rule]] = {
-    **_RULES, "add": [_add, _reassociate], "mul": [_mul, _reassociate], "div": [functools.partial(_div, exact=False)]}
+    **_RULES, "add": [_add, _reassociate], "mul": [_mul, _reassociate], "div": [functools.partial(_div, exact=False)],
+    "matmul": [_scaled_operand]}

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from math import prod
 
 from tilewright.graph.infer import constant_of, is_one
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.ops.view import aligned_groups
-from tilewright.graph.passes.match import Result, Rule, Walk, apply, same_shape, sizes
+from tilewright.graph.passes.match import Result, Rule, Walk, apply, same_shape
 from tilewright.loop.ir import Expr, as_int, const
 
 
@@ -35,35 +36,57 @@ def _reshape_of_slice(op: Operation, w: Walk) -> Result:
     inner = w.producer(op.inputs[0], "slice")
     if inner is None or inner.inputs[0] is None:
         return None
-    x, cut = inner.inputs[0], inner.attrs
-    whole, part, out = sizes(x), sizes(inner.output), sizes(op.output)
-    starts = [as_int(s) for s in cut["starts"]]
-    if whole is None or part is None or out is None or 0 in part or None in starts or any(s != 1 for s in cut["steps"]):
+    x, cut, out = inner.inputs[0], inner.attrs, op.output.shape
+    if any(s != 1 for s in cut["steps"]) or any(as_int(d) == 0 for d in inner.output.shape):
         return None
-    shape: list[int] = []
+    shape: list[Expr] = []
     first: list[int] = []
-    for src, dst in aligned_groups(inner.output.shape, op.output.shape):
-        cuts = [k for k in src if whole[k] != part[k]]
-        if not cuts:
+    for src, dst in aligned_groups(inner.output.shape, out):
+        if all(x.shape[k] == inner.output.shape[k] for k in src):
             shape += [out[k] for k in dst]
             first += [0] * len(dst)
             continue
-        wide = [k for k in src if part[k] != 1 or whole[k] != 1]
-        if len(wide) != 1 or not dst:
+        numbers = [[as_int(d[k]) for k in axes] for d, axes in
+                   ((x.shape, src), (inner.output.shape, src), (cut["starts"], src), (out, dst))]
+        whole, part, starts, split = ([n for n in ns if n is not None] for ns in numbers)
+        if [len(ns) for ns in (whole, part, starts, split)] != [len(ns) for ns in numbers]:
             return None
-        start, rest, lead = starts[wide[0]] or 0, 1, 0
-        for k in dst:
-            lead = k if out[k] != 1 or k == dst[0] else lead
-            if out[k] != 1:
-                break
-        for k in dst[lead - dst[0] + 1:]:
-            rest *= out[k]
+        wide = [k for k, (n, m) in enumerate(zip(part, whole, strict=True)) if (n, m) != (1, 1)]
+        if len(wide) != 1 or not split:
+            return None
+        lead = next((k for k, n in enumerate(split) if n != 1), len(split) - 1)
+        rest = prod(split[lead + 1:])
+        start = starts[wide[0]]
         if start % rest or whole[wide[0]] % rest:
             return None
-        shape += [whole[wide[0]] // rest if k == lead else out[k] for k in dst]
-        first += [start // rest if k == lead else 0 for k in dst]
+        shape += [const(whole[wide[0]] // rest if k == lead else n) for k, n in enumerate(split)]
+        first += [start // rest if k == lead else 0 for k in range(len(split))]
     y = w.b.add("reshape", [x], {"shape": shape}, name=op.output.name)
     return w.b.add("slice", [y], {"starts": first, "sizes": out}, name=op.output.name)
+
+
+def _transpose_of_reshape(op: Operation, w: Walk) -> Result:
+    """transpose(reshape(transpose(x))) → reshape(transpose(x)), where the axes that the reshape merges or splits stay
+    together."""
+    x, perm = op.inputs[0], op.attrs["perm"]
+    middle = w.producer(x, "reshape")
+    inner = None if middle is None else w.producer(middle.inputs[0], "transpose")
+    if x is None or middle is None or inner is None or middle.inputs[0] is None:
+        return None
+    moved: list[int] = []
+    groups = {g[1].start: g for g in aligned_groups(middle.inputs[0].shape, x.shape)}
+    left = list(perm)
+    while left:
+        group = groups.pop(left[0], None)
+        if group is None or not group[0] or left[:len(group[1])] != [*group[1]]:
+            return None
+        moved += group[0]
+        left = left[len(group[1]):]
+    if groups:
+        return None
+    both = tuple([inner.attrs["perm"][p] for p in moved])
+    y = w.b.add("transpose", inner.inputs, {"perm": both}, name=op.output.name)
+    return w.b.reshape(y, op.output.shape, op.output.name)
 
 
 def _transpose(op: Operation, w: Walk) -> Result:
@@ -164,5 +187,5 @@ def _gather(op: Operation, w: Walk) -> Result:
 
 
 _RULES: dict[str, Sequence[Rule]] = {
-    "reshape": [_reshape, _reshape_of_slice], "transpose": [_transpose], "expand": [_expand], "slice": [_slice],
+    "reshape": [_reshape, _reshape_of_slice], "transpose": [_transpose, _transpose_of_reshape], "expand": [_expand], "slice": [_slice],
     "pad": [_pad], "concat": [_concat], "gather": [_gather]}
