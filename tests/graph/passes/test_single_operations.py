@@ -124,7 +124,8 @@ def test_slices_go_behind_reshapes_of_symbolic_sizes() -> None:
 @pytest.mark.parametrize("perm,left", [((0, 2, 1), ["transpose", "reshape"]), ((2, 0, 1), ["transpose", "reshape"]),
                                        ((1, 0, 2), ["transpose", "reshape"])])
 def test_transposes_around_a_reshape_that_merges_axes_are_one(perm: tuple[int, ...], left: list[str]) -> None:
-    g = one(lambda b, x: b.op("transpose", b.reshape(b.op("transpose", x, perm=(0, 2, 1, 3)), (10, 3, 4)), perm=perm), 2, 3, 5, 4)
+    g = one(lambda b, x: b.op("transpose", b.reshape(b.op("transpose", x, perm=(0, 2, 1, 3)), (10, 3, 4)), perm=perm),
+            2, 3, 5, 4)
     assert names(same(g, simplify_views(g))) == left
 
 

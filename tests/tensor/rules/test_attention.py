@@ -100,7 +100,8 @@ CASES = [
     dict(heads=2, queries=197, keys=197, size=64, layout="joint"),
     dict(heads=1, queries=300, keys=260, size=128, scale=False),
     dict(queries=16, keys=7, size=5, values=9), dict(batch=3, queries=2, keys=2, size=2, mask="causal"),
-    dict(queries=5, keys=33, size=32, mask="causal"), dict(queries=20, keys=37, size=16, mask="no keys"), dict(queries=13, keys=1025, size=16, mask="keys"),
+    dict(queries=5, keys=33, size=32, mask="causal"), dict(queries=20, keys=37, size=16, mask="no keys"),
+    dict(queries=13, keys=1025, size=16, mask="keys"),
     dict(queries=24, keys=3000, size=64, layout="rows"), dict(heads=1, queries=31, keys=31, size=31, layout="rows"),
 ]
 

@@ -1,8 +1,8 @@
 """Attention, as operator fusion sees it: a product, elementwise operations, a softmax of its rows, and a second product.
 
 In: a Graph after all rewrites. Out: which operations continue the kernel of an operand, so that `passes/fuse.py` makes one
-group of g(softmax(f(Q Kᵀ))) V, g an elementwise function (torch writes zeros for rows without any key). Its schedule (`tensor/rules/attention.py`) works on a few rows of scores at a time, which
-then never reach memory.
+group of g(softmax(f(Q Kᵀ))) V, g an elementwise function (torch writes zeros for rows without any key). Its schedule
+(`tensor/rules/attention.py`) works on a few rows of scores at a time, which then never reach memory.
 """
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def _path_from_softmax(rows: Value, product: Operation, users: Mapping[Value, Se
     if softmax is None:
         return None
     inside = {*between, id(product)}
-    if any(op.output in outputs or any(id(u) not in inside for u in users[op.output]) for op in (softmax, *between.values())):
+    made = [softmax.output, *[op.output for op in between.values()]]
+    if any(v in outputs or any(id(u) not in inside for u in users[v]) for v in made):
         return None
     reached = {softmax.output}
     for _ in between:

@@ -119,8 +119,8 @@ def _reassociate(op: Operation, w: Walk) -> Result:
 
 
 def _scaled_operand(op: Operation, w: Walk) -> Result:
-    """(x * c) y → (x y) * c, where neither operand is a weight (that would take the number itself) and c is at most 1, so that
-    nothing becomes too large: what scales queries and keys then stands with what follows their product."""
+    """(x * c) y → (x y) * c, where neither operand is a weight (that would take the number itself) and c is at most 1, so
+    that nothing becomes too large: what scales queries and keys then stands with what follows their product."""
     if op.output.dtype not in (f32, f64) or any(v is None or v.is_constant or v.dtype is not op.output.dtype
                                                 for v in op.inputs):
         return None

@@ -187,5 +187,5 @@ def _gather(op: Operation, w: Walk) -> Result:
 
 
 _RULES: dict[str, Sequence[Rule]] = {
-    "reshape": [_reshape, _reshape_of_slice], "transpose": [_transpose, _transpose_of_reshape], "expand": [_expand], "slice": [_slice],
-    "pad": [_pad], "concat": [_concat], "gather": [_gather]}
+    "reshape": [_reshape, _reshape_of_slice], "transpose": [_transpose, _transpose_of_reshape],
+    "expand": [_expand], "slice": [_slice], "pad": [_pad], "concat": [_concat], "gather": [_gather]}
