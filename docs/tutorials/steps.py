@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import os
 import sys
 from collections import Counter
@@ -20,7 +21,37 @@ import numpy as np
 import tilewright
 from tilewright import te
 from tilewright.core.node import Node
-from tilewright.loop.ir import Allocate, Buffer, Call, Evaluate, For, Launch, Load, Store, as_int
+from tilewright.loop.ir import (
+    Add,
+    Allocate,
+    And,
+    Binary,
+    Buffer,
+    Call,
+    Const,
+    Eq,
+    Evaluate,
+    Expr,
+    FloorDiv,
+    FloorMod,
+    For,
+    Guard,
+    If,
+    Launch,
+    Le,
+    Load,
+    Lt,
+    Max,
+    Min,
+    Mul,
+    Ne,
+    Not,
+    Or,
+    Store,
+    Sub,
+    Var,
+    as_int,
+)
 from tilewright.loop.lower.device_pipeline import device_kernels
 from tilewright.target.presets import get_target, target_names
 from tilewright.target.target import Target
@@ -54,8 +85,7 @@ def devices() -> list[Target]:
 @dataclass
 class Work:
     """What the kernels of a function do. `touched`: how often they read ("load") or write ("store") an element in global or
-    shared memory, as the program says it: what is under a condition is taken to happen, and a compiler may keep a value that
-    is read again in a register."""
+    shared memory, as the program says it: a compiler may keep a value that is read again in a register."""
     grids: list[tuple[int, int]] = field(default_factory=list)
     shared: int = 0
     barriers: int = 0
@@ -83,7 +113,7 @@ def work_of(f: te.Function) -> Work:
     for kernel in device_kernels(f.lowered):
         shared = [n.buffer for n in _walk(kernel.body) if isinstance(n, Allocate) and n.buffer.scope == "shared"]
         work.shared = max(work.shared, sum(_nbytes(b) for b in shared))
-        _count(kernel.body, 1, work)
+        _count(kernel.body, {}, (), work)
     return work
 
 
@@ -100,16 +130,51 @@ def _nbytes(b: Buffer) -> int:
     return n
 
 
-def _count(n: Node, times: int, work: Work) -> None:
-    """Add what a statement does, `times` times."""
+def _count(n: Node, loops: dict[Var, int], conditions: tuple[Expr, ...], work: Work) -> None:
+    """Add what a statement or an expression does in all turns of the loops around it in which the conditions hold."""
     if isinstance(n, For):
-        times *= as_int(n.extent) or 1
+        loops = {**loops, n.var: as_int(n.extent) or 1}
     if isinstance(n, Evaluate) and isinstance(n.value, Call) and n.value.name == "barrier":
         work.barriers += 1
     if isinstance(n, Load | Store) and n.buffer.scope in ("global", "shared"):
-        work.touched[f"{n.buffer.scope} {'store' if isinstance(n, Store) else 'load'}"] += times
+        work.touched[f"{n.buffer.scope} {'store' if isinstance(n, Store) else 'load'}"] += turns(loops, conditions)
+    inside = conditions
+    if isinstance(n, If | Guard):
+        inside = (*conditions, n.cond)
     for child in n.children():
-        _count(child, times, work)
+        _count(child, loops, inside if isinstance(n, If | Guard) and child is not n.cond else conditions, work)
+
+
+def turns(loops: dict[Var, int], conditions: Sequence[Expr]) -> int:
+    """In how many turns of a nest all of the conditions hold; those that depend on data are taken to hold."""
+    known = [c for c in conditions if {n for n in _walk(c) if isinstance(n, Var)} <= set(loops)
+             and not any(isinstance(n, Load) for n in _walk(c))]
+    used = list(dict.fromkeys([n for c in known for n in _walk(c) if isinstance(n, Var)]))
+    total = math.prod(loops.values())
+    if not used:
+        return total
+    values = dict(zip(used, np.meshgrid(*[np.arange(loops[v]) for v in used], indexing="ij", sparse=True), strict=True))
+    held = np.logical_and.reduce([np.broadcast_to(_value(c, values), [loops[v] for v in used]) for c in known])
+    return total // held.size * int(held.sum())
+
+
+def _value(e: Expr, values: dict[Var, Any]) -> Any:
+    """A condition or an index for all values of its variables at once."""
+    match e:
+        case Var():
+            return values[e]
+        case Const(value):
+            return value
+        case Not(a):
+            return np.logical_not(_value(a, values))
+        case Binary(a, b):
+            return _OPERATIONS[type(e)](_value(a, values), _value(b, values))
+    raise NotImplementedError(f"{type(e).__name__} in a condition")
+
+
+_OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
+    Add: np.add, Sub: np.subtract, Mul: np.multiply, FloorDiv: np.floor_divide, FloorMod: np.mod, Min: np.minimum,
+    Max: np.maximum, Lt: np.less, Le: np.less_equal, Eq: np.equal, Ne: np.not_equal, And: np.logical_and, Or: np.logical_or}
 
 
 @dataclass
