@@ -112,3 +112,12 @@ def test_copies_are_wide() -> None:
     sch.bind(i, "threadIdx.x")
     text = print_kernels(kernels(sch.program), OPENCL)
     assert "vstore4(vload4(0, (A + " in text
+
+
+def test_a_buffer_may_be_called_like_a_function() -> None:
+    a = te.placeholder((8,), name="exp")
+    b = te.compute((8,), lambda i: Call("exp", (a[i],), a[i].dtype), name="tanh")
+    c = te.compute((8,), lambda i: Call("tanh", (b[i],), b[i].dtype), name="barrier")
+    program = te.create_program("f", [a], [b, c])
+    text = print_kernels(kernels(program), OPENCL)
+    assert "tanh_1[" in text and "exp(exp_1[" in text and "barrier_1[" in text

@@ -51,13 +51,20 @@ def print_kernels(kernels: Iterable[ir.Program], language: Language) -> str:
     return "\n".join(parts if language.is_separate else [*helpers.values(), *parts])
 
 
+def _words(language: Language) -> frozenset[str]:
+    """The names that a language's own templates use: a buffer called "tanh" would hide the function."""
+    texts = (*language.functions.values(), *language.double.values(), *language.index.values(), *language.types.values(),
+             language.barrier, language.wide, language.infinity, language.nan)
+    return frozenset(re.findall(r"[A-Za-z_]\w*", " ".join(texts)))
+
+
 class _Kernel:
     """One kernel being printed."""
 
     def __init__(self, p: ir.Program, language: Language, helpers: dict[str, str]) -> None:
         self.p, self.language, self.helpers = p, language, helpers
         self.names: dict[Any, str] = {}
-        self.used: set[str] = {*_RESERVED, *language.reserved}
+        self.used: set[str] = {*_RESERVED, *language.reserved, *_words(language)}
         self.ranges: dict[ir.Var, Any] = {}
         self.narrow: set[ir.Var] = set()
         self.lines: list[str] = []
