@@ -8,6 +8,7 @@ from typing import Any
 
 from tilewright.core.errors import UserError
 from tilewright.target import host, x86
+from tilewright.target.cuda import present_device
 from tilewright.target.host import ARM_INTRINSICS
 from tilewright.target.target import Target
 
@@ -45,6 +46,16 @@ def _cuda(generation: int, cores: int) -> Callable[[], Target]:
                 shared_memory=48 << 10, warp=32, cores=cores, arch_name=f"sm_{generation}")
 
 
+def _hip(generation: str, warp: int, cores: int) -> Callable[[], Target]:
+    """Limits of AMD's HIP documentation, "Accelerator and GPU hardware specifications"; cores are compute units."""
+    return _gpu(generation or "hip", "hip", max_threads=1024, max_block=(1024,) * 3, max_grid=(2**31 - 1, 65535, 65535),
+                shared_memory=64 << 10, warp=warp, cores=cores, arch_name=generation)
+
+
+def _present_cuda() -> Target:
+    return _cuda(*present_device())()
+
+
 DEVICES: dict[str, Callable[[], Target]] = {
     # What any OpenCL driver that we met grants; the specification itself asks for less (one thread, 32 KiB).
     "opencl": _gpu("opencl", "opencl", max_threads=256, max_block=(256, 256, 64), max_grid=(2**31 - 1, 65535, 65535),
@@ -52,7 +63,14 @@ DEVICES: dict[str, Callable[[], Target]] = {
     # The default limits of the W3C's WebGPU and WGSL (section "Limits" of each; a function's variables: 8192 bytes).
     "webgpu": _gpu("webgpu", "wgsl", device="webgpu", max_threads=256, max_block=(256, 256, 64), max_grid=(65535,) * 3,
                    shared_memory=16 << 10, local_memory=8 << 10, max_bindings=8, max_binding=128 << 20, warp=32, cores=16),
-    "sm_75": _cuda(75, 40), "sm_80": _cuda(80, 108), "sm_90": _cuda(90, 132),
+    "cuda": _present_cuda,
+    "sm_75": _cuda(75, 40), "sm_80": _cuda(80, 108), "sm_86": _cuda(86, 82), "sm_89": _cuda(89, 128),
+    "sm_90": _cuda(90, 132),
+    "hip": _hip("", 32, 64), "gfx90a": _hip("gfx90a", 64, 104), "gfx942": _hip("gfx942", 64, 304),
+    "gfx1100": _hip("gfx1100", 32, 96),
+    # The "Metal Feature Set Tables" for the families Apple7 and newer; a grid's axes are 32-bit numbers.
+    "metal": _gpu("metal", "metal", max_threads=1024, max_block=(1024, 1024, 1024), max_grid=(2**31 - 1,) * 3,
+                  shared_memory=32 << 10, warp=32, cores=16, absent=("erf", "gelu")),
 }
 
 

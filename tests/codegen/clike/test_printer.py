@@ -11,12 +11,16 @@ import pytest
 from tests.loop.lower.test_device import device, product, window
 from tilewright.codegen.clike.languages import CUDA, LANGUAGES, OPENCL, C
 from tilewright.codegen.clike.printer import print_kernels
+from tilewright.core.dtype import boolean, f32, f64
 from tilewright.core.errors import InternalError, UserError
 from tilewright.loop.interpret import run
-from tilewright.loop.ir import Call, Program, maximum
+from tilewright.loop.intrinsics import intrinsic
+from tilewright.loop.ir import Call, Expr, Program, maximum
 from tilewright.loop.lower.device_pipeline import device_kernels, lower_for_device
 from tilewright.tensor import compute as te
 from tilewright.tensor.schedule.schedule import Schedule
+
+DTYPES = {"f32": f32, "f64": f64}
 
 
 def kernels(program: Program) -> list[Program]:
@@ -26,6 +30,10 @@ def kernels(program: Program) -> list[Program]:
 def run_c(program: Program, folder: Path, *arrays: np.ndarray) -> None:
     """Run a program of one kernel as plain C."""
     (kernel,) = kernels(program)
+    run_c_kernel(kernel, folder, *arrays)
+
+
+def run_c_kernel(kernel: Program, folder: Path, *arrays: np.ndarray) -> None:
     (folder / "k.c").write_text(C.prelude + print_kernels([kernel], C))
     subprocess.run(["cc", "-O1", "-Wall", "-Werror", "-Wno-unused-function", "-shared", "-fPIC", "-ffp-contract=off", "-o",
                     "k.so", "k.c", "-lm"], cwd=folder, check=True)
@@ -46,8 +54,8 @@ def test_every_language_has_its_words() -> None:
     opencl, cuda = print_kernels([kernel], OPENCL), print_kernels([kernel], CUDA)
     assert "__kernel __attribute__((reqd_work_group_size(4, 4, 1)))" in opencl and "get_local_id(1)" in opencl
     assert "__local float A_shared[" in opencl and opencl.count("barrier(") == 2
-    assert "__launch_bounds__(16)" in cuda and "threadIdx.y" in cuda and cuda.count("__syncthreads()") == 2
-    assert set(LANGUAGES) == {"opencl", "cuda", "c", "wgsl"}
+    assert "__launch_bounds__(16, 16)" in cuda and "threadIdx.y" in cuda and cuda.count("__syncthreads()") == 2
+    assert set(LANGUAGES) == {"opencl", "cuda", "hip", "metal", "c", "wgsl"}
 
 
 def test_a_language_without_threads_refuses_barriers() -> None:
@@ -121,3 +129,30 @@ def test_a_buffer_may_be_called_like_a_function() -> None:
     program = te.create_program("f", [a], [b, c])
     text = print_kernels(kernels(program), OPENCL)
     assert "tanh_1[" in text and "exp(exp_1[" in text and "barrier_1[" in text
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_functions_in_c(dtype: str, tmp_path: Path) -> None:
+    """Every function that C has a name for."""
+    names = sorted(C.functions)
+    kind = DTYPES[dtype]
+    x = te.placeholder((len(names), 24), dtype, "X")
+    out = []
+    for k, name in enumerate(names):
+        def point(j: Expr, k: int = k, name: str = name) -> Expr:
+            args = (x[k, j], *[x[k, j] * n for n in (0.5, 2.0)])[:intrinsic(name).arity]
+            result = boolean if name.startswith("is") else kind
+            return Call(name, args, result).cast(kind)
+        out.append(te.compute((24,), point, name=f"Y{k}"))
+    data = np.random.default_rng(0).uniform(0.1, 0.9, (len(names), 24)).astype(kind.numpy())
+    data[names.index("acosh")] += 1
+    data[names.index("isnan"), 3] = np.nan
+    data[names.index("isinf"), 3] = np.inf
+    program = te.create_program("f", [x], out)
+    got, want = (np.zeros((len(names), 24), kind.numpy()) for _ in range(2))
+    run(program, [data, *want])
+    for n, kernel in enumerate(kernels(program)):
+        folder = tmp_path / str(n)
+        folder.mkdir()
+        run_c_kernel(kernel, folder, data, got[n])
+    np.testing.assert_allclose(got, want, rtol=1e-6 if dtype == "f32" else 1e-14)

@@ -15,8 +15,9 @@ HELPERS: Mapping[str, str] = {
     "max": "return (a != a || a > b) ? a : b;",
     "sign": "return a > 0 ? 1 : a < 0 ? -1 : a;",
     "abs": "return a < 0 ? -a : a;",
+    "reinterpret": "union {{ {a} a; {i} b; }} bits; bits.a = a; return bits.b;",
 }
-"""Bodies of the helper functions that the loop IR's meaning needs, of the operands a and b of type {i}."""
+"""Bodies of the helper functions that the loop IR's meaning needs: operands a and b of type {a}, a result of type {i}."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +25,15 @@ class Language:
     """A C-like language.
 
     `types`: what each element type is called; one that is missing cannot be used on such devices. `prelude` opens a module.
-    `kernel`: the head of a kernel, from {name}, {params}, {x}, {y}, {z} (threads) and {threads} (in all); `buffer` and
-    `number`: a parameter, from {type}, {name}, {const}; `begin`: a line per buffer that goes before the body, e.g. to add
-    its offset ("" for none). `index`: expressions of the bound axes. `shared`: an array shared by a block's threads;
-    `local`: a private one, both from {type}, {name}, {n}. `barrier` is a statement. `functions`: intrinsic → a template
-    of its operands {0}, {1}, … for f32; `double` has those of f64. `helper`: the head of a helper function, from {type},
-    {name}, {params}, each one a `param`. `wide`: copies {n} elements of {type} from {source} to {to}; "" if there is no
-    such thing. `suffix`: what a literal ends with, by type. `reinterpret`: the bits of {0} as a {type}; "" for a helper
-    function.
+    `kernel`: the head of a kernel, from {name}, {params}, {x}, {y}, {z} (threads), {threads} (in all) and {blocks}, how many
+    a multiprocessor of `registers` should hold at once, its threads having those that they need; `buffer` and
+    `number`: a parameter, from {type}, {name}, {const} and {at}, its place; `extra`: parameters behind these; `begin`: a
+    line per buffer that goes before the body, e.g. to add its offset ("" for none). `index`: expressions of the bound axes.
+    `shared`: an array shared by a block's threads; `local`: a private one, both from {type}, {name}, {n}. `barrier` is a
+    statement. `functions`: intrinsic → a template of its operands {0}, {1}, … for f32; `double` has those of f64. `helper`:
+    the head of a helper function, from {type}, {name}, {params}, each one a `param`. `wide`: copies {n} elements of {type}
+    from {source} to {to}, {vector} is the type's name in those of vectors (`vectors`, where it is another); "" if there is
+    none. `suffix`: what a literal ends with, by type. `reinterpret`: the bits of {0} as a {type}; "" for a helper function.
 
     What is C's way unless a language says otherwise: `define` names a value, `loop` heads a loop from {start} to {end},
     `cast`, `select` (of {cond}, {a}, {b}), `shift` ({0} and {2} around the sign {1}), `truth` (what false and true are
@@ -51,6 +53,7 @@ class Language:
     index: Mapping[str, str]
     functions: Mapping[str, str]
     number: str = "const {type} {name}"
+    extra: tuple[str, ...] = ()
     begin: str = ""
     prelude: str = ""
     shared: str = "{type} {name}[{n}];"
@@ -59,6 +62,8 @@ class Language:
     helper: str = "static inline {type} {name}({params})"
     table: str = "static const {type} {name}[{n}] = {{{values}}};"
     wide: str = ""
+    vectors: Mapping[str, str] = field(default_factory=dict)
+    registers: int = 0
     suffix: Mapping[str, str] = field(default_factory=lambda: {"f32": "f", "i64": "L"})
     infinity: str = "INFINITY"
     nan: str = "NAN"

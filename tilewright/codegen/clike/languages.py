@@ -1,10 +1,12 @@
-"""The C-like languages that kernels can be written in: OpenCL C, CUDA C, WGSL (wgsl.py), and C for reading and for
-tests on the CPU.
+"""The C-like languages that kernels can be written in: OpenCL C, CUDA C, HIP, Metal, WGSL (wgsl.py), and C for reading and
+for tests on the CPU.
 
 Names and meanings are those of the OpenCL C 1.2 specification (6.12: built-in functions, 6.1.2: vector types), the CUDA C++
 programming guide (appendix on language extensions and mathematical functions) and C99's <math.h>.
 """
 from __future__ import annotations
+
+import dataclasses
 
 from tilewright.codegen.clike.language import Language
 from tilewright.codegen.clike.wgsl import WGSL
@@ -35,7 +37,8 @@ OPENCL = Language(
            **{f"threadIdx.{x}": f"(int)get_local_id({k})" for k, x in enumerate("xyz")}},
     shared="__local {type} {name}[{n}];", barrier="barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);",
     helper="{type} {name}({params})", table="__constant {type} {name}[{n}] = {{{values}}};",
-    wide="vstore{n}(vload{n}(0, {source}), 0, {to});", functions=_OPENCL, double={**_OPENCL, "gelu": _C_DOUBLE["gelu"]})
+    wide="vstore{n}(vload{n}(0, {source}), 0, {to});", reinterpret="as_{type}({0})",
+    functions=_OPENCL, double={**_OPENCL, "gelu": _C_DOUBLE["gelu"]})
 
 CUDA = Language(
     name="cuda",
@@ -44,14 +47,42 @@ CUDA = Language(
            "bool": "unsigned char"},
     prelude="#ifndef INFINITY\n#define INFINITY __int_as_float(0x7f800000)\n"
             "#define NAN __int_as_float(0x7fffffff)\n#endif\n",
-    kernel='extern "C" __global__ void __launch_bounds__({threads})\n{name}({params})',
+    kernel='extern "C" __global__ void __launch_bounds__({threads}, {blocks})\n{name}({params})',
     buffer="{const}{type} *__restrict__ {name}",
     index={f"{kind}.{x}": f"(int){kind}.{x}" for kind in ("blockIdx", "threadIdx") for x in "xyz"},
     shared="__shared__ __align__(16) {type} {name}[{n}];", barrier="__syncthreads();",
     helper="static __device__ __forceinline__ {type} {name}({params})",
     table="static __constant__ {type} {name}[{n}] = {{{values}}};",
-    wide="*({type}{n} *)({to}) = *(const {type}{n} *)({source});", suffix={"f32": "f", "i64": "LL"},
-    functions={**_C, "rsqrt": "rsqrtf({0})"}, double={**_C_DOUBLE, "rsqrt": "rsqrt({0})"})
+    wide="*({vector}{n} *)({to}) = *(const {vector}{n} *)({source});", suffix={"f32": "f", "i64": "LL"},
+    vectors={"i64": "longlong", "u64": "ulonglong", "u32": "uint", "u16": "ushort", "u8": "uchar", "i8": "char",
+             "bool": "uchar"},
+    registers=65536, functions={**_C, "rsqrt": "rsqrtf({0})"}, double={**_C_DOUBLE, "rsqrt": "rsqrt({0})"})
+
+# HIP's language is CUDA's (AMD's HIP programming guide, "HIP C++ language extensions"); its run-time compiler knows the
+# built-in names, its compiler driver has them in a header. The second of its launch bounds means something else.
+HIP = dataclasses.replace(
+    CUDA, name="hip", kernel=CUDA.kernel.replace(", {blocks}", ""),
+    prelude="#ifndef __HIPCC_RTC__\n#include <hip/hip_runtime.h>\n#endif\n" + CUDA.prelude)
+
+_METAL = {**{name: f"precise::{name}({{0}})" for name in _MATH if name != "erf"}, "floor": "floor({0})", "ceil": "ceil({0})",
+          "trunc": "trunc({0})", "rsqrt": "precise::rsqrt({0})", "round": "rint({0})", "abs": "fabs({0})",
+          "pow": "precise::pow({0}, {1})", "fmod": "precise::fmod({0}, {1})", "fma": "fma({0}, {1}, {2})",
+          "isnan": "isnan({0})", "isinf": "isinf({0})"}
+
+# Apple's Metal Shading Language Specification, chapters 2 (types), 4 (address spaces), 5.2 (attributes), 6.5 (mathematics).
+# A kernel has 31 buffers at most. It must be built without "fast math", which takes NaN for impossible.
+METAL = Language(
+    name="metal",
+    types={"f32": "float", "i64": "long", "i32": "int", "i16": "short", "i8": "char", "u64": "ulong", "u32": "uint",
+           "u16": "ushort", "u8": "uchar", "bool": "uchar"},
+    prelude="#include <metal_stdlib>\nusing namespace metal;\n",
+    kernel="[[max_total_threads_per_threadgroup({threads})]]\nkernel void {name}({params})",
+    buffer="device {const}{type} *{name} [[buffer({at})]]", number="constant {type} &{name} [[buffer({at})]]",
+    extra=("uint3 tw_block [[threadgroup_position_in_grid]]", "uint3 tw_thread [[thread_position_in_threadgroup]]"),
+    index={f"{kind}Idx.{x}": f"(int)tw_{kind}.{x}" for kind in ("block", "thread") for x in "xyz"},
+    shared="threadgroup {type} {name}[{n}];",
+    barrier="threadgroup_barrier(mem_flags::mem_device | mem_flags::mem_threadgroup);",
+    table="constant {type} {name}[{n}] = {{{values}}};", reinterpret="as_type<{type}>({0})", functions=_METAL)
 
 C = Language(
     name="c",
@@ -61,4 +92,4 @@ C = Language(
     kernel="void {name}({params})", buffer="{const}{type} *restrict {name}", index={},
     suffix={"f32": "f", "i64": "LL"}, functions=_C, double=_C_DOUBLE)
 
-LANGUAGES = {language.name: language for language in (OPENCL, CUDA, C, WGSL)}
+LANGUAGES = {language.name: language for language in (OPENCL, CUDA, HIP, METAL, C, WGSL)}

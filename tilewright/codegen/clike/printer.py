@@ -29,8 +29,12 @@ _RESERVED = frozenset((
     "kernel", "global", "local", "constant", "private", "half", "float", "double", "int", "long", "short", "char", "uint",
     "ulong", "uchar", "ushort", "if", "else", "for", "while", "do", "switch", "case", "return", "void", "const", "static",
     "inline", "restrict", "auto", "register", "signed", "unsigned", "default", "goto", "break", "continue", "union", "enum",
-    "struct", "typedef", "volatile", "extern", "sizeof", "bool", "true", "false", "in", "out", "this", "new", "class"))
+    "struct", "typedef", "volatile", "extern", "sizeof", "bool", "true", "false", "in", "out", "this", "new", "class",
+    "device", "thread", "threadgroup", "vertex", "fragment", "metal", "tw_block", "tw_thread"))
 TERNARY, UNARY, ATOM = 0, 11, 12
+FEW_REGISTERS, MOST_BLOCKS = 64, 16
+"""What any thread may have: compilers that are left alone spill some, to run more threads than that. And blocks that any
+multiprocessor holds."""
 
 
 def print_kernels(kernels: Iterable[ir.Program], language: Language) -> str:
@@ -69,6 +73,7 @@ class _Kernel:
         self.narrow: set[ir.Var] = set()
         self.lines: list[str] = []
         self.threads: dict[str, int] = {}
+        self.private = 0
         self.outside: list[str] = []
         self.atomic = {n.args[0].buffer for n in walk(p.body)  # type: ignore[attr-defined]
                        if isinstance(n, ir.Call) and n.name == "put_bits"}
@@ -107,7 +112,8 @@ class _Kernel:
 
     # ---- the function --------------------------------------------------------------------------------------------------
     def function(self) -> str:
-        params, begin = [], []
+        params: list[str] = []
+        begin: list[str] = []
         buffers = [q for q in self.p.params if isinstance(q, ir.Buffer)]
         for at, b in enumerate(buffers):
             words = {"type": self.type(b.dtype), "name": self.name(b), "const": "" if b in self.written else "const ",
@@ -118,16 +124,24 @@ class _Kernel:
             begin.append(self.language.begin.format(**words))
             self.outside.append(self.language.declare.format(**words))
         for at, q in enumerate([q for q in self.p.params if isinstance(q, ir.Var)]):
-            words = {"type": self.type(q.dtype), "name": self.name(q), "row": at // 4, "column": at % 4}
+            words = {"type": self.type(q.dtype), "name": self.name(q), "at": len(buffers) + at, "row": at // 4,
+                     "column": at % 4}
             params.append(self.language.number.format(**words))
             begin.append(self.language.begin_number.format(**words))
-        params = [text for text in params if text]
+        params = [text for text in (*params, *self.language.extra) if text]
         self.lines += [f"  {line}" for line in begin if line]
         self.stmt(self.p.body, 1)
         x, y, z = (self.threads.get(f"threadIdx.{a}", 1) for a in "xyz")
-        head = self.language.kernel.format(name=self.p.name, params=", ".join(params), x=x, y=y, z=z, threads=x * y * z)
+        head = self.language.kernel.format(name=self.p.name, params=", ".join(params), x=x, y=y, z=z, threads=x * y * z,
+                                           blocks=self.blocks(x * y * z))
         outside = "".join([f"{line}\n" for line in self.outside if line])
         return f"{outside}{head} {{\n" + "\n".join(self.lines) + "\n}\n"
+
+    def blocks(self, threads: int) -> int:
+        """Blocks that fit a multiprocessor if each private word, an operand for it and what a simple kernel needs have
+        registers."""
+        registers = max(FEW_REGISTERS, 2 * self.private + FEW_REGISTERS // 2)
+        return max(1, min(self.language.registers // (threads * registers), MOST_BLOCKS))
 
     def line(self, depth: int, text: str) -> None:
         self.lines.append("  " * depth + text)
@@ -210,6 +224,7 @@ class _Kernel:
             if k is None:
                 raise InternalError(f"the {b.scope} buffer {b.name} has no constant size")
             size = size * k if step is None else size + (k - 1) * (ir.as_int(step) or 0)
+        self.private += size * b.dtype.nbytes // 4 if b.scope == "local" else 0
         template = self.language.shared if b.scope == "shared" else self.language.local
         text = template.format(type=self.type(b.dtype), name=self.name(b), n=max(1, size))
         if b.scope == "shared" and self.language.shared_outside:
@@ -240,7 +255,9 @@ class _Kernel:
         if self.language.wide and s.buffer.scope != "local" and s.value.buffer.scope != "local" and all(
                 self.dense(at) for at in (to, source)):
             at = [f"({self.name(b)} + {self.expr(lane(e, 0), 10)})" for b, e in ((s.buffer, to), (s.value.buffer, source))]
-            self.line(depth, self.language.wide.format(n=lanes, type=self.type(s.buffer.dtype), to=at[0], source=at[1]))
+            self.line(depth, self.language.wide.format(
+                n=lanes, type=self.type(s.buffer.dtype), to=at[0], source=at[1],
+                vector=self.language.vectors.get(s.buffer.dtype.name, self.type(s.buffer.dtype))))
             return
         for k in range(lanes):
             self.line(depth, f"{self.name(s.buffer)}[{self.expr(lane(to, k))}] = "
@@ -339,13 +356,14 @@ class _Kernel:
         return self.helper("floordiv" if isinstance(e, ir.FloorDiv) else "floormod", e.dtype, [e.a, e.b]), ATOM
 
     def helper(self, name: str, t: DType, args: list[ir.Expr]) -> str:
-        full = f"tw_{name}_{t.name}"
+        source = args[0].dtype
+        full = f"tw_{name}_{t.name}" if source is t else f"tw_{name}_{source.name}_{t.name}"
         if full not in self.helpers:
-            c = self.type(t)
-            params = ", ".join([self.language.param.format(type=c, name=v) for v in "ab"[:len(args)]])
+            c, a = self.type(t), self.type(source)
+            params = ", ".join([self.language.param.format(type=a, name=v) for v in "ab"[:len(args)]])
             head = self.language.helper.format(type=c, name=full, params=params)
             bodies = {**HELPERS, **self.language.helpers}
-            body = bodies.get(f"{name}_{t.name}", bodies[name]).format(i=c)
+            body = bodies.get(f"{name}_{t.name}", bodies[name]).format(i=c, a=a)
             text = f"{head} {{ {body} }}\n"
             self.helpers[full] = text if self.language.is_separate else f"#ifndef {full}_\n#define {full}_\n{text}#endif\n"
         return f"{full}({', '.join([self.expr(a) for a in args])})"
@@ -356,7 +374,9 @@ class _Kernel:
             return f"-{self.expr(e.args[0], ATOM)}", UNARY
         if e.name == "sign":
             return self.helper("sign", t, [e.args[0]]), ATOM
-        if e.name == "reinterpret" and self.language.reinterpret:
+        if e.name == "reinterpret":
+            if not self.language.reinterpret:
+                return self.helper("reinterpret", e.dtype, [e.args[0]]), ATOM
             return self.language.reinterpret.format(self.expr(e.args[0]), type=self.type(e.dtype)), ATOM
         if e.name in _BITS:
             template = self.language.shift if e.name.startswith("shift") else "{0} {1} {2}"
@@ -389,8 +409,8 @@ class _Kernel:
         v = int(value)
         if t.name == "i64" and -2**31 < v < 2**31:
             return str(v)
-        if t.name == "i64" and v == -2**63:
-            return f"(-{2**63 - 1}{self.language.suffix['i64']} - 1)"
+        if t.kind == "int" and v == -2**(t.bits - 1) and t.bits >= 32:  # a literal has no sign of its own
+            return f"(-{-v - 1}{self.language.suffix['i64'] if t.bits == 64 else ''} - 1)"
         suffix = self.language.suffix
         return str(v) + (suffix.get(t.name, suffix.get("i64", "")) if t.bits == 64 else "u" if t.name == "u32" else "")
 

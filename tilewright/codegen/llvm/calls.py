@@ -36,7 +36,7 @@ LIBRARY = tuple(sorted({n + s for n in (*LIBM, "floor", "ceil", "trunc", "rint",
 
 RUNTIME = {"tw_worker": "i32", "tw_grow": "ptr", "tw_grow_kept": "ptr", "tw_output": "ptr", "tw_host_call": "i32",
            "tw_profile_begin": "void", "tw_profile_end": "void", "tw_tap": "void", "tw_upload": "void",
-           "tw_download": "void", "tw_move": "void"}
+           "tw_download": "void", "tw_move": "void", "tw_replay": "i64", "tw_captured": "void"}
 """The runtime's functions (tilewright_abi.h) that may be Calls, and what they return; the context is added in front."""
 
 

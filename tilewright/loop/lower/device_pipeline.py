@@ -16,6 +16,7 @@ from tilewright.loop.lower.compact_storage import compact_storage
 from tilewright.loop.lower.flatten_blocks import flatten_blocks
 from tilewright.loop.lower.join_threads import join_threads
 from tilewright.loop.lower.kernel_limits import check_limits
+from tilewright.loop.lower.legalize_math import legalize_math
 from tilewright.loop.lower.split_grid import split_grid
 from tilewright.loop.lower.split_kernels import launch_of, split_kernels
 from tilewright.loop.lower.thread_nests import gather_threads, grid_of
@@ -73,7 +74,9 @@ def lower_for_device(program: Program, target: Target, observers: Sequence[Obser
         flatten_blocks, *([scalar_copies] if target.binds else []), simplify])
     whole = start.run(program, observers)
     split = split_kernels(whole)
+    # Functions that the language of the kernels lacks are arithmetic; nothing is beyond the device's limits.
     finish: Pipeline[Program] = Pipeline("limits", [
+        functools.partial(legalize_math, names=target.absent),
         functools.partial(split_grid, target=target),
         *([functools.partial(word_memory, target=target, weights=program.attr("weights", ()))] if target.binds else []),
         functools.partial(check_limits, target=target)])

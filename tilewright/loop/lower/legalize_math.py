@@ -16,7 +16,7 @@ standard ones: Muller et al., Handbook of Floating-Point Arithmetic, chapter 11;
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from tilewright.core.dtype import DType, f32, i32
 from tilewright.core.node import Node
@@ -47,17 +47,18 @@ SCALED_LANES = (4, 8, 16)
 
 
 
-def legalize_math(program: Program, target: Target | None = None) -> Program:
-    """Calls of transcendental functions on f32, f16 and bf16 replaced by polynomial sequences. `target` may have an
-    instruction that multiplies by powers of two ("scale"); results are the same without."""
-    return program.replace(body=_Legalizer(target is not None and target.has("scale")).stmt(program.body))
+def legalize_math(program: Program, target: Target | None = None, names: Iterable[str] | None = None) -> Program:
+    """Calls of transcendental functions, all or those of `names`, on f32, f16 and bf16 replaced by polynomial sequences.
+    `target` may have an instruction that multiplies by powers of two ("scale"); results are the same without."""
+    chosen = frozenset(_FUNCTIONS if names is None else names)
+    return program.replace(body=_Legalizer(target is not None and target.has("scale"), chosen).stmt(program.body))
 
 
 class _Legalizer:
     """One walk over the statements; `lets` collects the temporaries of the statement at hand."""
 
-    def __init__(self, scale: bool) -> None:
-        self.scale = scale
+    def __init__(self, scale: bool, names: frozenset[str]) -> None:
+        self.scale, self.names = scale, names
         self.has: dict[int, tuple[Node, bool]] = {}
         self.lets: list[tuple[Var, Expr]] = []
         self.results: dict[Expr, Expr] = {}
@@ -106,7 +107,7 @@ class _Legalizer:
                 sides.append(self.expr(side))
                 self.guards.pop()
             return Guard(cond, *sides)
-        if _is_legalized(e):
+        if self.is_legalized(e):
             return self.call(e)  # type: ignore[arg-type]
         return e.map(self.part)
 
@@ -135,13 +136,12 @@ class _Legalizer:
             return False
         found = self.has.get(id(n))
         if found is None:
-            yes = _is_legalized(n) or any(self.concerned(c) for c in n.children())
+            yes = self.is_legalized(n) or any(self.concerned(c) for c in n.children())
             found = self.has[id(n)] = (n, yes)
         return found[1]
 
-
-def _is_legalized(n: Node) -> bool:
-    return isinstance(n, Call) and n.name in _FUNCTIONS and n.type.element.name in ("f32", "f16", "bf16")
+    def is_legalized(self, n: Node) -> bool:
+        return isinstance(n, Call) and n.name in self.names and n.type.element.name in ("f32", "f16", "bf16")
 
 
 # ---- building blocks -------------------------------------------------------------------------------------------------
