@@ -122,7 +122,7 @@ def test_a_missing_driver_says_what_to_install(tmp_path: Path, target: str, vari
 import tilewright
 from tests.small_models import mlp
 try:
-    tilewright.compile(mlp(), target={target!r})
+    tilewright.compile(mlp(), target={target!r}).run({{}})
 except tilewright.UserError as error:
     print(error)
 """

@@ -25,7 +25,7 @@ from tilewright.graph.passes.fuse import Group
 from tilewright.graph.symbols import numbers_of, sizes_sources, symbols_of
 from tilewright.hosting import HostNode
 from tilewright.loop.ir import Var
-from tilewright.runtime import artifact, native
+from tilewright.runtime import artifact, drivers, native
 from tilewright.runtime.descriptor import Descriptor, TensorSpec, missing_features
 from tilewright.runtime.memory import Array
 from tilewright.runtime.module import Executable
@@ -90,8 +90,9 @@ class Memory(NamedTuple):
 class Model:
     """A callable model; a context manager that gives its memory back. Several threads may call it at once.
 
-    A model for a target that this machine is not has no executable: it can be saved and inspected, and whatever would run
-    it raises UserError "target-not-here"."""
+    A model for a target that this machine is not has no executable: it can be inspected and (unless the runtime has no such
+    devices) saved, and whatever would run it raises UserError "target-not-here", or "device-missing" where only the device
+    or its driver is."""
 
     def __init__(self, descriptor: Descriptor, executable: Executable | None, graph: Graph | None = None,
                  uses: Sequence[KernelUse] = (), *, objects: Sequence[bytes] = (), constants: Array | None = None,
@@ -304,13 +305,17 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Write one shared library with code and weights, and a C header beside it; its inputs and outputs are the tensors
         that sequences are made of. Raises UserError "save-failed", and "save-host-call" for what needs this process: calls
-        back into Python, and strings."""
+        back into Python, and strings; "save-device" for a device that the runtime cannot open anywhere."""
         if not self._objects:
             raise UserError("save-loaded", "this model was loaded from a library", hint="copy that file")
         if self.signature is not None and (self.signature.string_inputs or self.signature.string_outputs):
             raise UserError("save-host-call", f"{self.descriptor.name} has inputs or outputs of strings: such a model runs "
                             "only in the process that compiled it", where=self.descriptor.name,
                             hint="turn them into numbers before and after the model")
+        if self.target is not None and self.target.is_gpu and self.target.device_name not in native.DEVICES:
+            raise UserError("save-device", f"the runtime opens no {self.target.device_name} devices: a library of "
+                            f"{self.descriptor.name} would run nowhere", where=self.descriptor.name,
+                            hint="the source of its kernels is descriptor.image")
         return artifact.save(path, self._objects, self.descriptor, self._constants,
                              triple=self.target.triple if self.target else None)
 
@@ -334,13 +339,19 @@ def why_not_here(target: Target) -> str:
     if not is_kind_of_host(target):
         return f"its code is for {target.arch}"
     missing = missing_features(target.features)
-    return f"this CPU has no {', '.join(missing)}" if missing else ""
+    if missing:
+        return f"this CPU has no {', '.join(missing)}"
+    return drivers.problem(target.device_name) if target.is_gpu else ""
 
 
 def not_here(target: Target) -> UserError:
-    """The refusal to run what was compiled for another machine."""
-    return UserError("target-not-here", f"a model for {target.name} cannot run on this machine: {why_not_here(target)}",
-                     hint="save it and load the library there, or compile it for \"native\"")
+    """The refusal to run what was compiled for another machine, or for a device that is not there."""
+    why = f"a model for {target.name} cannot run on this machine: {why_not_here(target)}"
+    if target.is_gpu and target.device_name not in native.DEVICES:
+        return UserError("target-not-here", why, hint="the source of its kernels is descriptor.image")
+    if target.is_gpu and is_kind_of_host(target) and not missing_features(target.features):
+        return UserError("device-missing", why, hint=drivers.HINTS[target.device_name])
+    return UserError("target-not-here", why, hint="save it and load the library there, or compile it for \"native\"")
 
 
 def relative_error(got: Array, want: Array) -> float:

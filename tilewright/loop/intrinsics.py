@@ -293,6 +293,10 @@ def _declare() -> None:
                        ("tw_download", "the host from the device")):
         register(Intrinsic(name, 3, _copy_operands, _copy_bytes, pure=False,
                            doc=f"Copy bytes to the first address from the second: {what}. The result is unused."))
+    register(Intrinsic("tw_replay", 0, _number_of_worker, lambda to, frm: 0, pure=False,
+                       doc="1 if the device did again what it captured up to tw_captured, 0 if that is to be done now."))
+    register(Intrinsic("tw_captured", 0, _number_of_worker, lambda to, frm: 0, pure=False,
+                       doc="The end of what tw_replay does again. The result is unused."))
     register(Intrinsic("tw_tap", 3, _tap_operands, lambda to, frm, k, address, n: 0,
                        "Report a stored value of the graph: its number, address and bytes. The result is unused.",
                        pure=False))

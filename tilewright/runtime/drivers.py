@@ -16,7 +16,8 @@ HINTS = {
     "opencl": "install the loader and a driver: on Debian ocl-icd-libopencl1 and the GPU's own driver, or pocl-opencl-icd "
               "to run on the CPU",
     "webgpu": "pip install wgpu, whose library TILEWRIGHT_WEBGPU_LIBRARY can name too, and install a driver of Vulkan: the "
-              "GPU's own, or on Debian mesa-vulkan-drivers to run on the CPU"}
+              "GPU's own, or on Debian mesa-vulkan-drivers to run on the CPU",
+    "cuda": "install NVIDIA's driver, which has libcuda.so.1, and see that nvidia-smi lists the GPU"}
 """What to do where a device does not open."""
 
 

@@ -25,9 +25,9 @@ NATIVE_FOLDER = Path(__file__).with_name("native")
 # The functions that generated code may call: tilewright_abi.h says what they do.
 GENERATED_CODE_CALLS = ("tw_parallel", "tw_parallel_turn", "tw_worker", "tw_fail", "tw_fail_values", "tw_grow",
                         "tw_grow_kept", "tw_output", "tw_host_call", "tw_profile_begin", "tw_profile_end", "tw_tap",
-                        "tw_launch", "tw_upload", "tw_download", "tw_move")
+                        "tw_launch", "tw_upload", "tw_download", "tw_move", "tw_replay", "tw_captured")
 
-DEVICES = ("opencl", "webgpu")
+DEVICES = ("opencl", "webgpu", "cuda")
 """Devices beside the CPU that this runtime can open (device.c)."""
 
 DTYPE_CODES: dict[str, int] = {

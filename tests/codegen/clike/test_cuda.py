@@ -46,5 +46,3 @@ def test_a_whole_model_becomes_a_cubin() -> None:
     """Without a device to run on, a model can be compiled and inspected."""
     compiled = tilewright.compile(convnet(), target="sm_80")
     assert compiled.descriptor.image[:4] == b"\x7fELF"
-    with pytest.raises(UserError, match="target-not-here"):
-        compiled.run({})

@@ -2,7 +2,8 @@
 
 In: a host program as for a CPU, of constant sizes. Out: the same for a device, where the arena and the weights have their
 like: inputs and outputs get places behind the arena's end and are copied there and back; copies happen on the device; and
-what the host itself reads or writes of the arena (conditions, numbers of turns) is copied at the same address.
+what the host itself reads or writes of the arena (conditions, numbers of turns) is copied at the same address. Launches
+that are the same in every run are within tw_replay and tw_captured, so that a device may capture them as a graph.
 
     main(in_x, out_y):                        main(in_x, out_y):
       launch k(in_x, t)                         tw_upload(x, in_x)
@@ -70,10 +71,27 @@ def host_for_device(main: Program, inputs: int, arena_bytes: int, target: Target
     checks = [_fits_words(p, target) for p in given[:inputs] if target.binds and p.dtype.is_int and p.dtype.bits > 32]
     before = [*checks, *[_copy("tw_upload", places[p], p) for p in given[:inputs]]]
     after = [_copy("tw_download", p, places[p]) for p in given[inputs:]]
+    if _is_straight(body):
+        captured = Evaluate(Call("tw_captured", (), i64))
+        body = If(Call("tw_replay", (), i64).eq(0), seq(body, captured), None)
     body = seq(*before, body, *after)
     for b, offset in reversed(offsets):
         body = Allocate(b, body, const(offset))
     return main.replace(body=body), end
+
+
+def _is_straight(s: Stmt) -> bool:
+    """Whether a statement does the same in every run, and on the device alone."""
+    match s:
+        case Seq(stmts):
+            return all(_is_straight(t) for t in stmts)
+        case Allocate():
+            return _is_straight(s.body)
+        case Launch():
+            return True
+        case Evaluate(Call(name)):
+            return name in ("tw_move", "tw_profile_begin", "tw_profile_end", "tw_tap")
+    return False
 
 
 def _require_constant(main: Program) -> None:

@@ -40,6 +40,7 @@ void tw_context_free(tw_ctx *ctx) {
   for (int32_t i = 0; ctx->grown != NULL && ctx->grown_bytes != NULL && i < ctx->grown_count; ++i)
     cpu->free(cpu, ctx->grown[i], ctx->grown_bytes[i]);
   cpu->free(cpu, ctx->arena, ctx->model->arena_bytes);
+  if (ctx->graph != NULL) ctx->on_device->device->forget(ctx->on_device->device, ctx->graph);
   if (ctx->device_arena != NULL)
     ctx->on_device->device->free(ctx->on_device->device, ctx->device_arena, ctx->model->arena_bytes);
   free(ctx->profile);

@@ -91,5 +91,5 @@ static int32_t cpu_unload(tw_device *self, void *module) {
 static tw_device cpu = {.name = "cpu", .open = cpu_sync, .alloc = cpu_alloc, .free = cpu_free, .copy = cpu_copy,
                         .load = cpu_load, .unload = cpu_unload, .launch = cpu_launch, .sync = cpu_sync, .error = cpu_error};
 
-TW_EXPORT tw_device *tw_devices[] = {&cpu, &tw_opencl, &tw_webgpu};
+TW_EXPORT tw_device *tw_devices[] = {&cpu, &tw_opencl, &tw_webgpu, &tw_cuda};
 TW_EXPORT const int32_t tw_device_count = sizeof tw_devices / sizeof *tw_devices;

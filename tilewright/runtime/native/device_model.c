@@ -12,27 +12,36 @@
 
 #include "runtime.h"
 
+/* The device of a name, opened. */
+static int32_t find(const char *name, tw_device **device, char *message, size_t room) {
+  for (int32_t i = 1; i < tw_device_count; ++i)
+    if (strcmp(tw_devices[i]->name, name) == 0) {
+      *device = tw_devices[i];
+      int32_t status = (*device)->open(*device);
+      if (status != TW_OK) snprintf(message, room, "%s", (*device)->error(*device));
+      return status;
+    }
+  snprintf(message, room, "this runtime knows no device \"%s\"", name);
+  return TW_ERROR_DRIVER;
+}
+
 int32_t tw_device_open(const tw_model *model, tw_device_model **out, char *message, size_t room) {
   *out = NULL;
   if (model->device == NULL) return TW_OK;
-  tw_device *device = NULL;
-  for (int32_t i = 1; i < tw_device_count; ++i)
-    if (strcmp(tw_devices[i]->name, model->device) == 0) device = tw_devices[i];
-  if (device == NULL) {
-    snprintf(message, room, "this runtime knows no device \"%s\"", model->device);
-    return TW_ERROR_DRIVER;
+  tw_device *device;
+  int32_t status = find(model->device, &device, message, room);
+  if (status != TW_OK) return status;
+  tw_device_model *self = calloc(1, sizeof *self);
+  if (self == NULL) {
+    snprintf(message, room, "no memory to open the device");
+    return TW_ERROR_MEMORY;
   }
-  int32_t status = device->open(device);
-  tw_device_model *self = status == TW_OK ? calloc(1, sizeof *self) : NULL;
-  if (status == TW_OK && self == NULL) status = TW_ERROR_MEMORY;
-  if (status == TW_OK) {
-    self->device = device;
-    status = device->load(device, model->image, model->image_bytes, &self->module);
-    if (status == TW_OK && model->consts_bytes > 0) {
-      status = device->alloc(device, model->consts_bytes, &self->consts);
-      if (status == TW_OK)
-        status = device->copy(device, TW_COPY_TO_DEVICE, self->consts, 0, model->consts, 0, model->consts_bytes);
-    }
+  self->device = device;
+  status = device->load(device, model->image, model->image_bytes, &self->module);
+  if (status == TW_OK && model->consts_bytes > 0) {
+    status = device->alloc(device, model->consts_bytes, &self->consts);
+    if (status == TW_OK)
+      status = device->copy(device, TW_COPY_TO_DEVICE, self->consts, 0, model->consts, 0, model->consts_bytes);
   }
   if (status != TW_OK) {
     snprintf(message, room, "%s", device->error(device));
@@ -103,4 +112,33 @@ TW_EXPORT void tw_move(tw_ctx *ctx, void *to, const void *from, int64_t bytes) {
   tw_device *device = ctx->on_device->device;
   if (ctx->code == TW_OK && bytes > 0 && place(ctx, to, &target) == TW_OK && place(ctx, from, &source) == TW_OK)
     failed(ctx, device->copy(device, TW_COPY_ON_DEVICE, target.memory, target.number, source.memory, source.number, bytes));
+}
+
+/* The first run launches (drivers load kernels when they are first launched, which a capture may not do), the second
+ * captures, later ones replay. Profiles, taps and poison want each launch by itself. */
+TW_EXPORT int64_t tw_replay(tw_ctx *ctx) {
+  tw_device *device = ctx->on_device->device;
+  if (ctx->code != TW_OK) return 1;
+  if (device->capture == NULL || ctx->flags != 0) return 0;
+  if (ctx->graph != NULL) {
+    failed(ctx, device->replay(device, ctx->graph));
+    return 1;
+  }
+  if (!ctx->launched) return 0;
+  ctx->capturing = failed(ctx, device->capture(device)) == TW_OK;
+  return !ctx->capturing;
+}
+
+TW_EXPORT void tw_captured(tw_ctx *ctx) {
+  tw_device *device = ctx->on_device->device;
+  ctx->launched = 1;
+  if (!ctx->capturing) return;
+  ctx->capturing = 0;
+  if (failed(ctx, device->captured(device, &ctx->graph)) == TW_OK) failed(ctx, device->replay(device, ctx->graph));
+}
+
+void tw_device_end(tw_ctx *ctx) {
+  if (!ctx->capturing) return;
+  ctx->capturing = 0;
+  ctx->on_device->device->captured(ctx->on_device->device, NULL);
 }

@@ -300,6 +300,7 @@ TW_EXPORT int32_t tw_run(tw_instance *self, const void *const *in, const int64_t
   int32_t status = model->entry(ctx, s->in, s->out);
   current = outer;
   tw_swap_worker(outer_worker);
+  tw_device_end(ctx);
 
   if (status == TW_OK && ctx->code != TW_OK) status = ctx->code;
   if (status != TW_OK) {

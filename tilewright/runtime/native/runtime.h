@@ -46,6 +46,9 @@ extern tw_device tw_opencl;
 /* ---- webgpu.c ---- */
 extern tw_device tw_webgpu;
 
+/* ---- cuda.c ---- */
+extern tw_device tw_cuda;
+
 /* ---- device_model.c ---- */
 struct tw_device_model {
   tw_device *device;
@@ -55,6 +58,8 @@ struct tw_device_model {
 /* Opens the model's device, loads its kernels and weights. *out is NULL for a model without a device. */
 int32_t tw_device_open(const tw_model *model, tw_device_model **out, char *message, size_t room);
 void tw_device_close(const tw_model *model, tw_device_model *self);
+/* After a run: drops what a failed run was capturing. */
+void tw_device_end(tw_ctx *ctx);
 
 /* ---- model.c ---- */
 /* Everything that a user of the runtime calls, as one table: the in-process binding and a loaded library look the same. */

@@ -72,6 +72,9 @@ struct tw_ctx {
   char message[TW_MESSAGE_BYTES]; /* 128: … and its text */
   tw_device_model *on_device; /* 640: NULL for a model that runs on the CPU */
   void *device_arena;         /* 648: the device's memory behind `arena` */
+  void *graph;                /* 656: what a run launches, captured on the device; NULL: not yet */
+  int32_t launched;           /* 664: whether a run has launched it all without a graph */
+  int32_t capturing;          /* 668: whether launches are being captured */
 };
 
 /* What the runtime knows of a model: filled by Python in-process, emitted as constants into a saved library. */
@@ -126,6 +129,12 @@ struct tw_device {
                     const int64_t block[3], int64_t shared_bytes, void **args, int32_t n);
   int32_t (*sync)(tw_device *self);
   const char *(*error)(tw_device *self);
+  /* NULL where the driver has no such thing. From `capture` on, this thread's launches and copies on the device are noted
+   * and not done; `captured` ends that and gives them as a graph, or drops them (graph NULL); `replay` does them all. */
+  int32_t (*capture)(tw_device *self);
+  int32_t (*captured)(tw_device *self, void **graph);
+  int32_t (*replay)(tw_device *self, void *graph);
+  int32_t (*forget)(tw_device *self, void *graph);
 };
 
 /* ---- functions that generated code may call ----------------------------------------------------------------------- */
@@ -167,6 +176,11 @@ int32_t tw_launch(tw_ctx *ctx, const char *kernel, const int64_t *grid, void *co
 void tw_upload(tw_ctx *ctx, void *to, const void *from, int64_t bytes);
 void tw_download(tw_ctx *ctx, void *to, const void *from, int64_t bytes);
 void tw_move(tw_ctx *ctx, void *to, const void *from, int64_t bytes);
+
+/* Around a sequence of launches and copies on the device that is the same in every run: tw_replay returns 0 if the host
+ * program must do them, and then call tw_captured behind the last. */
+int64_t tw_replay(tw_ctx *ctx);
+void tw_captured(tw_ctx *ctx);
 
 /* Around each kernel's launch, on the thread that runs the entry. Nothing happens unless flags has TW_PROFILE. */
 void tw_profile_begin(tw_ctx *ctx, int32_t kernel);
