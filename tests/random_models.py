@@ -66,7 +66,7 @@ def random_case(seed: int, steps: int = 6) -> Case:
     data = np.random.default_rng(seed)
     feeds = [{v.name: _data(data, v, [d[k] for d in v.shape]) for v in inputs} for k in range(g.runs)]
     for feed in feeds:
-        feed["trips"] = np.array(rng.randrange(1, 4))
+        feed["trips"] = np.array(max(rng.randrange(1, 4), 1 if dynamic else 2))  # a size of data is not taken to broadcast
     g.trips = "trips", tuple([int(f["trips"]) for f in feeds])
     grow(g, steps)
     used = {n for node in g.nodes for n in node.input}
