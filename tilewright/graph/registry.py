@@ -52,7 +52,8 @@ class OpRecord:
     `numpy(attrs, *arrays) -> array or tuple` is the reference meaning (dimension attributes arrive as numbers; None for
     an absent operand; operators with regions get callables as attrs["regions"]). `compute(op, *tensors) -> Tensor or
     tuple` is the default recipe in the compute language; `alternatives` are further ones by name. An operator without a
-    recipe runs on the host, by `numpy`; `host` says why it has none.
+    recipe runs on the host, by `numpy`; `host` says why it has none. `gradient(op, gradients of the results, arithmetic)`
+    gives those of the inputs (`graph/ops/gradients.py`).
     """
     name: str
     fusion: Fusion
@@ -65,6 +66,7 @@ class OpRecord:
     alternatives: dict[str, Callable[..., Any]] = field(default_factory=dict)
     host: str = ""
     doc: str = ""
+    gradient: Callable[[Operation, Sequence[Value | None], Any], Sequence[Value | None]] | None = None
 
 
 OPS: Registry[OpRecord] = Registry("graph operator")

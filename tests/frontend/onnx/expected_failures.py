@@ -31,6 +31,4 @@ EXPECTED_FAILURES: dict[str, tuple[str, ...]] = {
         "test_attention_4d_causal_fp16_expanded"),
     "the expected numbers are the rounding errors of a transform in f32": (
         "test_dft_inverse_opset19", "test_dft_inverse"),
-    "operator Gradient is missing": (
-        "test_gradient_of_add", "test_gradient_of_add_and_mul"),
 }

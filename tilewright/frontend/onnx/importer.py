@@ -271,7 +271,8 @@ class Reader:
             lambda name, values: self.region(attributes[name], scope, b, values),
             lambda name, items=(): self.inline(attributes[name], scope, b, items),
             lambda t: to_array(t, self.folder, loc), frozenset(given),
-            lambda *names: self.branches([attributes[name] for name in names], scope, b), self.strings, self.declared)
+            lambda *names: self.branches([attributes[name] for name in names], scope, b), self.strings, self.declared,
+            lambda name: scope.get(name, loc))
         start = len(b.operations)
         result = fn(c)
         results = [result] if result is None or isinstance(result, Value | Series) else list(result)

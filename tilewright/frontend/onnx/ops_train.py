@@ -1,4 +1,4 @@
-"""ONNX's operators of training: dropout with masks, batch statistics, optimizers; and random numbers.
+"""ONNX's operators of training: dropout with masks, batch statistics, gradients, optimizers; and random numbers.
 
 A compiled model is a function: it draws the same numbers in every run. Given a seed, up to MAX_DRAWN of them are those that
 NumPy's Mersenne Twister draws for it (as ONNX's own implementation does), as a constant of the model. More, or sizes that
@@ -16,8 +16,9 @@ import numpy as np
 from tilewright.core.dtype import DType, boolean, f32, f64, i64, u64
 from tilewright.frontend.onnx.table import Context, Result, onnx_op
 from tilewright.frontend.onnx.tensors import element_type
+from tilewright.graph.gradient import between, gradients
 from tilewright.graph.infer import constant_of, element_count, product
-from tilewright.graph.ir import TensorType, Value
+from tilewright.graph.ir import Operation, TensorType, Value
 from tilewright.loop.ir import Expr
 
 TRAINING = "ai.onnx.preview.training"
@@ -184,6 +185,40 @@ def batch_norm_of(c: Context, training: bool) -> Result:
     if c.wants(4):
         out[4] = c.cast(spread, x.dtype)
     return out
+
+
+# ---- gradients -------------------------------------------------------------------------------------------------------
+@onnx_op("Gradient", domain=TRAINING)
+def gradient(c: Context) -> Result:
+    """What computes y from xs and zs becomes what computes the gradients. Where the inputs are other values than those
+    named, it is first put there again, with the inputs in their places."""
+    xs, zs = list(c.a("xs")), list(c.a("zs") or ())
+    if len(c.inputs) != len(xs) + len(zs):
+        raise c.error("onnx-invalid-graph", f"Gradient has {len(c.inputs)} inputs for {len(xs)} xs and {len(zs)} zs")
+    named = [_tensor(c, name) for name in (*xs, *zs)]
+    y, given = _tensor(c, c.a("y")), c.all()
+    operations = list(c.b.operations)
+    if any(v is not x for v, x in zip(given, named, strict=True)):
+        y, operations = _again(c, operations, y, dict(zip(named, given, strict=True)))
+    found = gradients(operations, y, given[:len(xs)], c.b)
+    return [v if c.wants(k) else None for k, v in enumerate(found)]
+
+
+def _tensor(c: Context, name: str) -> Value:
+    found = c.named(name)
+    if not isinstance(found, Value):
+        raise c.error("onnx-invalid-graph", f"Gradient: {name!r} is no tensor")
+    return found
+
+
+def _again(c: Context, operations: list[Operation], y: Value, instead: dict[Value, Value]) -> tuple[Value, list[Operation]]:
+    """The operations from some values to y once more, with other values in their places."""
+    start = len(c.b.operations)
+    for op in between(operations, y, list(instead)):
+        made = c.b.add_all(op.op, [v if v is None else instead.get(v, v) for v in op.inputs], op.attrs,
+                           name=op.outputs[0].name, loc=op.loc, regions=op.regions)
+        instead |= dict(zip(op.outputs, made, strict=True))
+    return instead.get(y, y), c.b.operations[start:]
 
 
 # ---- optimizers ------------------------------------------------------------------------------------------------------

@@ -77,7 +77,8 @@ class NeedsValue(UserError):
 
 @dataclass
 class Context:
-    """One node while it is read. `since` is the version of the operator that holds; `opset` that of the model's set."""
+    """One node while it is read. `since` is the version of the operator that holds; `opset` that of the model's set;
+    `named` finds what a name stands for where the node is."""
     op: str
     loc: str
     opset: int
@@ -93,6 +94,7 @@ class Context:
     branches: Callable[..., tuple[list[Graph], list[list[Item]]]] = lambda *names: ([], [])
     strings: set[Value] = field(default_factory=set)
     declared: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    named: Callable[[str], Item] = lambda name: None
 
     # ---- operands ----------------------------------------------------------------------------------------------------
     def item(self, k: int) -> Item:

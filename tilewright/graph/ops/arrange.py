@@ -21,6 +21,7 @@ from tilewright.graph.infer import (
     operands,
 )
 from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ops import gradients
 from tilewright.graph.ops.recipes import accumulator, read_or
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.loop.ir import TRUE, Expr, Guard, Select, as_int, const, maximum, minimum
@@ -197,11 +198,12 @@ def _compute_running(combine: Callable[[Expr, Expr], Expr], start: int) -> Calla
 _RUNNING = {"axis": Attr("int"), "exclusive": Attr("bool", False), "reverse": Attr("bool", False)}
 RECORDS = (
     OpRecord("concat", "injective", _infer_concat, lambda a, *xs: np.concatenate(xs, a["axis"]), _compute_concat,
-             {"axis": Attr("int")}, _normalize_concat, _concat_elements, doc="Tensors one after another along an axis."),
+             {"axis": Attr("int")}, _normalize_concat, _concat_elements, doc="Tensors one after another along an axis.",
+             gradient=gradients.concat),
     OpRecord("pad", "injective", _infer_pad, _pad, _compute_pad,
              {"before": Attr("dims"), "after": Attr("dims"),
               "mode": Attr("str", "constant", "constant, reflect, edge or wrap"), "value": Attr("number", 0)},
-             doc="Elements added in front of and behind each axis; negative amounts crop."),
+             doc="Elements added in front of and behind each axis; negative amounts crop.", gradient=gradients.pad),
     OpRecord("tile", "injective", _infer_tile, lambda a, x: np.tile(x, a["repeats"]), _compute_tile,
              {"repeats": Attr("dims")}, doc="The tensor repeated along each axis."),
     OpRecord("cumsum", "opaque", _infer_cumsum, _running(np.cumsum, 0), _compute_running(lambda s, v: s + v, 0), _RUNNING,

@@ -17,6 +17,7 @@ from tilewright.graph.infer import (
     operands,
 )
 from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ops import gradients
 from tilewright.graph.ops.recipes import BINARY, binary_recipe, where_recipe
 from tilewright.graph.registry import Array, OpRecord
 from tilewright.loop.ir import Const, Expr, Select, maximum, minimum
@@ -146,14 +147,14 @@ def _where_elements(op: Operation) -> list[tuple[Expr, ...] | None]:
 def _build() -> tuple[OpRecord, ...]:
     def record(name: str, infer: Any, meaning: Any, doc: str = "") -> OpRecord:
         return OpRecord(name, "broadcast", infer, meaning, binary_recipe(name),
-                        elements=_elements if name in _ON_ELEMENTS else None, doc=doc)
+                        elements=_elements if name in _ON_ELEMENTS else None, doc=doc, gradient=gradients.BINARY.get(name))
 
     out = [record(name, _infer_arithmetic, _numeric(fn), doc) for name, (fn, doc) in _ARITHMETIC.items()]
     out += [record(name, _infer_bits, _numeric(fn)) for name, fn in _BITS.items()]
     out += [record(name, _infer_logic, _compare(fn)) for name, fn in _LOGIC.items()]
     out += [record(name, _infer_compare, _compare(fn)) for name, fn in _COMPARE.items()]
     out.append(OpRecord("where", "broadcast", _infer_where, lambda at, c, a, b: np.where(c, a, b), where_recipe,
-                        elements=_where_elements, doc="a where the condition holds, else b"))
+                        elements=_where_elements, doc="a where the condition holds, else b", gradient=gradients.where))
     return tuple(out)
 
 

@@ -24,6 +24,7 @@ from tilewright.graph.infer import (
     operands,
 )
 from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ops import gradients
 from tilewright.graph.ops.layout import from_blocked, to_blocked
 from tilewright.graph.ops.recipes import accumulator, read_or
 from tilewright.graph.ops.window import (
@@ -326,7 +327,8 @@ RECORDS = (
               "in_layout": Attr("str", None, "of the input; the output's by default"),
               "block": Attr("int", 0, "channels per block of a blocked output; the input's by default"),
               "out": Attr("dtype", None, "of an integer convolution: the type it is computed in and has")}, _normalize,
-             doc="x [N, C, …] over w [O, C/group, kernel…]; no bias (add it). Narrow floats are accumulated in f32."),
+             doc="x [N, C, …] over w [O, C/group, kernel…]; no bias (add it). Narrow floats are accumulated in f32.",
+             gradient=gradients.conv),
     OpRecord("conv_transpose", "anchor", _infer_transposed, _conv_transpose, _compute_transposed,
              {**_WINDOW, "output_padding": Attr("ints", None)}, _normalize_transposed,
              doc="The gradient of conv by its input: x [N, C, …] over w [C, O/group, kernel…]."),

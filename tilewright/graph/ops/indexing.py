@@ -22,6 +22,7 @@ from tilewright.graph.infer import (
     show,
 )
 from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ops import gradients
 from tilewright.graph.ops.recipes import is_narrow, widened
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.loop.ir import Cast, Expr, Select, Span, Var, as_int, const, maximum, minimum
@@ -243,9 +244,11 @@ _AXIS = {"axis": Attr("int", 0)}
 RECORDS = (
     OpRecord("gather", "injective", _infer_gather, lambda a, x, i: np.take(x, i.astype(np.int64), a["axis"]),
              _compute_gather, _AXIS, _normalize_axis, _gather_elements_known,
-             doc="Slices of an axis by index (negative ones count from the back); the axis becomes the indices' axes."),
+             doc="Slices of an axis by index (negative ones count from the back); the axis becomes the indices' axes.",
+             gradient=gradients.gather),
     OpRecord("gather_elements", "injective", _infer_gather_elements, _gather_elements, _compute_gather_elements, _AXIS,
-             _normalize_axis, doc="out[i,j,k] = x[i, index[i,j,k], k] for axis 1, and likewise for others."),
+             _normalize_axis, doc="out[i,j,k] = x[i, index[i,j,k], k] for axis 1, and likewise for others.",
+             gradient=gradients.gather_elements),
     OpRecord("gather_nd", "injective", _infer_gather_nd, _gather_nd, _compute_gather_nd, {"batch_dims": Attr("int", 0)},
              doc="Slices of x by index tuples in the last axis of the indices."),
     OpRecord("scatter_elements", "opaque", _infer_scatter_elements, _scatter_elements, _compute_scatter_elements,

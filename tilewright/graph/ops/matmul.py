@@ -9,6 +9,7 @@ import numpy as np
 from tilewright.core.dtype import DType
 from tilewright.graph.infer import broadcast, expect_dtype, expect_rank, expect_same_dim, expect_same_dtype, operands
 from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ops import gradients
 from tilewright.graph.ops.recipes import accumulator, broadcast_read
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.loop.ir import Expr
@@ -67,5 +68,5 @@ RECORDS = (
              {"transpose_b": Attr("bool", False, "b is […, n, k]"),
               "out": Attr("dtype", None, "of an integer product: the type it is computed in and has")},
              doc="[…, m, k] times […, k, n] with the leading axes broadcast; operands have rank 2 or more. Narrow floats "
-                 "are accumulated in f32, integers in the result's type."),
+                 "are accumulated in f32, integers in the result's type.", gradient=gradients.matmul),
 )

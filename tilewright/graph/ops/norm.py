@@ -28,6 +28,7 @@ from tilewright.graph.infer import (
     show,
 )
 from tilewright.graph.ir import Operation, TensorType, Value
+from tilewright.graph.ops import gradients
 from tilewright.graph.ops.recipes import accumulator, broadcast_read, call, exp, read_or
 from tilewright.graph.ops.reduce import reduce_over
 from tilewright.graph.registry import Array, Attr, OpRecord
@@ -283,9 +284,9 @@ _EPS = Attr("float", 1e-5)
 _AXIS = {"axis": Attr("int", -1)}
 RECORDS = (
     OpRecord("softmax", "reduction", _infer_softmax, _softmax, _compute_softmax, _AXIS, _normalize_axis,
-             doc="exp(x - max) / sum(exp(x - max)) along an axis."),
+             doc="exp(x - max) / sum(exp(x - max)) along an axis.", gradient=gradients.softmax),
     OpRecord("log_softmax", "reduction", _infer_softmax, _log_softmax, _compute_log_softmax, _AXIS, _normalize_axis,
-             doc="The logarithm of softmax."),
+             doc="The logarithm of softmax.", gradient=gradients.log_softmax),
     OpRecord("layer_norm", "reduction", _infer_row_norm, _layer_norm, _compute_layer_norm,
              {**_AXIS, "eps": _EPS}, _normalize_axis,
              doc="(x - mean) / sqrt(variance + eps) over the axes from `axis` on, times scale, plus bias (optional)."),

@@ -19,6 +19,7 @@ from tilewright.graph.infer import (
     product,
 )
 from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ops import gradients
 from tilewright.graph.ops.recipes import accumulator, widened
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.loop.ir import FALSE, TRUE, Expr, const, maximum, minimum
@@ -143,7 +144,7 @@ _ARG_ATTRS = {"axis": Attr("int", 0), "keepdims": Attr("bool", True),
 
 def _record(name: str, infer: Any, fn: Callable[..., Any], combine: Callable[..., Any], doc: str) -> OpRecord:
     return OpRecord(name, "reduction", infer, _reference(fn, name == "reduce_mean"), _recipe(name, combine), _ATTRS,
-                    _normalize, _elements if name in _FOLD else None, doc=doc)
+                    _normalize, _elements if name in _FOLD else None, doc=doc, gradient=gradients.REDUCE.get(name))
 
 
 def _compute_arg(largest: bool) -> Callable[[Operation, Tensor], Tensor]:

@@ -10,6 +10,7 @@ import numpy as np
 from tilewright.core.dtype import boolean
 from tilewright.graph.infer import elements_of, expect, expect_dtype, operands
 from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ops import gradients
 from tilewright.graph.ops.recipes import UNARY, unary_recipe
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.loop.ir import Expr, as_int
@@ -179,10 +180,11 @@ def _negate(op: Operation, e: Expr) -> Expr | None:
 
 
 def _build() -> tuple[OpRecord, ...]:
-    out = [OpRecord(name, "elementwise", _infer_float, wide(fn), unary_recipe(name), attrs=_ATTRS.get(name, {}))
-           for name, fn in _FLOAT.items()]
+    out = [OpRecord(name, "elementwise", _infer_float, wide(fn), unary_recipe(name), attrs=_ATTRS.get(name, {}),
+                    gradient=gradients.UNARY.get(name)) for name, fn in _FLOAT.items()]
     out += [OpRecord(name, "elementwise", _infer_number, wide(fn), unary_recipe(name), attrs=_ATTRS.get(name, {}),
-                     elements=_map_elements(_negate) if name == "neg" else None) for name, fn in _NUMBER.items()]
+                     elements=_map_elements(_negate) if name == "neg" else None, gradient=gradients.UNARY.get(name))
+            for name, fn in _NUMBER.items()]
     out += [
         OpRecord("logical_not", "elementwise", _infer_not, lambda a, x: np.logical_not(x), unary_recipe("logical_not")),
         OpRecord("bitwise_not", "elementwise", _infer_bitwise, lambda a, x: np.invert(x), unary_recipe("bitwise_not")),
@@ -192,7 +194,7 @@ def _build() -> tuple[OpRecord, ...]:
         OpRecord("bit_cast", "elementwise", _infer_bit_cast, lambda a, x: x.view(a["to"].numpy()), unary_recipe("bit_cast"),
                  attrs={"to": Attr("dtype")}, doc="The same bits as another type of the same width."),
         OpRecord("cast", "elementwise", _infer_cast, _cast, unary_recipe("cast"), attrs={"to": Attr("dtype")},
-                 elements=_map_elements(_cast_element),
+                 elements=_map_elements(_cast_element), gradient=gradients.UNARY["cast"],
                  doc="Float to integer truncates (out of range is undefined); to bool is a test against zero.")]
     return tuple(out)
 

@@ -23,6 +23,7 @@ from tilewright.graph.infer import (
     show,
 )
 from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ops import gradients
 from tilewright.graph.ops.recipes import broadcast_read
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.loop.ir import Expr, IntoExpr, Mul, as_int, const, expr, maximum, minimum
@@ -274,20 +275,21 @@ def _transpose_elements(op: Operation) -> list[tuple[Expr, ...] | None]:
 RECORDS = (
     OpRecord("identity", "view", lambda op: [operands(op, 1)[0].type], lambda a, x: x,
              lambda op, x: compute(x.shape, lambda *i: x[i], name="identity"), elements=_keep_elements,
-             doc="The same value; where two outputs of a graph must be values of their own."),
+             doc="The same value; where two outputs of a graph must be values of their own.", gradient=gradients.identity),
     OpRecord("reshape", "view", _infer_reshape, lambda a, x: x.reshape(a["shape"]), _compute_reshape,
              {"shape": Attr("dims", doc="one entry may be -1")}, _normalize_reshape, _keep_elements,
-             doc="The same elements, row major, in another shape."),
+             doc="The same elements, row major, in another shape.", gradient=gradients.reshape),
     OpRecord("transpose", "view", _infer_transpose, lambda a, x: x.transpose(a["perm"]), _compute_transpose,
              {"perm": Attr("ints", None, "output axis k is input axis perm[k]; reversed by default")},
-             _normalize_transpose, _transpose_elements, doc="Axes in another order."),
+             _normalize_transpose, _transpose_elements, doc="Axes in another order.", gradient=gradients.transpose),
     OpRecord("expand", "view", _infer_expand, lambda a, x: np.broadcast_to(x, a["shape"]), _compute_expand,
              {"shape": Attr("dims", doc="the result's shape")}, None, _expand_elements,
-             doc="Broadcast to a shape: axes of size 1 are repeated, axes in front are added."),
+             doc="Broadcast to a shape: axes of size 1 are repeated, axes in front are added.",
+             gradient=gradients.expand),
     OpRecord("slice", "view", _infer_slice, lambda a, x: x[_slices(a)], _compute_slice,
              {"starts": Attr("dims"), "sizes": Attr("dims"), "steps": Attr("ints", None, "any but 0; 1 by default")},
              _normalize_slice, _slice_elements,
-             doc="sizes[k] elements of each axis, from starts[k] by steps[k]; all in bounds."),
+             doc="sizes[k] elements of each axis, from starts[k] by steps[k]; all in bounds.", gradient=gradients.slice_),
     OpRecord("dynamic_slice", "injective", _infer_dynamic_slice, _dynamic_slice, _compute_dynamic_slice,
              {"sizes": Attr("dims")}, doc="sizes[k] elements of each axis from starts[k], clamped into the tensor."),
 )
