@@ -214,7 +214,7 @@ class Algebra:
     def determine(self, values: Sequence[Expr], inner: Mapping[Var, For]) -> bool:
         """Whether the values tell the inner variables apart: no two of their settings give the same values."""
         told = self.told_apart(values, inner)
-        return all(v in told for v, f in inner.items() if as_int(f.extent) != 1)
+        return all(v in told or self.at_most(f.extent, ONE) for v, f in inner.items())
 
     def told_apart(self, values: Sequence[Expr], inner: Mapping[Var, For], widths: Sequence[int] = ()) -> set[Var]:
         """The inner variables that are equal in any two settings of them with equal values. With `widths`: in any two with

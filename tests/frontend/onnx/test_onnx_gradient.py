@@ -34,7 +34,8 @@ def x(*shape: int) -> Any:
 def test_a_step_of_training() -> None:
     """A convolution, a product and a loss: how it changes with each weight."""
     nodes = [N("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1], strides=[2, 2]), N("Tanh", ["c"], ["t"]),
-             N("Flatten", ["t"], ["f"]), N("Gemm", ["f", "u", "b"], ["z"]), N("SoftmaxCrossEntropyLoss", ["z", "labels"], ["loss"]),
+             N("Flatten", ["t"], ["f"]), N("Gemm", ["f", "u", "b"], ["z"]),
+             N("SoftmaxCrossEntropyLoss", ["z", "labels"], ["loss"]),
              gradient(["w", "u", "b", "x", "labels"], ["dw", "du", "db"], "loss", xs=["w", "u", "b"], zs=["x", "labels"])]
     m = trained(nodes, [value("x", [4, 2, 6, 6]), value("w", [3, 2, 3, 3]), value("u", [27, 5]), value("b", [5]),
                         value("labels", [4], I64)], ["loss", "dw", "du", "db"])

@@ -50,7 +50,7 @@ def _infer_any(op: Operation) -> Sequence[TensorType]:
 
 
 def _reference(fn: Callable[..., Any], averages: bool = False) -> Callable[..., Array]:
-    """Narrow floats are summed in f32; integer means truncate."""
+    """Narrow floats are summed in f32; integer means truncate; the largest of nothing is the least number there is."""
     def run(attrs: dict[str, Any], x: Array) -> Array:
         narrow = x.dtype.itemsize < 4 and x.dtype.kind not in "biu"
         wide = x.astype(np.float32) if narrow else x
@@ -63,8 +63,17 @@ def _reference(fn: Callable[..., Any], averages: bool = False) -> Callable[..., 
             return np.asarray(np.trunc(total / n)).astype(x.dtype)
         if fn in (np.sum, np.prod) and x.dtype.kind in "iu":
             return np.asarray(fn(wide, dtype=x.dtype, **keep))
+        if fn in (np.max, np.min) and not all(x.shape[k] for k in attrs["axes"]):
+            keep["initial"] = _ends(wide)[fn is np.min]
         return np.asarray(fn(wide, **keep)).astype(x.dtype, copy=False)
     return run
+
+
+def _ends(x: Array) -> tuple[Any, Any]:
+    """The least and the greatest number of a type."""
+    if x.dtype.kind not in "iu":
+        return -np.inf, np.inf
+    return np.iinfo(x.dtype).min, np.iinfo(x.dtype).max
 
 
 # ---- recipes ---------------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from tilewright.tensor.rules.bands import find_bands, schedule_bands
 from tilewright.tensor.rules.contraction import schedule_contraction
 from tilewright.tensor.rules.depthwise import schedule_depthwise
 from tilewright.tensor.rules.elementwise import near_producers, schedule_elementwise
+from tilewright.tensor.rules.empty import start_before_loops
 from tilewright.tensor.rules.epilogue import merge_chain
 from tilewright.tensor.rules.gpu import schedule_for_gpu
 from tilewright.tensor.rules.prologues import inline_prologues
@@ -38,11 +39,13 @@ def schedule_program(program: Program, target: Target, numerics: str = "default"
     if target.is_gpu:
         return schedule_for_gpu(program, target)
     try:
-        return by_rules(program, target)
+        sch = by_rules(program, target)
+        start_before_loops(sch)
     except ScheduleError as refused:
-        plain = Schedule(program)
-        plain.fallback = f"{refused.primitive}: {refused.message}"
-        return plain
+        sch = Schedule(program)
+        sch.fallback = f"{refused.primitive}: {refused.message}"
+        start_before_loops(sch)
+    return sch
 
 
 def by_rules(program: Program, target: Target) -> Schedule:
