@@ -18,7 +18,7 @@ from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
 from tilewright.tensor.rules.chunks import add_chunks, chunk_length, cut_reduction
 from tilewright.tensor.rules.epilogue import attach_epilogue, attach_rolled, finish_store, is_heavy
-from tilewright.tensor.rules.threads import parallelize_outer
+from tilewright.tensor.rules.threads import parallelize_outer, rows_per_part
 from tilewright.tensor.rules.tiles import Tile, choose_tile, most_apart, tail_pieces
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
@@ -63,8 +63,12 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
         whole, axes.vector = sch.split(axes.vector, [None, lanes])
         axes.outer.append(whole)
         extent[axes.vector] = lanes
-    chosen, chunk = _tile(info, axes, loop_of, extent, lanes, target, band)
-    tile = _decided(sch, axes, chosen, band)
+    share = 0
+    if axes.row is not None and axes.panel is not None and not band:
+        share = rows_per_part(sch.loop(axes.row).extent, target)
+        extent[axes.row] = share or extent[axes.row]
+    chosen, chunk = _tile(info, axes, loop_of, extent, lanes, target, band, share)
+    tile = _decided(sch, axes, chosen, band, share)
     packed = _pack(sch, ref, info, tile, lanes)
     complete, after = ref, epilogue
     if packed is not None and chunk:
@@ -83,6 +87,9 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     if band and axes.column is not None:
         bands, axes.column = sch.split(axes.column, [None, band])
         axes.outer.insert(0, bands)
+    if share and not chunk and axes.row is not None:
+        part, axes.row = sch.split(axes.row, [None, share])
+        axes.outer.insert(0, part)
     nest = register_tile(sch, ref, store, axes, tile, lanes)
     if epilogue is not None and heavy:
         sch.set_scope(store, 0, "local")
@@ -173,7 +180,7 @@ def _lanes(info: BlockInfo, extent: int, target: Target) -> int:
 
 
 def _tile(info: BlockInfo, axes: Axes, loop_of: dict[Var, Var], extent: dict[Var, int], lanes: int, target: Target,
-          band: int) -> tuple[Tile, int]:
+          band: int, share: int) -> tuple[Tile, int]:
     """The register tile, and the length of a chunk of the reduction (0: it is not cut)."""
     vectors = -(-extent[axes.vector] // lanes)
     if axes.panel is not None:
@@ -182,13 +189,14 @@ def _tile(info: BlockInfo, axes: Axes, loop_of: dict[Var, Var], extent: dict[Var
     columns = 1 if axes.column is None else extent[axes.column]
     tail = tail_pieces(extent[axes.vector], lanes)
     apart = most_apart(_row_stride(info, axes, loop_of), target)
-    tile = choose_tile(rows, columns, vectors, target, tail=tail, whole=bool(band), max_columns=apart)
+    most = 1 if share % 2 else 2
+    tile = choose_tile(rows, columns, vectors, target, max_rows=most, tail=tail, whole=bool(band), max_columns=apart)
     if band:
         return tile, 0
     chunk = _chunk(info, axes, loop_of, extent, tile, vectors, lanes, target)
     widest = 0 if chunk else _widest(info, tile, vectors, lanes, target)
     if widest > tile.vectors:
-        tile = choose_tile(rows, columns, vectors, target, tail=tail, widest=widest, max_columns=apart)
+        tile = choose_tile(rows, columns, vectors, target, max_rows=most, tail=tail, widest=widest, max_columns=apart)
     return tile, chunk
 
 
@@ -240,11 +248,12 @@ def _widest(info: BlockInfo, tile: Tile, vectors: int, lanes: int, target: Targe
     return min(WIDEST, 3 * target.l2 // 5 // (info.extent(info.k) * lanes * a.dtype.nbytes))
 
 
-def _decided(sch: Schedule, axes: Axes, tile: Tile, band: int) -> Tile:
+def _decided(sch: Schedule, axes: Axes, tile: Tile, band: int, share: int) -> Tile:
     """The tile as named decisions, which a tuner may take otherwise; the model's choice is the default. Tiles divide a
-    band."""
+    band, and the rows of a core's share."""
     widths = [c for c in range(1, 31) if not band or band % c == 0]
-    rows = 1 if axes.row is None else sch.sample_tile(axes.row, range(1, 5), tile.rows)
+    heights = [r for r in range(1, 5) if not share or share % r == 0]
+    rows = 1 if axes.row is None else sch.sample_tile(axes.row, heights, tile.rows)
     columns = 1 if axes.column is None else sch.sample_tile(axes.column, widths, tile.columns)
     vectors = sch.sample_tile(axes.vector if axes.panel is None else axes.panel, range(1, 9), tile.vectors)
     return Tile(rows, columns, vectors)

@@ -11,7 +11,7 @@ from tilewright.loop.ir import Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import classify
 from tilewright.tensor.rules.epilogue import attach_epilogue, finish_store
-from tilewright.tensor.rules.threads import parallelize_outer
+from tilewright.tensor.rules.threads import parallelize_outer, rows_per_part
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef
@@ -49,10 +49,17 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
     window = 1
     for v in reduce:
         window *= extent[v]
-    moving = [loops[w.spatial] for w in info.windows if loops[w.spatial] is not spatial[-1]]
-    axes = [MovingAxis(extent[loops[w.spatial]], extent[loops[w.reduce]], w.stride)
-            for w in info.windows if loops[w.spatial] in moving]
-    rows, columns = tile_shape(axes, window, target)
+    windows = [w for w in info.windows if loops[w.spatial] is not spatial[-1]]
+    moving = [loops[w.spatial] for w in windows]
+    part: Var | None = None
+    if len(moving) > 1 and (share := rows_per_part(sch.loop(moving[-2]).extent, target)):
+        at = outer.index(moving[-2])
+        part, moving[-2] = sch.split(moving[-2], [None, share])
+        outer[at] = moving[-2]
+        outer.insert(0, part)
+        extent[moving[-2]] = share
+    axes = [MovingAxis(extent[v], extent[loops[w.reduce]], w.stride) for v, w in zip(moving, windows, strict=True)]
+    rows, columns = tile_shape(axes, window, target, whole_rows=part is not None)
     tiled: list[Var] = []
     for v, size in zip(moving[-2:], (rows, columns)[2 - len(moving[-2:]):], strict=True):
         o, i = sch.split(v, [None, size])
@@ -80,22 +87,24 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
         parallelize_outer(sch, outer, target)
 
 
-def tile_shape(axes: list[MovingAxis], window: int, target: Target) -> tuple[int, int]:
+def tile_shape(axes: list[MovingAxis], window: int, target: Target, whole_rows: bool = False) -> tuple[int, int]:
     """Rows and columns of pixels per tile: as many accumulators as the vector registers hold besides the inputs that wait
-    for their next use, up to 2 x 7, within the bound on unrolled code."""
+    for their next use, up to 2 x 7, within the bound on unrolled code. `whole_rows`: a tile's rows divide all."""
     if not axes:
         return 1, 1
     x, y = axes[-1], axes[-2] if len(axes) > 1 else MovingAxis(1, 1, 1)
-    best, best_key = (1, 1), 0.0
+    best, best_key = (1, 1), (0.0, 0)
     for rows in (1, 2):
-        for columns in range(1, 9):
+        for columns in range(1, 15):
             if rows > y.extent or columns > x.extent or rows * columns * window > UNROLLED or rows * columns > 14:
+                continue
+            if whole_rows and y.extent % rows:
                 continue
             if rows * columns > 1 and live_registers(rows, columns, y, x) > target.vector_registers:
                 continue
             waste = (-(-y.extent // rows) * rows * -(-x.extent // columns) * columns) / (y.extent * x.extent)
-            if rows * columns / waste > best_key:
-                best, best_key = (rows, columns), rows * columns / waste
+            if (key := (rows * columns / waste, rows)) > best_key:
+                best, best_key = (rows, columns), key
     return best
 
 

@@ -5,7 +5,7 @@ contiguous range of its iterations, so the outermost axis (weight panels) should
 """
 from __future__ import annotations
 
-from tilewright.loop.ir import Var, estimate
+from tilewright.loop.ir import Expr, Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.schedule.schedule import Schedule
 
@@ -26,3 +26,15 @@ def parallelize_outer(sch: Schedule, loops: list[Var], target: Target) -> None:
         if work >= TASKS_PER_CORE * target.cores and busiest <= IMBALANCE:
             break
     sch.parallel(sch.fuse(*loops[:keep]) if keep > 1 else loops[0])
+
+
+def rows_per_part(rows: Expr, target: Target) -> int:
+    """Rows of pixels in one of the equal parts in which cores share them, at least one part per core and at most two; 0 if
+    rows are not shared so.
+
+    With the parts outermost, a core computes from rows that it made itself in the kernels before: lines that are in another
+    core's cache cost many times a miss in the own one to read, and more to write again."""
+    extent = as_int(rows)
+    if extent is None or target.cores == 1:
+        return 0
+    return next((extent // parts for parts in range(target.cores, 2 * target.cores + 1) if extent % parts == 0), 0)
