@@ -30,7 +30,7 @@ import numpy as np
 from tilewright import te
 from tilewright.codegen.clike import nvrtc
 from tilewright.loop.ir import Address, Buffer, Launch, Seq, as_int
-from tilewright.target.presets import get_target, target_names
+from tilewright.target.presets import get_target
 from tilewright.target.target import Target
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "docs" / "tutorials"))
@@ -202,14 +202,9 @@ def device() -> tuple[Any, Target]:
         raise SystemExit(f"{nothing}PyTorch finds no CUDA device on this machine")
     if not nvrtc.is_there():
         raise SystemExit(f"{nothing}NVRTC is missing (pip install nvidia-cuda-nvrtc-cu12)")
-    major, minor = torch.cuda.get_device_capability()
-    number = 10 * major + minor
-    presets = sorted([int(n[3:]) for n in target_names() if n.startswith("sm_") and int(n[3:]) <= number])
-    if not presets:
-        raise SystemExit(f"{nothing}there is no preset for devices of sm_{number}")
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return torch, dataclasses.replace(get_target(f"sm_{presets[-1]}"), arch_name=f"sm_{number}")
+    return torch, get_target("cuda")
 
 
 def mean(rows: Sequence[dict[str, Any]], name: str) -> float:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_opencl import needs_opencl
+from tests.devices import DEVICES
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
 SMALL = {"depthwise_conv": ["--channels", "2", "--size", "9", "--multiplier", "2"]}
@@ -35,12 +35,13 @@ def test_every_tutorial_is_run() -> None:
     assert {p.stem for p in FOLDER.glob("*.py")} - {"steps"} == set(SMALL)
 
 
-@needs_opencl
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SMALL)
-def test_a_tutorial_is_right_on_opencl(name: str, tmp_path: Path) -> None:
-    text = tutorial(name, "--quiet", "--devices", "opencl", "--html", str(tmp_path / "out.html"))
+def test_a_tutorial_is_right(name: str, device: str, tmp_path: Path) -> None:
+    """The same schedules on every kind of device, but for their numbers of threads."""
+    text = tutorial(name, "--quiet", "--devices", device, "--html", str(tmp_path / "out.html"))
     steps = titles(text)
-    assert len(steps) == STEPS[name] and text.count("opencl: right to ") == len(steps)
+    assert len(steps) == STEPS[name] and text.count(f"{device}: right to ") == len(steps)
     table = text[text.rindex("µs   GFLOP/s"):].splitlines()[1:]
     assert [line[:52].strip() for line in table] == steps
     assert '<script type="application/json" id="data">{"title"' in (tmp_path / "out.html").read_text(encoding="utf-8")

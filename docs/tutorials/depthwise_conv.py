@@ -202,7 +202,7 @@ def tiled(s: te.StageSchedule, d: Depthwise, result: te.Tensor, threads: Threads
     for stage in (window, weights):
         s[stage].compute_at(out, bx)
         load_together(s, s[stage], threads)
-    s[total].compute_at(out, tx)
+    s[total].compute_at(out, tx if tile is not None else j)  # a whole channel: one result after another
     return s
 
 

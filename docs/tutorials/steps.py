@@ -14,12 +14,14 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import tilewright
 from tilewright import te
+from tilewright.codegen.clike import nvrtc
+from tilewright.codegen.clike.cubin import resource_usage
 from tilewright.core.node import Node
 from tilewright.loop.ir import (
     Add,
@@ -53,30 +55,30 @@ from tilewright.loop.ir import (
     as_int,
 )
 from tilewright.loop.lower.device_pipeline import device_kernels
-from tilewright.target.presets import get_target, target_names
+from tilewright.target.presets import get_target
 from tilewright.target.target import Target
 
 os.environ.setdefault("TILEWRIGHT_OPENCL_OPTIONS", "")  # PoCL optimizes kernels: slower to compile, faster to run
 
 SHOWN = ("sm_80", "opencl", "webgpu")
 """The targets whose source is shown, whether there is such a device or not."""
+RUN = ("cuda", "opencl", "webgpu")
+"""The targets that are run where they are."""
 
 
 def devices() -> list[Target]:
     """The devices that run kernels here: those that compute a first result."""
     a = te.placeholder((4,), name="a")
     found = []
-    for name in target_names():
-        target = get_target(name)
-        if not target.is_gpu:
-            continue
+    for name in RUN:
         b = te.compute((4,), lambda i: a[i] + 1.0, name="b")
         s = te.create_schedule(b)
         s[b].bind(b.op.axis[0], "threadIdx.x")
         try:
+            target = get_target(name)
             with_one = te.build(s, target, args=[a, b])(np.zeros(4, np.float32))
         except tilewright.UserError:
-            continue  # no driver, or one for another generation of devices
+            continue  # no driver, or no device
         if (with_one == 1).all():
             found.append(target)
     return found
@@ -86,14 +88,15 @@ def devices() -> list[Target]:
 class Work:
     """What the kernels of a function do. `touched`: how often they read ("load") or write ("store") an element in global or
     shared memory, as the program says it: a compiler may keep a value that is read again in a register."""
-    grids: list[tuple[int, int]] = field(default_factory=list)
+    grids: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Blocks, and threads of a block, by kernel."""
     shared: int = 0
     barriers: int = 0
     touched: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         grids = ", then ".join([f"{blocks} block{'s' * (blocks > 1)} of {threads} thread{'s' * (threads > 1)}"
-                                for blocks, threads in self.grids])
+                                for blocks, threads in self.grids.values()])
         parts = [grids, f"{self.shared / 1024:.1f} KiB of shared memory a block"] if self.shared else [grids]
         return "; ".join([*parts, f"{self.barriers} barrier{'s' * (self.barriers != 1)} in the text"])
 
@@ -109,7 +112,7 @@ def work_of(f: te.Function) -> Work:
     for n in _walk(f.lowered.programs[0].body):
         if isinstance(n, Launch) and n.grid:
             grid = [as_int(e) or 1 for e in n.grid]
-            work.grids.append((grid[0] * grid[1] * grid[2], grid[3] * grid[4] * grid[5]))
+            work.grids[n.callee] = grid[0] * grid[1] * grid[2], grid[3] * grid[4] * grid[5]
     for kernel in device_kernels(f.lowered):
         shared = [n.buffer for n in _walk(kernel.body) if isinstance(n, Allocate) and n.buffer.scope == "shared"]
         work.shared = max(work.shared, sum(_nbytes(b) for b in shared))
@@ -177,6 +180,36 @@ _OPERATIONS: dict[type, Callable[[Any, Any], Any]] = {
     Max: np.maximum, Lt: np.less, Le: np.less_equal, Eq: np.equal, Ne: np.not_equal, And: np.logical_and, Or: np.logical_or}
 
 
+class Multiprocessor(NamedTuple):
+    """What the blocks that run at once share: registers, threads, blocks, bytes of shared memory (the last of which is less
+    by 1 KiB for each block); registers are handed out to warps in `unit`s."""
+    registers: int = 65536
+    threads: int = 2048
+    blocks: int = 32
+    shared: int = 164 << 10
+    unit: int = 256
+
+
+SM_80 = Multiprocessor()
+"""CUDA C++ programming guide, "Technical specifications per compute capability", column 8.0."""
+
+
+def occupancy(f: te.Function, work: Work) -> str:
+    """What the kernels take of a multiprocessor of compute capability 8.0, read from the cubin; "" without NVRTC."""
+    if f.target.arch_name != "sm_80" or not nvrtc.is_there():
+        return ""
+    found = []
+    taken = resource_usage(nvrtc.compile_cubin(f.source, "sm_80"))
+    for name, (_, threads) in work.grids.items():
+        usage, warps = taken[name], -(-threads // 32)
+        registers = warps * -(-usage.registers * 32 // SM_80.unit) * SM_80.unit
+        fit = min(SM_80.blocks, SM_80.threads // (32 * warps), SM_80.registers // registers,
+                  SM_80.shared // (usage.shared + 1024))
+        found.append(f"{usage.registers} registers a thread, {usage.stack} bytes spilled; {fit} blocks at once on a "
+                     f"multiprocessor, {100 * fit * 32 * warps // SM_80.threads} % of its threads")
+    return "\n".join(found)
+
+
 @dataclass
 class Walk:
     """A walk-through: its devices, its inputs, and the result that every step must give."""
@@ -188,8 +221,8 @@ class Walk:
     """Milliseconds by step and device."""
     number: int = 0
 
-    def step(self, told: Callable[..., Any], make: Callable[[Target], te.StageSchedule], args: Sequence[te.Tensor],
-             want: Any) -> None:
+    def step(self, told: Callable[..., Any], make: Callable[[Target], te.StageSchedule | te.Schedule],
+             args: Sequence[te.Tensor], want: Any) -> None:
         """Show, check and time one step: `told` has the text, `make(target)` gives the schedule for a target, `args` are the
         function's arguments, `want` is its result."""
         title, _, text = (inspect.getdoc(told) or told.__name__).partition("\n")
@@ -198,21 +231,24 @@ class Walk:
         if self.show:
             print(text.strip("\n"))
         built: dict[str, te.Function] = {}
-        for target in dict.fromkeys([*[t.name for t in self.devices], *[n for n in SHOWN if n in target_names()]]):
+        for target in [*self.devices, *[get_target(n) for n in SHOWN]]:
+            if target.name in built or target.name not in {t.name for t in self.devices} and not self.show:
+                continue
             try:
-                built[target] = te.build(make(get_target(target)), target, args=args)
+                made = make(target)
+                built[target.name] = te.build(made, target, args=args if isinstance(made, te.StageSchedule) else None)
             except tilewright.UserError as error:
                 if error.code != "kernel-limit":
                     raise
-                print(f"\n{target}: does not fit\n{error}")
+                print(f"\n{target.name}: does not fit\n{error}")
         for k, (name, f) in enumerate(built.items()):
             if self.show and k == 0:
                 print(f"\n---- the loop program (for {name})\n{f.program}")
-            if self.show and name in SHOWN:
+            if self.show:
                 print(f"\n---- {f.target.language} source (for {name})\n{f.source}")
             if k == 0 or self.show:
                 work, outputs = work_of(f), np.size(want)
-                print(f"\n{name}: {work}\nper result: {work.per(outputs)}")
+                print("\n".join(filter(None, [f"\n{name}: {work}", occupancy(f, work), f"per result: {work.per(outputs)}"])))
         for target in self.devices:
             if target.name in built:
                 self.run(title.rstrip("."), built[target.name], want)
