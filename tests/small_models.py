@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 
-HEAD = '<ir_version: 8, opset_import: ["" : 17]>\n'
+HEAD = '<ir_version: 8, opset_import: ["" : {}]>\n'
 
 
 def weight(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray[Any, Any]:
@@ -17,9 +17,9 @@ def weight(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray[Any, An
     return (scale * rng.standard_normal(shape) / np.sqrt(fan)).astype(np.float32)
 
 
-def model(text: str, **weights: Any) -> onnx.ModelProto:
+def model(text: str, opset: int = 17, **weights: Any) -> onnx.ModelProto:
     """The model of a graph's text; `weights` become initializers."""
-    m = parser.parse_model(HEAD + text)
+    m = parser.parse_model(HEAD.format(opset) + text)
     for name, value in weights.items():
         m.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
     return m

@@ -7,9 +7,11 @@ import onnx
 import pytest
 
 import tilewright
+from examples.resnet18 import resnet18
 from tests import small_models
 from tests.devices import check, needs_webgpu
-from tests.small_models import model, weight
+from tests.small_models import inputs, model, reference, weight
+from tests.test_opencl import linear_resize
 from tilewright.core.errors import UserError
 from tilewright.target.presets import get_target
 from tilewright.tensor import compute as te
@@ -26,8 +28,9 @@ def test_a_constant_beyond_32_bits_is_refused() -> None:
 
 def test_an_element_type_that_it_has_not_is_refused() -> None:
     m = model("f (double[3] x) => (double[3] y) { y = Add(x, x) }")
-    with pytest.raises(UserError, match=r"device-dtype\].*f64"):
-        tilewright.compile(m, target="webgpu")
+    for made in (m, linear_resize()):
+        with pytest.raises(UserError, match=r"device-dtype\].*f64"):
+            tilewright.compile(made, target="webgpu")
 
 
 @needs_webgpu
@@ -67,6 +70,19 @@ def test_more_blocks_than_an_axis_has() -> None:
     assert "tw_block.y" in f.source
     x = np.random.default_rng(0).integers(0, 256, n).astype(np.uint8)
     np.testing.assert_array_equal(f(x), x + np.uint8(3))
+
+
+@pytest.mark.long
+@needs_webgpu
+def test_resnet18() -> None:
+    """The whole network of examples/, at full size and within the default limits, saved and loaded."""
+    m = resnet18()
+    feeds = inputs(m)
+    (want,) = reference(m, feeds)
+    with tilewright.compile(m, target="webgpu") as made:
+        assert all("schedule_fallback" not in k.record for k in made.kernels)
+        (got,) = made.run(feeds)
+    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
 @pytest.mark.long

@@ -44,6 +44,7 @@ sizeof smooth snorm static static_assert static_cast std subroutine super target
 try type typedef typeid typename typeof union unless unorm unsafe unsized use using varying virtual volatile wgsl where
 with writeonly yield array atomic bool f16 f32 i32 ptr sampler u32 vec2 vec3 vec4 bitcast select all any fma min max
 clamp pow tanh exp2 inverseSqrt
+atan2 atomicLoad atomicStore atomicAnd atomicOr storageBarrier workgroupBarrier
 """
 
 WGSL = Language(

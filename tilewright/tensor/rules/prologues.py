@@ -27,6 +27,8 @@ def inline_prologues(sch: Schedule, keep: Collection[str | None] = ()) -> None:
             readers = consumers(sch.program, block)
             if info.kind not in ("elementwise", "injective") or not readers or block.name in keep:
                 continue
+            if info.out is not None and any(r.buffer is info.out.buffer for r in info.reads):
+                continue  # a running sum is not computed anew by each reader
             kinds = [classify(r).kind for r in readers]
             alone = (len(readers) == 1 and kinds[0] in ("elementwise", "injective") and reads_once(readers[0], info)
                      and not reads_reduction(sch, block.name))
