@@ -73,7 +73,7 @@ def cut(g: Graph) -> None:
     by, start = g.rng.choice([1, 1, 2, -1, -2]), g.rng.choice([0, 0, 1, -1, -2])
     end = g.rng.choice([1 << 40, -1, 2, 3]) if by > 0 else g.rng.choice([-(1 << 40), 0])
     out = tuple([len(range(n)[start:end:by]) for n in d])
-    if min(out) < 1:
+    if min(out) < 1 or set(out) == {1} and not is_number(d):  # of a symbol: not known to be 1, so it does not broadcast
         raise Unfit
     g.add("Slice", [v, *[g.weight(np.array([x])) for x in (start, end, g.signed(axis, v.rank), by)]],
           replaced(v, axis, out), v)
