@@ -20,6 +20,7 @@ from tilewright.graph.passes.padding import fold_padding
 from tilewright.graph.passes.products import combine_products, simplify_products
 from tilewright.graph.passes.scale import fold_scales
 from tilewright.graph.passes.scans import scans_to_loops
+from tilewright.graph.passes.selection import select_before_ordering
 from tilewright.graph.passes.simplify import simplify_operations
 from tilewright.graph.passes.sink import sink_reshapes
 from tilewright.graph.passes.transposed import transposed_to_phases
@@ -37,6 +38,7 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         scans_to_loops,                                      # from here on, the only regions are those of if_ and loop
         simplify_products,                                   # before folding: a transposed weight needs no copy
         fold_constants,                                      # shape arithmetic ends here: its results are constants
+        select_before_ordering,                              # as many are ordered as are asked for
         functools.partial(simplify_operations, exact=exact),
         simplify_views,
         merge_equal,                                         # formulas are recognised by shared values
@@ -60,6 +62,6 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         merge_equal,
         remove_dead,
     ]
-    left_out = [*([] if combine else [combine_products]),
-                *([share_borders] if target.is_gpu else [])]  # a thread that reads beyond a border has its own condition
+    left_out = [*([] if combine else [combine_products]),  # a thread that reads beyond a border has its own condition
+                *([share_borders, select_before_ordering] if target.is_gpu else [])]  # and compares with all at once
     return Pipeline("graph", [p for p in passes if p not in left_out])
