@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,9 @@ from tests import small_models
 from tests.devices import check, count, on_devices
 from tests.small_models import inputs, model, weight
 from tilewright.core.errors import UserError
+from tilewright.driver import device_image
 from tilewright.runtime import native
+from tilewright.target.target import Target
 
 
 @on_devices
@@ -210,6 +213,31 @@ def test_a_saved_library_runs_from_c(tmp_path: Path, target: str) -> None:
     subprocess.run(["cc", "main.c", "./net.so", "-o", "main"], cwd=tmp_path, check=True)
     done = subprocess.run(["./main"], cwd=tmp_path, input=feeds["x"].tobytes(), capture_output=True, check=True)
     np.testing.assert_array_equal(np.frombuffer(done.stdout, np.float32).reshape(want.shape), want)
+
+
+@on_devices
+def test_threads_share_a_device(target: str) -> None:
+    """Runs of one model and of another at once."""
+    models = [tilewright.compile(m, target=target) for m in (small_models.mlp(), small_models.ends())]
+    feeds = [inputs(small_models.mlp(), seed=1), inputs(small_models.ends(), seed=2)]
+    want = [m.run(f) for m, f in zip(models, feeds, strict=True)]
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [(k % 2, pool.submit(models[k % 2].run, feeds[k % 2])) for k in range(24)]
+        for k, job in jobs:
+            for a, b in zip(job.result(), want[k], strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+@on_devices
+def test_a_kernel_that_the_driver_rejects(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the driver's words, with the line."""
+    def broken(sources: list[str], device: Target) -> bytes:
+        text = device_image(sources, device).decode()
+        return text[:text.rindex("}")].encode() + b"  nonsense here;\n}\n"
+
+    monkeypatch.setattr(tilewright.driver, "device_image", broken)
+    with pytest.raises(UserError, match=r"run-device\].*the driver rejects a kernel(.|\n)*nonsense"):
+        tilewright.compile(small_models.mlp(), target=target)
 
 
 @pytest.mark.parametrize("target, variable, what", [
