@@ -216,6 +216,21 @@ def test_a_saved_library_runs_from_c(tmp_path: Path, target: str) -> None:
 
 
 @on_devices
+@pytest.mark.parametrize("direction", [0, 1])
+def test_rows_of_bytes_are_stacked(target: str, direction: int) -> None:
+    """A scan writes rows that begin within a word, from the first to the last or the other way round."""
+    check(model(f"""f (float[7,5] x) => (bool[7,5] m, uint8[7,5] n, float[5] end) {{
+        start = ConstantOfShape(five)
+        end, m, n = Scan<num_scan_inputs = 1, scan_output_directions = [{direction}, {direction}],
+                         body = g (float[5] s, float[5] r) => (float[5] t, bool[5] p, uint8[5] q) {{
+            t = Add(s, r)
+            p = Less(t, r)
+            q = Cast<to = 2>(p)
+        }}>(start, x)
+    }}""", five=np.array([5])), target)
+
+
+@on_devices
 def test_threads_share_a_device(target: str) -> None:
     """Runs of one model and of another at once."""
     models = [tilewright.compile(m, target=target) for m in (small_models.mlp(), small_models.ends())]

@@ -425,47 +425,65 @@ static int32_t webgpu_free(tw_device *self, void *memory, int64_t bytes) {
   return status;
 }
 
-/* Copies are of whole words here: what is behind an odd end is nobody's, since values begin at multiples of 64 bytes. */
+/* Copies on the device are of whole words: bytes beside them are read first, or go through the host. */
+static int is_whole(int64_t bytes) { return bytes % 4 == 0; }
 static int64_t words(int64_t bytes) { return (bytes + 3) & ~(int64_t)3; }
-
-static void write_piece(gpu_object piece, int64_t at, const uint8_t *from, int64_t bytes) {
-  int64_t whole = bytes & ~(int64_t)3;
-  if (whole > 0) gpu.wgpuQueueWriteBuffer(queue, piece, (uint64_t)at, from, (size_t)whole);
-  if (whole < bytes) {
-    uint8_t last[4] = {0};
-    memcpy(last, from + whole, (size_t)(bytes - whole));
-    gpu.wgpuQueueWriteBuffer(queue, piece, (uint64_t)(at + whole), last, sizeof last);
-  }
-}
 
 static void read_piece(gpu_object piece, int64_t at, uint8_t *to, int64_t bytes) {
   int32_t mapped = TW_ERROR_DEVICE;
-  at_least(&staging, &staging_bytes, words(bytes), USE_MAP_READ | USE_COPY_TO);
+  int64_t before = at % 4, size = words(before + bytes);
+  at_least(&staging, &staging_bytes, size, USE_MAP_READ | USE_COPY_TO);
   begin();
   end_pass();
-  gpu.wgpuCommandEncoderCopyBufferToBuffer(encoder, piece, (uint64_t)at, staging, 0, (uint64_t)words(bytes));
+  gpu.wgpuCommandEncoderCopyBufferToBuffer(encoder, piece, (uint64_t)(at - before), staging, 0, (uint64_t)size);
   submit();
   if (failure_code != TW_OK) return;
-  gpu.wgpuBufferMapAsync(staging, USE_MAP_READ, 0, (size_t)words(bytes),
+  gpu.wgpuBufferMapAsync(staging, USE_MAP_READ, 0, (size_t)size,
                          (gpu_callback){.mode = GPU_SPONTANEOUS, .call = (void *)on_mapped, .user = {&mapped}});
   gpu.wgpuDevicePoll(device, 1, NULL);
   if (mapped != TW_OK) return;
-  const void *found = gpu.wgpuBufferGetConstMappedRange(staging, 0, (size_t)words(bytes));
-  if (found != NULL) memcpy(to, found, (size_t)bytes);
+  const uint8_t *found = gpu.wgpuBufferGetConstMappedRange(staging, 0, (size_t)size);
+  if (found != NULL) memcpy(to, found + before, (size_t)bytes);
   gpu.wgpuBufferUnmap(staging);
+}
+
+/* A part of one word. */
+static void patch(gpu_object piece, int64_t at, const uint8_t *from, int64_t bytes) {
+  uint8_t word[4] = {0};
+  if (bytes == 0) return;
+  read_piece(piece, at - at % 4, word, 4);
+  memcpy(word + at % 4, from, (size_t)bytes);
+  gpu.wgpuQueueWriteBuffer(queue, piece, (uint64_t)(at - at % 4), word, sizeof word);
+}
+
+static void write_piece(gpu_object piece, int64_t at, const uint8_t *from, int64_t bytes) {
+  int64_t head = words(at) - at < bytes ? words(at) - at : bytes, whole = (bytes - head) & ~(int64_t)3;
+  patch(piece, at, from, head);
+  if (whole > 0) gpu.wgpuQueueWriteBuffer(queue, piece, (uint64_t)(at + head), from + head, (size_t)whole);
+  patch(piece, at + head + whole, from + head + whole, bytes - head - whole);
 }
 
 /* Within one buffer there is no copy: through another. */
 static void copy_piece(gpu_object to, int64_t to_at, gpu_object from, int64_t from_at, int64_t bytes) {
-  uint64_t size = (uint64_t)words(bytes);
-  if (to == from) at_least(&between, &between_bytes, words(bytes), USE_COPY_FROM | USE_COPY_TO);
+  if (!is_whole(to_at) || !is_whole(from_at) || !is_whole(bytes)) {
+    uint8_t *held = malloc((size_t)bytes);
+    if (held == NULL) {
+      on_failure(NULL, GPU_OUT_OF_MEMORY, (gpu_text){"no memory on the host", 21}, NULL, NULL);
+      return;
+    }
+    read_piece(from, from_at, held, bytes);
+    write_piece(to, to_at, held, bytes);
+    free(held);
+    return;
+  }
+  if (to == from) at_least(&between, &between_bytes, bytes, USE_COPY_FROM | USE_COPY_TO);
   begin();
   end_pass();
   if (to == from) {
-    gpu.wgpuCommandEncoderCopyBufferToBuffer(encoder, from, (uint64_t)from_at, between, 0, size);
-    gpu.wgpuCommandEncoderCopyBufferToBuffer(encoder, between, 0, to, (uint64_t)to_at, size);
+    gpu.wgpuCommandEncoderCopyBufferToBuffer(encoder, from, (uint64_t)from_at, between, 0, (uint64_t)bytes);
+    gpu.wgpuCommandEncoderCopyBufferToBuffer(encoder, between, 0, to, (uint64_t)to_at, (uint64_t)bytes);
   } else {
-    gpu.wgpuCommandEncoderCopyBufferToBuffer(encoder, from, (uint64_t)from_at, to, (uint64_t)to_at, size);
+    gpu.wgpuCommandEncoderCopyBufferToBuffer(encoder, from, (uint64_t)from_at, to, (uint64_t)to_at, (uint64_t)bytes);
   }
 }
 
