@@ -72,7 +72,8 @@ def test_every_step_is_there_with_what_it_changed() -> None:
     before = program_after(data, first)
     for s in steps[1:]:
         if s["rows"]:
-            assert before == "\n".join(data["lines"][r[1]] for r in s["rows"] if r[0] != "+")  # the last step's program
+            gone = [data["lines"][r[1]].strip() for r in s["rows"] if r[0] != "+"]
+            assert [t.strip() for t in before.split("\n")] == gone  # the last step's program
             before = program_after(data, s)
             assert (s["added"], s["removed"]) == tuple(sum(r[0] == k for r in s["rows"]) for k in "+-") != (0, 0)
 
@@ -89,9 +90,21 @@ def test_a_bound_loop_is_marked_where_it_changed() -> None:
     assert "".join(text[b:e] for b, e in marks) == " threadIdx.x" and step["text"] == "bind(i0, 'threadIdx.x')"
 
 
+def test_a_body_that_moves_in_is_unchanged() -> None:
+    a = te.placeholder((8,), name="A")
+    sch = Schedule(te.create_program("twice", [a], [te.compute((8,), lambda i: a[i] * 2.0, name="B")]))
+    sch.split(sch.loops(sch.block("B"))[0], [None, 4])
+    data = data_of(tilewright.schedule_html(sch))
+    shown = [(r[0], data["lines"][r[1]]) for r in data["kernels"][0]["steps"][-1]["rows"]]
+    assert [text for kind, text in shown if kind == "-"] == ["    for i0 in 0..8:",
+                                                            "        block B(i0_1: spatial 8 = i0):"]
+    assert shown[-1] == ("=", "                B[i0_1] = A[i0_1] * 2.0")
+
+
 def test_marks_are_the_words_that_are_new() -> None:
     assert new_parts("for i in 0..64:", "for i in 0..64 parallel:") == [[14, 23]]
     assert new_parts("x = a[i]", "x = a[i]") == []
+    assert new_parts("  y[i] = x[i]", "      y[i] = x[i + 1]") == [[16, 20]]
     assert new_parts("pass", "for i in 0..8:") == []  # nothing is left of it: the line is new
 
 

@@ -4,8 +4,8 @@ In: Schedules, or a compiled model's kernels. Out: the text of a page that needs
 a network, in light and in dark, by keys, on a phone. What comes from a model (names of layers, of values, …) gets there as
 JSON that the page's script writes as text, so none of it is ever read as HTML; the page itself is schedule_page.html.
 
-A line of a program is [kind, number of its text, marks]: "=" unchanged, "+" new, "-" gone; marks are the [begin, end) of
-what is new within a line that replaces another.
+A line of a program is [kind, number of its text, marks]: "=" unchanged (but for its indentation), "+" new, "-" gone; marks
+are the [begin, end) of what is new within a line that replaces another.
 """
 from __future__ import annotations
 
@@ -61,9 +61,10 @@ class _Page:
             {"title": title, "rows": [["=", self.line(t)] for t in _cut(text)]} for title, text in texts.items()]})
 
     def changes(self, before: Sequence[str], after: Sequence[str]) -> list[Row]:
-        """The lines of `after`, those that are new marked, with those of `before` that are gone."""
+        """The lines of `after`, those that are new marked, with those of `before` that are gone. A body that moves in under
+        a new loop has not changed."""
         rows: list[Row] = []
-        matcher = difflib.SequenceMatcher(None, before, after, autojunk=False)
+        matcher = difflib.SequenceMatcher(None, [t.strip() for t in before], [t.strip() for t in after], autojunk=False)
         for tag, a, b, c, d in matcher.get_opcodes():
             if tag == "equal":
                 rows += [["=", self.line(t)] for t in after[c:d]]
@@ -89,12 +90,14 @@ _WORDS = re.compile(r"\w+|\s+|.")
 
 
 def new_parts(before: str, after: str) -> list[list[int]]:
-    """The [begin, end) of what is in `after` and was not in `before`, word by word; none where little is left of it."""
-    old, new = _WORDS.findall(before), _WORDS.findall(after)
+    """The [begin, end) of what is in `after` and was not in `before`, word by word and without their indentation; none where
+    little is left of it."""
+    old, new = _WORDS.findall(before.lstrip()), _WORDS.findall(after.lstrip())
     matcher = difflib.SequenceMatcher(None, old, new, autojunk=False)
     if matcher.ratio() < 0.4:
         return []
-    ends, at = [0], 0
+    at = len(after) - len(after.lstrip())
+    ends = [at]
     for w in new:
         at += len(w)
         ends.append(at)
