@@ -10,6 +10,7 @@
 """
 from tilewright.function import Function, build
 from tilewright.loop.ir import maximum, minimum
+from tilewright.loop.tensor_intrinsics import tensor_intrinsic
 from tilewright.tensor.compute import (
     ReduceAxis,
     Tensor,
@@ -49,4 +50,5 @@ __all__ = [
     "argmax", "argmin", "build", "ceil", "compute", "const_table", "create_program", "create_schedule", "erf", "exp",
     "floor", "if_then_else", "kernel", "log", "max", "maximum", "min", "minimum", "placeholder", "prod", "reduce_axis",
     "reducer", "replay",
-    "scan", "schedule_program", "select", "sigmoid", "sqrt", "sum", "tanh", "thread_axis"]
+    "scan", "schedule_program", "select", "sigmoid", "sqrt", "sum", "tanh", "tensor_intrinsic",
+    "thread_axis"]

@@ -163,6 +163,32 @@ def test_copies_may_have_several_readers() -> None:
     assert str(sch.program).count("A_local[") == 3 and "cache_read(h0, 'A', 'local', [h1])" in str(sch.trace)
 
 
+def test_tiles_in_turn_for_an_instruction() -> None:
+    dot = te.tensor_intrinsic("""
+        program test_stage_dot(c: f32[4], a: f32[4, 8], b: f32[8]):
+            for i in 0..4:
+                for k in 0..8:
+                    c[i] = c[i] + a[i, k] * b[k]
+    """, emit={})
+    a, b, k = te.placeholder((16, 64), name="A"), te.placeholder((64,), name="B"), te.reduce_axis(64, "k")
+    c = te.compute((16,), lambda i: te.sum(a[i, k] * b[k], axis=[k]), name="C")
+    s = te.create_schedule(c.op)
+    io, ii = s[c].split(c.op.axis[0], 4)
+    ko, ki = s[c].split(k, 8)
+    s[c].reorder(io, ko, ii, ki)
+    copy = s.cache_read(a, "shared", [c])
+    s[copy].compute_at(s[c], ko)
+    s[copy].double_buffer()
+    s[c].tensorize(ii, dot)
+    sch = s.schedule([a, b, c])
+    assert 'intrinsic="test_stage_dot"' in str(sch.program) and "A_shared[ko % 2, " in str(sch.program)
+    rng = np.random.default_rng(0)
+    x, y = (rng.integers(-9, 9, n).astype(np.float32) for n in ((16, 64), 64))
+    out = np.zeros(16, np.float32)
+    run(sch.program, [x, y, out])
+    np.testing.assert_array_equal(out, x @ y)
+
+
 def test_the_order_of_calls_does_not_matter() -> None:
     texts = []
     for turn in (False, True):

@@ -289,6 +289,8 @@ def _declare() -> None:
     register(Intrinsic("barrier", 0, _nothing, lambda to, frm: 0,
                        "The threads of a block wait here for each other; what they wrote before, all see after.",
                        pure=False))
+    register(Intrinsic("wait_copies", 0, _nothing, lambda to, frm: 0,
+                       "The thread waits here until what its asynchronous copies write has arrived.", pure=False))
     for name, what in (("tw_upload", "the device from the host"), ("tw_move", "the device from the device"),
                        ("tw_download", "the host from the device")):
         register(Intrinsic(name, 3, _copy_operands, _copy_bytes, pure=False,

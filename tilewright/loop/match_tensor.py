@@ -96,7 +96,7 @@ def wrong_strides(operands: Sequence[Buffer], tiles: Sequence[Tile]) -> str | No
         for d, want in enumerate(operand.strides):
             got = sum(k * (as_int(s) or 0) for k, s in zip(tile.steps[d], steps, strict=True))
             known = all(as_int(s) is not None for k, s in zip(tile.steps[d], steps, strict=True) if k)
-            if known and got != as_int(want) and as_int(operand.shape[d]) != 1:
+            if known and as_int(want) and got != as_int(want) and as_int(operand.shape[d]) != 1:
                 return (f"along dimension {d} of its operand {operand.name} the elements of {tile.buffer.name} lie {got} "
                         f"apart, not {as_int(want)}")
     return None
@@ -203,7 +203,8 @@ class _Match:
         if want.dtype is not b.dtype or b.data is not None or b.packing != 1:
             self.fail(env, f"{b.name} has elements {b.dtype} where {want.name} has {want.dtype}")
             return None
-        if want.scope != b.scope and (want.scope != "global" or b.scope == "warp"):
+        private = "local" if self.intrinsic.threads > 1 else "warp"  # to one thread, or to several
+        if want.scope != b.scope and (want.scope != "global" or b.scope in ("warp", private)):
             self.fail(env, f"{b.name} lies in {b.scope} memory, the operand {want.name} in {want.scope}")
             return None
         base: list[Expr] = []

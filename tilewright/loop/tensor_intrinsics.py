@@ -9,21 +9,25 @@
 
 The program is the meaning: `tensorize` proves that a nest does just that, and the interpreter runs it. Its parameters are
 the operands, tiles of constant shape. An operand of scope "global" may lie in any memory that a thread can address, at
-any strides unless it says some ("strides[4, 1]"); another scope is asked for as it is.
+any strides unless it says some ("strides[4, 1]"; 0 is any); another scope is asked for as it is. An operand of scope "warp"
+is held by the threads of a warp together: its `Fragment` says which of them has which element.
 
 A template of `emit` is text in the language of its code generator ("llvm", or the name of a C-like language). In it `$c` is
-the address of the first element of operand c's tile and `$c.0` the stride along its dimension 0, in elements. Of LLVM,
-values are `%names` of the template's own, and lines that begin with "declare" go to the module. It must be one instruction
-or a fixed sequence of them.
+the address of the first element of operand c's tile and `$c.0` the stride along its dimension 0, in elements; of an
+operand in a warp `$c` is the address of the thread's own part, and `$lane` is the thread's number in the warp. Of LLVM,
+values are `%names` of the template's own, and lines that begin with "declare" go to the module. It must be one
+instruction or a fixed sequence of them.
 
-In the other direction a chip maker's instruction needs no change here: it is declared where it is used.
+A chip maker's instruction needs no change here: it is declared where it is used.
 """
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from math import prod
 from textwrap import dedent
+from typing import Any
 
 from tilewright.core.errors import InternalError, UserError
 from tilewright.core.node import alpha_equal, walk
@@ -35,16 +39,38 @@ KEY = "intrinsic"
 
 
 @dataclass(frozen=True)
+class Fragment:
+    """How the threads of a warp hold a matrix (or vector) of `shape`: element (i, j) is in the registers of thread
+    `lane(i, j)`, there number `register(i, j)`. Fragments are told apart by their names."""
+
+    name: str
+    shape: tuple[int, ...]
+    lane: Callable[..., Any] = field(compare=False)
+    register: Callable[..., Any] = field(compare=False)
+
+    def registers(self, threads: int) -> int:
+        """Elements that each thread holds."""
+        return prod(self.shape) // threads
+
+
+@dataclass(frozen=True)
 class TensorIntrinsic:
-    """An instruction that computes a tile: see this file's head. `threads`: how many neighbours along threadIdx.x run it
-    together (a warp's instruction: 32). `requires`: what a target must have (`Target.has`), "" if any target with a
-    template will do. `asynchronous`: what it writes may arrive as late as at the next barrier."""
+    """An instruction that computes a tile: see this file's head.
+
+    `threads`: how many neighbours along threadIdx.x run it together (a warp's instruction: 32). `requires`: what a target
+    must have (`Target.has`), "" if any target with a template will do. `fragments`: how operands of scope "warp" are held.
+    `aligned`: operands whose rows begin at multiples of so many elements. `rounds`: the type to which it rounds operands,
+    although its program does not; `tensorize` wants that allowed. `asynchronous`: what it writes may arrive as late as at
+    the next barrier."""
 
     name: str
     body: Program
     emit: Mapping[str, str]
     threads: int = 1
     requires: str = ""
+    fragments: Mapping[str, Fragment] = field(default_factory=dict)
+    aligned: Mapping[str, int] = field(default_factory=dict)
+    rounds: str = ""
     asynchronous: bool = False
 
     @property
@@ -61,19 +87,22 @@ class TensorIntrinsic:
 _KNOWN: dict[str, TensorIntrinsic] = {}
 
 
-def tensor_intrinsic(body: str | Program, emit: Mapping[str, str], *, threads: int = 1, requires: str = "",
-                     asynchronous: bool = False) -> TensorIntrinsic:
-    """Declare an intrinsic, by the name of its program (text of the loop IR, or a Program without blocks).
+def tensor_intrinsic(body: str | Program, emit: Mapping[str, str], **facts: Any) -> TensorIntrinsic:
+    """Declare an intrinsic, by the name of its program (text of the loop IR, or a Program without blocks); `facts` are the
+    other fields of TensorIntrinsic.
 
     Raises UserError "intrinsic-declaration" for a program that is no nest over tiles of constant shape with plain indices,
     and for another one of the same name.
     """
     program = parse_program(dedent(body).strip() + "\n") if isinstance(body, str) else body
     _check_body(program)
-    made = TensorIntrinsic(program.name, program, dict(emit), threads, requires, asynchronous)
+    made = TensorIntrinsic(program.name, program, dict(emit), **facts)
+    for p in made.operands:
+        if (p.scope == "warp") != (p.name in made.fragments):
+            raise UserError("intrinsic-declaration", f"tensor intrinsic {made.name}: operands of scope warp, and no others, "
+                            f"have fragments; {p.name} is not so")
     known = _KNOWN.setdefault(made.name, made)
-    if known is not made and not (alpha_equal(known.body, made.body) and known.emit == made.emit and (
-            known.threads, known.requires, known.asynchronous) == (threads, requires, asynchronous)):
+    if known is not made and not (alpha_equal(known.body, made.body) and replace(made, body=known.body) == known):
         raise UserError("intrinsic-declaration", f"there is another tensor intrinsic called {made.name}",
                         hint="give it a name of its own: programs refer to intrinsics by name")
     return known

@@ -36,20 +36,22 @@ PRESETS: dict[str, Target] = {t.name: t for t in (
 
 def _gpu(name: str, language: str, **facts: Any) -> Callable[[], Target]:
     """A device beside this machine: its host program is code for this machine. Kernels work on scalars, one per thread."""
-    device = {"kind": "gpu", "language": language, "vector_bits": 32, "memory_operands": False, **facts}
+    device = {"kind": "gpu", "intrinsics": (), "language": language, "vector_bits": 32, "memory_operands": False, **facts}
     return lambda: dataclasses.replace(host.native(), name=name, **device)
 
 
 def _cuda(generation: int, cores: int) -> Callable[[], Target]:
     """Limits of the CUDA programming guide, "Technical specifications per compute capability"."""
-    return _gpu(f"sm_{generation}", "cuda", max_threads=1024, max_block=(1024, 1024, 64), max_grid=(2**31 - 1, 65535, 65535),
-                shared_memory=48 << 10, warp=32, cores=cores, arch_name=f"sm_{generation}")
+    intrinsics = ("mma", "cp_async", "shuffle") if generation >= 80 else ("shuffle",)
+    return _gpu(f"sm_{generation}", "cuda", intrinsics=intrinsics, max_threads=1024, max_block=(1024, 1024, 64),
+                max_grid=(2**31 - 1, 65535, 65535), shared_memory=48 << 10, registers=255, warp=32, cores=cores,
+                arch_name=f"sm_{generation}")
 
 
 def _hip(generation: str, warp: int, cores: int) -> Callable[[], Target]:
     """Limits of AMD's HIP documentation, "Accelerator and GPU hardware specifications"; cores are compute units."""
-    return _gpu(generation or "hip", "hip", max_threads=1024, max_block=(1024,) * 3, max_grid=(2**31 - 1, 65535, 65535),
-                shared_memory=64 << 10, warp=warp, cores=cores, arch_name=generation)
+    return _gpu(generation or "hip", "hip", intrinsics=("shuffle",), max_threads=1024, max_block=(1024,) * 3,
+                max_grid=(2**31 - 1, 65535, 65535), shared_memory=64 << 10, warp=warp, cores=cores, arch_name=generation)
 
 
 def _present_cuda() -> Target:

@@ -22,8 +22,9 @@ class Target:
     that the other fields describe. Then `language` names the table of `codegen/clike` in which kernels are written,
     `max_threads` is the largest number of threads of a block, `max_block` and `max_grid` are the limits of each axis (x, y,
     z), `shared_memory` the bytes that a block may share, `warp` the threads that run in lockstep, `cores` the blocks that
-    run at once and `arch_name` the driver's word for the device's generation ("sm_80"; "" where it compiles source);
-    `absent` names the functions of f32 that the language has not, which become polynomials.
+    run at once, `registers` the 32-bit ones that a thread may have (0: unknown) and `arch_name` the driver's word for the
+    device's generation ("sm_80"; "" where it compiles source); `absent` names the functions of f32 that the language has
+    not, which become polynomials.
 
     A device that `binds` memory instead of addressing it (WebGPU) takes at most `max_bindings` ranges of `max_binding` bytes
     in a launch, as arrays of 32-bit words, and computes integers in 32 bits; `local_memory` are the bytes that a thread may
@@ -58,6 +59,7 @@ class Target:
     max_bindings: int = 0
     max_binding: int = 0
     local_memory: int = 0
+    registers: int = 0
     device: str = ""
     absent: tuple[str, ...] = ()
 

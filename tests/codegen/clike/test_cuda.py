@@ -1,6 +1,8 @@
 """CUDA C: kernels compile to cubins for every generation that has a preset."""
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 import tilewright
@@ -10,8 +12,12 @@ from tilewright.codegen.clike import nvrtc
 from tilewright.codegen.clike.languages import CUDA
 from tilewright.codegen.clike.printer import print_kernels
 from tilewright.core.errors import UserError
+from tilewright.loop.ir import const, maximum
 from tilewright.loop.lower.device_pipeline import device_kernels, lower_for_device
 from tilewright.target.presets import get_target
+from tilewright.tensor import compute as te
+from tilewright.tensor.compute import select
+from tilewright.tensor.schedule.schedule import Schedule
 
 needs_nvrtc = pytest.mark.skipif(not nvrtc.is_there(), reason="NVRTC is missing: pip install nvidia-cuda-nvrtc-cu12")
 
@@ -24,6 +30,30 @@ def test_a_tiled_product_becomes_a_cubin(generation: str) -> None:
     assert "__syncthreads();" in source and "__shared__" in source
     cubin = nvrtc.compile_cubin(source, generation)
     assert cubin[:4] == b"\x7fELF" and b"product_0" in cubin
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("t", ["f16", "bf16"])
+def test_short_floats_become_a_cubin(t: str) -> None:
+    """Arithmetic, functions, choices, conversions and vectors of 16-bit floats."""
+    a, b, n = te.placeholder((64, 64), t, "A"), te.placeholder((64, 64), t, "B"), te.placeholder((64,), "i32", "N")
+
+    def value(i: Any, j: Any) -> Any:
+        x = a[i, j]
+        y = te.exp(-x * b[i, j]) + maximum(x, const(0.5, x)) + n[j].cast(t)
+        return select(y < x, y.cast("i32").cast(t), y / const(3, x))
+
+    c = te.compute((64, 64), value, name="C")
+    sch = Schedule(te.create_program("f", [a, b, n], [c]))
+    i, j = sch.loops(sch.block("C"))
+    copy = sch.cache_read(sch.block("C"), "A", "shared")
+    sch.compute_at(copy, i)
+    sch.vectorize(sch.split(sch.loops(copy)[2], [None, 8])[1])
+    sch.bind(i, "blockIdx.x")
+    sch.bind(j, "threadIdx.x")
+    source = print_kernels(device_kernels(lower_for_device(sch.program, get_target("sm_75"))), CUDA)
+    assert f"tw_{t}8" in source
+    assert nvrtc.compile_cubin(CUDA.prelude + source, "sm_75")[:4] == b"\x7fELF"
 
 
 @needs_nvrtc

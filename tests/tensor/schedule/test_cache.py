@@ -82,3 +82,13 @@ def test_set_scope_refused() -> None:
         sch.set_scope(d, 3, "local")
     with refused(sch, "no memory 'L1'", "block D"):
         sch.set_scope(d, 0, "L1")
+
+
+def test_copies_have_names_of_their_own() -> None:
+    """Attributes of a program name buffers: storage_align of one copy is not another's."""
+    p = softmax()
+    sch = Schedule(p)
+    for block in ("rowmax", "e"):
+        sch.cache_read(sch.block(block), "X", "shared")
+    assert {"X_shared", "X_shared_1"} <= set(scopes(sch))
+    check(sch, p)

@@ -40,17 +40,49 @@ OPENCL = Language(
     wide="vstore{n}(vload{n}(0, {source}), 0, {to});", reinterpret="as_{type}({0})",
     functions=_OPENCL, double={**_OPENCL, "gelu": _C_DOUBLE["gelu"]})
 
+# 16-bit floats are computed in f32 and rounded after each operation; a vector of them is moved as integers. NVRTC's wheel
+# has no header of them, so the conversions are PTX's own (PTX ISA, cvt); AMD's compilers have the type _Float16.
+_SHORT_FLOATS = """\
+#if defined(__CUDACC__) || defined(__HIP__)
+struct __align__(2) tw_f16 {
+  unsigned short bits;
+  tw_f16() = default;
+#ifdef __HIP__
+  __device__ tw_f16(float v) { union { _Float16 h; unsigned short b; } u; u.h = (_Float16)v; bits = u.b; }
+  __device__ operator float() const { union { _Float16 h; unsigned short b; } u; u.b = bits; return (float)u.h; }
+#else
+  __device__ __forceinline__ tw_f16(float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(v)); }
+  __device__ __forceinline__ operator float() const { float v; asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(bits)); return v; }
+#endif
+};
+struct __align__(2) tw_bf16 {
+  unsigned short bits;
+  tw_bf16() = default;
+  __device__ __forceinline__ tw_bf16(float v) {
+    const unsigned u = __float_as_uint(v);
+    bits = v != v ? 0x7fc0 : (unsigned short)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+  }
+  __device__ __forceinline__ operator float() const { return __uint_as_float((unsigned)bits << 16); }
+};
+typedef unsigned int tw_f162, tw_bf162;
+typedef uint2 tw_f164, tw_bf164;
+typedef uint4 tw_f168, tw_bf168;
+#endif
+"""
+
 CUDA = Language(
     name="cuda",
-    types={"f32": "float", "f64": "double", "i64": "long long", "i32": "int", "i16": "short", "i8": "signed char",
+    types={"f16": "tw_f16", "bf16": "tw_bf16", "f32": "float", "f64": "double", "i64": "long long", "i32": "int",
+           "i16": "short", "i8": "signed char",
            "u64": "unsigned long long", "u32": "unsigned int", "u16": "unsigned short", "u8": "unsigned char",
            "bool": "unsigned char"},
     prelude="#ifndef INFINITY\n#define INFINITY __int_as_float(0x7f800000)\n"
-            "#define NAN __int_as_float(0x7fffffff)\n#endif\n",
+            "#define NAN __int_as_float(0x7fffffff)\n#endif\n" + _SHORT_FLOATS,
     kernel='extern "C" __global__ void __launch_bounds__({threads}, {blocks})\n{name}({params})',
     buffer="{const}{type} *__restrict__ {name}",
     index={f"{kind}.{x}": f"(int){kind}.{x}" for kind in ("blockIdx", "threadIdx") for x in "xyz"},
     shared="__shared__ __align__(16) {type} {name}[{n}];", barrier="__syncthreads();",
+    warp="__align__(16) {type} {name}[{n}];", wait='asm volatile("cp.async.wait_all;" ::: "memory");',
     helper="static __device__ __forceinline__ {type} {name}({params})",
     table="static __constant__ {type} {name}[{n}] = {{{values}}};",
     wide="*({vector}{n} *)({to}) = *(const {vector}{n} *)({source});", suffix={"f32": "f", "i64": "LL"},
@@ -61,7 +93,7 @@ CUDA = Language(
 # HIP's language is CUDA's (AMD's HIP programming guide, "HIP C++ language extensions"); its run-time compiler knows the
 # built-in names, its compiler driver has them in a header. The second of its launch bounds means something else.
 HIP = dataclasses.replace(
-    CUDA, name="hip", kernel=CUDA.kernel.replace(", {blocks}", ""),
+    CUDA, name="hip", wait="", kernel=CUDA.kernel.replace(", {blocks}", ""),
     prelude="#ifndef __HIPCC_RTC__\n#include <hip/hip_runtime.h>\n#endif\n" + CUDA.prelude)
 
 _METAL = {**{name: f"precise::{name}({{0}})" for name in _MATH if name != "erf"}, "floor": "floor({0})", "ceil": "ceil({0})",

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tilewright.codegen.clike.language import HELPERS, Language
+from tilewright.codegen.clike.tensor_calls import held_buffers, tensor_text
 from tilewright.core.dtype import DType, f32, i32
 from tilewright.core.errors import InternalError, UserError
 from tilewright.core.node import walk
@@ -78,6 +79,8 @@ class _Kernel:
         self.atomic = {n.args[0].buffer for n in walk(p.body)  # type: ignore[attr-defined]
                        if isinstance(n, ir.Call) and n.name == "put_bits"}
         self.written = {n.buffer for n in walk(p.body) if isinstance(n, ir.Store)} | self.atomic
+        self.held = held_buffers(p)
+        self.lane: ir.Var | None = None
 
     # ---- names and types -----------------------------------------------------------------------------------------------
     def name(self, n: Any) -> str:
@@ -160,8 +163,16 @@ class _Kernel:
             case ir.Evaluate(ir.Call("put_bits", (ir.Address() as place, mask, bits))):
                 put = self.language.atomic["put"]
                 self.line(depth, put.format(self.place(place), self.expr(mask, ATOM), self.expr(bits)))
+            case ir.Evaluate(ir.Call("wait_copies")):
+                self.line(depth, self.language.wait)
             case ir.Evaluate(ir.Call("prefetch")):
                 pass  # a hint: threads that wait for memory make room for others
+            case ir.TensorCall():
+                self.line(depth, "{")
+                for line in tensor_text(s, self.language.name, self.language.index.get("threadIdx.x", "0"), self.address,
+                                        lambda e: self.expr(e, ATOM)):
+                    self.line(depth + 1, line)
+                self.line(depth, "}")
             case ir.For():
                 self.loop(s, depth)
             case ir.If(cond, then, otherwise):
@@ -205,6 +216,8 @@ class _Kernel:
         t, v = self.variable_type(s.var), self.name(s.var)
         axis = self.language.index.get(s.kind)
         if axis is not None:
+            if s.kind == "threadIdx.x":
+                self.lane = s.var
             if s.kind.startswith("threadIdx"):
                 self.threads[s.kind] = ir.as_int(s.extent) or 1
             self.line(depth, self.language.define.format(type=t, name=v, value=axis))
@@ -224,8 +237,13 @@ class _Kernel:
             if k is None:
                 raise InternalError(f"the {b.scope} buffer {b.name} has no constant size")
             size = size * k if step is None else size + (k - 1) * (ir.as_int(step) or 0)
-        self.private += size * b.dtype.nbytes // 4 if b.scope == "local" else 0
-        template = self.language.shared if b.scope == "shared" else self.language.local
+        if b.scope == "warp":
+            if not self.language.warp or b not in self.held:
+                raise UserError("kernel-warp", f"no tensor intrinsic for {self.language.name} says how the threads of a "
+                                f"warp hold {b.name}", where=self.p.name, hint="tensorize the blocks that write and read it")
+            size = self.held[b].size(b)
+        self.private += size * b.dtype.nbytes // 4 if b.scope in ("local", "warp") else 0
+        template = {"shared": self.language.shared, "warp": self.language.warp}.get(b.scope, self.language.local)
         text = template.format(type=self.type(b.dtype), name=self.name(b), n=max(1, size))
         if b.scope == "shared" and self.language.shared_outside:
             self.outside.append(text)
@@ -240,7 +258,25 @@ class _Kernel:
     def place(self, n: Any) -> str:
         return f"{self.name(n.buffer)}[{self.expr(self.position(n))}]"
 
+    def address(self, n: ir.Load) -> str:
+        """Of the first element of a tile; in a warp, of what this thread has of it."""
+        at = self.held[n.buffer].first(n.buffer, n.indices) if n.buffer in self.held else self.position(n)
+        if at is None:
+            raise UserError("kernel-warp", f"a tile begins between two fragments of {n.buffer.name}", where=repr(n))
+        return f"({self.name(n.buffer)} + {self.expr(at, 10)})"
+
+    def own_element(self, n: Any) -> str:
+        """An element of a warp's buffer that this thread has itself."""
+        lane, place = self.held[n.buffer].element(n.buffer, n.indices)
+        if self.lane is None or simplify(lane - self.lane, self.ranges) != ir.ZERO:
+            raise UserError("kernel-warp", f"another thread of the warp may hold {n!r}", where=self.p.name,
+                            hint="bind the loops to threadIdx.x so that each thread reads its own elements of the fragment, "
+                            "or store it by a tensor intrinsic")
+        return f"{self.name(n.buffer)}[{self.expr(simplify(place, self.ranges))}]"
+
     def element(self, n: Any) -> str:
+        if n.buffer in self.held:
+            return self.own_element(n)
         return self.language.atomic["load"].format(self.place(n)) if n.buffer in self.atomic else self.place(n)
 
     def store(self, s: ir.Store, depth: int) -> None:
@@ -309,7 +345,8 @@ class _Kernel:
                     left = self.expr(e.a, level if type(e.a) is type(e) else inner)
                 else:
                     left = self.as_type(self.type(e.dtype), e.a)
-                return f"{left} {word} {self.expr(e.b, max(inner, level + 1))}", level
+                text = f"{left} {word} {self.expr(e.b, max(inner, level + 1))}"
+                return (f"{self.type(e.dtype)}({text})", ATOM) if _is_short(e.dtype) else (text, level)
         raise InternalError(f"no {self.language.name} for the expression {e!r}: a lowering pass is missing")
 
     def cast(self, t: DType, a: ir.Expr) -> str:
@@ -370,6 +407,8 @@ class _Kernel:
 
     def call(self, e: ir.Call) -> tuple[str, int]:
         t = e.args[0].dtype
+        if e.name == "neg" and _is_short(t):
+            return f"{self.type(t)}(-{self.expr(e.args[0], ATOM)})", ATOM
         if e.name == "neg":
             return f"-{self.expr(e.args[0], ATOM)}", UNARY
         if e.name == "sign":
@@ -387,6 +426,11 @@ class _Kernel:
             return (self.expr(e.args[0], ATOM) if t.kind == "uint" else self.helper("abs", t, [e.args[0]])), ATOM
         if t.is_int and e.name == "fmod":
             return f"{self.expr(e.args[0], 10)} % {self.expr(e.args[1], 11)}", 10
+        if _is_short(t) and e.type.is_float:  # computed in f32 and rounded
+            wide = ir.Call(e.name, tuple([ir.Cast(f32, a) for a in e.args]), f32)
+            return f"{self.type(t)}({self.expr(wide)})", ATOM
+        if _is_short(t):
+            return self.call(e.replace(args=tuple([ir.Cast(f32, a) for a in e.args])))
         if t is f32 and e.name in self.language.helpers:
             return self.helper(e.name, t, list(e.args)), ATOM
         table = self.language.functions if t is f32 else self.language.double
@@ -399,6 +443,8 @@ class _Kernel:
     def literal(self, t: DType, value: Any) -> str:
         if t.is_bool:
             return self.language.truth[bool(value)]
+        if _is_short(t):
+            return f"{self.type(t)}({self.literal(f32, value)})"
         if t.is_float:
             v = float(value)
             if math.isnan(v):
@@ -413,6 +459,11 @@ class _Kernel:
             return f"(-{-v - 1}{self.language.suffix['i64'] if t.bits == 64 else ''} - 1)"
         suffix = self.language.suffix
         return str(v) + (suffix.get(t.name, suffix.get("i64", "")) if t.bits == 64 else "u" if t.name == "u32" else "")
+
+
+def _is_short(t: DType) -> bool:
+    """Whether values of a type are computed in f32 and rounded: a class of the language's prelude does the conversions."""
+    return t.is_float and t.bits == 16
 
 
 def lane(e: ir.Expr, k: int) -> ir.Expr:

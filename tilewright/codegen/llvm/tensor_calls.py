@@ -31,7 +31,7 @@ def tensor_call(f: Function, s: ir.TensorCall) -> None:
         base = locate(f, first.buffer, first.indices, 1).base
         steps = [address.add(locate(f, p.buffer, p.indices, 1).base, base, -1) for p in further]
         for d, want in enumerate(operand.strides or ()):
-            if steps[d] != {(): ir.as_int(want)} and ir.as_int(operand.shape[d]) != 1:
+            if ir.as_int(want) and steps[d] != {(): ir.as_int(want)} and ir.as_int(operand.shape[d]) != 1:
                 raise UserError("intrinsic-layout", f"the tensor intrinsic {s.name} wants the elements of "
                                 f"{first.buffer.name} {ir.as_int(want)} apart along dimension {d} of its operand "
                                 f"{operand.name}", where=str(s),

@@ -32,6 +32,7 @@ from tilewright.loop.ir import (
     Call,
     Evaluate,
     Expr,
+    FloorMod,
     For,
     If,
     Let,
@@ -40,6 +41,7 @@ from tilewright.loop.ir import (
     Seq,
     Stmt,
     Store,
+    TensorCall,
     Var,
     as_int,
     seq,
@@ -47,12 +49,15 @@ from tilewright.loop.ir import (
 from tilewright.loop.lower.linear import Terms, linear, loop_range
 from tilewright.loop.lower.thread_nests import Phase, block_body, is_barrier, phase_of, rewrap, thread_extents
 from tilewright.loop.simplify import simplify
+from tilewright.loop.tensor_intrinsics import tensor_intrinsic_named
 
 
 @dataclass(frozen=True)
 class _Access:
     """An element that the threads of a phase touch. `axes`: the phase's thread variables; `free`: loop variables around
-    it that have another value by now; `turns`: of those, the ones whose loop is still running (another turn of it)."""
+    it that have another value by now; `turns`: of those, the ones whose loop is still running (another turn of it), `last`
+    of which it was the turn before this one; `late`: an asynchronous copy, of which the thread itself sees nothing before
+    the next barrier."""
     buffer: Buffer
     indices: tuple[Expr, ...] | None
     is_write: bool
@@ -60,6 +65,8 @@ class _Access:
     axes: tuple[tuple[str, Var], ...] = ()
     free: frozenset[Var] = frozenset()
     turns: frozenset[Var] = frozenset()
+    last: frozenset[Var] = frozenset()
+    late: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,10 @@ class _Barriers:
         if alone == through:
             return through, after
         inside = self.needed(alone)
+        first = alone.body.stmts[0] if isinstance(alone, For) and isinstance(alone.body, Seq) else alone
+        if is_barrier(first) and as_int(s.extent):  # the turns begin with a barrier, also the first
+            self.needs[id(first)] = [*self.needs[id(first)], *[x for x in self.needed(through) if x not in inside]]
+            return alone, after_alone
         return seq(self.barrier([pair for pair in self.needed(through) if pair not in inside]), alone), after_alone
 
     def turns(self, s: For, before: Pending) -> tuple[Stmt, Pending]:
@@ -189,7 +200,11 @@ class _Barriers:
         n = as_int(s.extent)
         if n is None or n > 1:
             again = tuple([replace(a, turns=a.turns | {s.var}) for a in pending])
-            body, pending = self.stmt(body, again)
+            # Where every turn waits once, what is pending is of the turn before.
+            last = tuple([replace(a, last=a.last | {s.var}) for a in again])
+            new, after_new = self.stmt(body, last)
+            body, pending = (new, after_new) if _waits(new) else self.stmt(body, again)
+            pending = tuple([replace(a, last=a.last - {s.var}) for a in pending])
         self.around.remove(s.var)
         after = tuple([replace(a, free=a.free | {s.var}, turns=a.turns - {s.var}) for a in pending])
         return s.replace(body=body), after if n else _join(before, after)
@@ -211,7 +226,10 @@ class _Barriers:
                 if r is not None:
                     self.ranges[n.var] = r
         inner = {n.buffer for n in walk(s) if isinstance(n, Allocate)}
-        own = dict.fromkeys([a for n in walk(s) for a in self.accesses(n, axes) if a.buffer not in inner])
+        late = {id(x) for n in walk(s) if isinstance(n, TensorCall) and tensor_intrinsic_named(n.name).asynchronous
+                for x in walk(n.body) if isinstance(x, Store)}
+        own = dict.fromkeys([replace(a, late=True) if id(n) in late else a for n in walk(s) for a in self.accesses(n, axes)
+                             if a.buffer not in inner])
         hits = [(a, b) for a in pending for b in own if self.conflict(a, b)]
         local = next((b.buffer for _, b in hits if b.buffer.scope == "local"), None)
         if local is not None:
@@ -232,10 +250,12 @@ class _Barriers:
     # ---- whether two threads may meet at an element --------------------------------------------------------------------
     def conflict(self, a: _Access, b: _Access) -> bool:
         """Whether a thread of `b` may touch an element that another thread touched in `a`."""
-        if a.buffer is not b.buffer or not (a.is_write or b.is_write):
-            return False
+        if a.buffer is not b.buffer or not (a.is_write or b.is_write) or a.buffer.scope == "warp":
+            return False  # each warp has its own, whose threads run together
         if a.indices is None or b.indices is None:
             return True
+        if any(self.other_place(x, y, a) for x, y in zip(a.indices, b.indices, strict=True)):
+            return False
         places = [*zip(a.indices, b.indices, strict=True), (self.place(a.node), self.place(b.node))]
         dims = [self.difference(x, y, a, b) for x, y in places]
         open_: set[Any] = {axis for axis, _ in (*a.axes, *b.axes)}
@@ -254,7 +274,7 @@ class _Barriers:
                 if open_ & {t.key for t in left} and _tells_apart(left, max(abs(low), abs(high))):
                     open_ -= {t.key for t in left}
                     progress = True
-        threads_equal = not any(isinstance(k, str) for k in open_)
+        threads_equal = not any(isinstance(k, str) for k in open_) and not a.late
         other_turn = any(v not in open_ for v in turns)
         return not threads_equal and not other_turn
 
@@ -303,6 +323,19 @@ class _Barriers:
             low, high = low + min(c * lo, c * hi), high + max(c * lo, c * hi)
         return found, low, high
 
+    def other_place(self, x: Expr, y: Expr, a: _Access) -> bool:
+        """Whether x and y are e % m and f % m of numbers that surely differ modulo m: places used in turn."""
+        if not (isinstance(x, FloorMod) and isinstance(y, FloorMod) and x.b == y.b and as_int(x.b)):
+            return False
+        (tx, cx), (ty, cy) = linear(x.a), linear(y.a)
+        for v in a.last:
+            step = tx.pop(v, 0)
+            if step != ty.pop(v, 0):
+                return False
+            cx -= step
+        known = all(self.fixed(atom, a) for atom in (*tx, *ty))
+        return known and tx == ty and (cx - cy) % (as_int(x.b) or 1) != 0
+
     def place(self, n: Load | Store | Address) -> Expr:
         """Where in its buffer's memory an element is: digits of one number, (n // 34, n % 34), are that number here."""
         if id(n) not in self.places:
@@ -337,6 +370,15 @@ def _tells_apart(terms: list[_Term], slack: int) -> bool:
             return False
         slack += abs(t.step) * (t.extent - 1)
     return True
+
+
+def _waits(s: Stmt) -> bool:
+    """Whether there is a barrier in a statement that is surely run."""
+    if isinstance(s, Seq):
+        return any(_waits(t) for t in s.stmts)
+    if isinstance(s, Allocate | Let):
+        return _waits(s.body)
+    return is_barrier(s) or isinstance(s, For) and (as_int(s.extent) or 0) > 0 and _waits(s.body)
 
 
 def _join(a: Pending, b: Pending) -> Pending:

@@ -4,7 +4,8 @@ In: flat loops; allocations anywhere above the uses, typically at the top. Out: 
 statement that encloses all its uses and across which no value is carried; buffers of scope "local" and "shared" are
 shrunk to the region touched there, their indices relative to its start (of local ones, in units of the
 step between the elements touched). Allocations of scope "global" only move, and
-never into a parallel loop (they would multiply); shared ones stay outside the loops over the threads that share them.
+never into a parallel loop (they would multiply); shared ones stay outside the loops over the threads that share them,
+those of a warp, however small they get, outside the loop over its threads.
 An allocation without uses goes away.
 
     alloc c_local[64, 56]                          for oh in 0..64:
@@ -18,10 +19,12 @@ elements that it does not itself write.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from tilewright.core.errors import UserError
 from tilewright.core.node import Node
 from tilewright.loop.bounds import bounds
 from tilewright.loop.ir import (
@@ -43,6 +46,10 @@ from tilewright.loop.ir import (
 )
 from tilewright.loop.lower.flatten_blocks import REDUCES
 from tilewright.loop.lower.linear import Terms, from_linear, highest, limits_of, linear, loop_range
+
+IN_TURN = "in_turn"
+"""The program's attribute: names of buffers of which the steps of a loop use the first dimension's places in turn, so that
+all of them are kept although no step needs more than one."""
 
 _SHRINKING = ("local", "shared", "warp")
 
@@ -71,6 +78,7 @@ class _Dim:
 def compact_storage(program: Program, scope: str | None = None) -> Program:
     """Allocations moved inwards and shrunk; the `reduces` marks of flatten_blocks are gone afterwards. With `scope`, those
     of that scope alone, and the marks stay for the others."""
+    in_turn = program.attr(IN_TURN, ())
     found = _Accesses(scope)
     found.stmt(program.body, ())
     wraps: dict[int, list[Buffer]] = {}
@@ -80,6 +88,8 @@ def compact_storage(program: Program, scope: str | None = None) -> Program:
         if not accesses:
             continue
         place, dims = _place(buffer, accesses, depth, found.ranges)
+        if buffer.name in in_turn:
+            dims[0] = None
         shape = tuple([e if d is None else const(d.extent)
                        for e, d in zip(buffer.shape, dims, strict=True)])
         new = buffer if all(d is None for d in dims) else buffer.replace(shape=shape)
@@ -142,11 +152,16 @@ def _place(buffer: Buffer, accesses: list[_Access], depth: int,
         if _covered(buffer, accesses, regions):
             break
         outer = [i for i in range(depth, len(path) - 1) if isinstance(path[i], For)]
+        if not outer and buffer.scope == "warp":
+            raise UserError("kernel-warp", f"a warp may read elements of {buffer.name} that it did not write itself: its "
+                            "registers hold nothing of other warps", hint="bind the loops around all that uses the buffer "
+                            "alike, or keep it in shared memory")
         if not outer:
             break
         path = path[:outer[-1] + 1]
+    home = _around_warp(path) if buffer.scope == "warp" else path[-1]
     if buffer.scope not in _SHRINKING or buffer.strides is not None or any(a.indices is None for a in accesses):
-        return path[-1], [None] * buffer.rank
+        return home, [None] * buffer.rank
     dims: list[_Dim | None] = []
     for k in range(buffer.rank):
         hull = _hull([r[k] for r in regions])
@@ -154,7 +169,12 @@ def _place(buffer: Buffer, accesses: list[_Access], depth: int,
         if hull is not None and whole is not None and hull.extent >= whole:
             hull = None
         dims.append(hull)
-    return path[-1], dims
+    return home, dims
+
+
+def _around_warp(path: Sequence[Stmt]) -> Stmt:
+    """The loop over the threads of a warp, outside of which stays what they have together."""
+    return next((s for s in path if isinstance(s, For) and s.kind == "threadIdx.x"), path[-1])
 
 
 def _region(buffer: Buffer, a: _Access, depth: int, ranges: dict[Var, Any]) -> list[_Dim | None]:

@@ -19,10 +19,12 @@ from tilewright.loop.lower.kernel_limits import check_limits
 from tilewright.loop.lower.legalize_math import legalize_math
 from tilewright.loop.lower.split_grid import split_grid
 from tilewright.loop.lower.split_kernels import launch_of, split_kernels
+from tilewright.loop.lower.split_pipelines import split_pipelines
 from tilewright.loop.lower.thread_nests import gather_threads, grid_of
 from tilewright.loop.lower.unroll import unroll
 from tilewright.loop.lower.vectorize import vectorize
 from tilewright.loop.lower.virtual_threads import virtual_threads
+from tilewright.loop.lower.wait_for_copies import wait_for_copies
 from tilewright.loop.lower.wide_copies import scalar_copies, wide_copies
 from tilewright.loop.lower.word_memory import word_memory
 from tilewright.loop.simplify import simplify
@@ -42,6 +44,7 @@ def _gather(program: Program) -> Program:
 
 KERNEL: Pipeline[Program] = Pipeline("kernel", [
     # In: flat loops of any kind; phases of threads one after another; allocations where the schedule left them.
+    split_pipelines,
     virtual_threads,
     # No "vthread" loops.
     _gather,
@@ -49,6 +52,7 @@ KERNEL: Pipeline[Program] = Pipeline("kernel", [
     _compact_shared,
     # Shared buffers have the size of what is live, next to the phases that use them: all their threads are inside.
     place_barriers,
+    wait_for_copies,
     join_threads,
     # One set of thread loops per kernel; shared buffers around it, the others inside.
     simplify,
@@ -86,7 +90,7 @@ def lower_for_device(program: Program, target: Target, observers: Sequence[Obser
         extents = grid_of(k)
         kernels.append(k)
         launches.append(launch_of(p, tuple([extents.get(axis, ONE) for axis in AXES])))
-    attrs = [(k, v) for k, v in program.attrs if k not in ("storage_align", "weights")]
+    attrs = [(k, v) for k, v in program.attrs if k not in ("storage_align", "in_turn", "weights")]
     if split.workspaces:
         attrs.append(("workspaces", len(split.workspaces)))
     params: tuple[object, ...] = (*program.params, *split.workspaces)

@@ -2,7 +2,7 @@
 
 In: phases with thread loops of their own, barriers between them. Out: blocks around one nest of thread loops, as many
 threads along each axis as the largest phase has; a phase with fewer is guarded, one without an axis runs where it is 0.
-Shared buffers are allocated around the threads, all others within them.
+Shared buffers are allocated around the threads, those of a warp around its threads (along x), all others within them.
 
     for t in 0..64 threadIdx.x: S[t] = …            for t in 0..64 threadIdx.x:
     barrier                                   →       S[t] = …; barrier
@@ -31,18 +31,25 @@ from tilewright.loop.ir import (
 from tilewright.loop.lower.thread_nests import Phase, block_body, is_barrier, phase_of, rewrap, thread_extents
 from tilewright.loop.substitute import substitute
 
+_AROUND = ("shared", "warp")
+"""Scopes of what several threads have together."""
+
 
 def join_threads(program: Program) -> Program:
     """One set of threads per block."""
     top, body = block_body(program)
     extents = thread_extents(body)
     joined = _Joined({axis: For(Var(f"t{axis[-1]}"), ZERO, const(n), Seq(()), axis) for axis, n in extents.items()})
-    inside = [s for s in top if isinstance(s, Allocate) and s.buffer.scope != "shared"]
+    inside = [s for s in top if isinstance(s, Allocate) and s.buffer.scope not in _AROUND]
+    joined.warp += [s.buffer for s in top if isinstance(s, Allocate) and s.buffer.scope == "warp"]
     stmt = joined.stmt(body)
     for s in reversed(inside):
         stmt = s.replace(body=stmt)
     for axis in sorted(joined.loops):  # x innermost: neighbours in x run together
         stmt = joined.loops[axis].replace(body=stmt)
+        if axis == "threadIdx.x":
+            for b in reversed(joined.warp):
+                stmt = Allocate(b, stmt)
     for b in reversed(joined.shared):
         stmt = Allocate(b, stmt)
     blocks: list[Stmt] = [s for s in top if isinstance(s, For)]
@@ -56,13 +63,19 @@ class _Joined:
     def __init__(self, loops: dict[str, For]) -> None:
         self.loops = loops
         self.shared: list[Buffer] = []
+        self.warp: list[Buffer] = []
+
+    def hoisted(self, b: Buffer) -> bool:
+        """Whether an allocation goes around the threads, where it is noted."""
+        if b.scope in _AROUND:
+            (self.shared if b.scope == "shared" else self.warp).append(b)
+        return b.scope in _AROUND
 
     def stmt(self, s: Stmt) -> Stmt:
         if is_barrier(s):
             return s
         if isinstance(s, Allocate):
-            if s.buffer.scope == "shared":
-                self.shared.append(s.buffer)
+            if self.hoisted(s.buffer):
                 return self.stmt(s.body)
             return s.replace(body=self.stmt(s.body))
         phase = phase_of(s)
@@ -96,9 +109,6 @@ class _Joined:
             if not isinstance(n, Stmt):
                 return n
             new = n.map(visit)
-            if isinstance(new, Allocate) and new.buffer.scope == "shared":
-                self.shared.append(new.buffer)
-                return new.body
-            return new
+            return new.body if isinstance(new, Allocate) and self.hoisted(new.buffer) else new
 
         return visit(s)  # type: ignore[return-value]

@@ -9,13 +9,15 @@ from typing import NoReturn
 
 from tilewright.core.errors import UserError
 from tilewright.core.node import walk
-from tilewright.loop.ir import Allocate, Buffer, For, Program, as_int
+from tilewright.loop.ir import Allocate, Buffer, For, Program, TensorCall, as_int
+from tilewright.loop.tensor_intrinsics import tensor_intrinsic_named
 from tilewright.target.target import Target
 
 
 def check_limits(program: Program, target: Target) -> Program:
     """Raises UserError "kernel-limit": threads of a block, in all or along an axis; blocks along an axis; shared and
-    local memory."""
+    local memory, registers for what warps hold; "intrinsic-target" and "kernel-warp" for tensor intrinsics that the device
+    does not have, or not for these threads."""
     loops = [n for n in walk(program.body) if isinstance(n, For) and "Idx." in n.kind]
     threads = 1
     for f in loops:
@@ -30,11 +32,18 @@ def check_limits(program: Program, target: Target) -> Program:
     if threads > target.max_threads:
         names = ", ".join(f.var.name for f in loops if f.kind.startswith("threadIdx"))
         _over(program, f"{threads} threads in a block", target.max_threads, threads, f"loops {names}", target)
+    _check_instructions(program, target, loops)
     shared = [n.buffer for n in walk(program.body) if isinstance(n, Allocate) and n.buffer.scope == "shared"]
     total = sum(nbytes(b) for b in shared)
     if total > target.shared_memory:
         parts = ", ".join(f"{b.name} {nbytes(b)}" for b in shared)
         _over(program, f"{total} bytes of shared memory", target.shared_memory, total, f"buffers {parts}", target)
+    held = [n.buffer for n in walk(program.body) if isinstance(n, Allocate) and n.buffer.scope == "warp"]
+    total = sum(nbytes(b) for b in held) // max(1, target.warp) // 4
+    if target.registers and total > target.registers:
+        parts = ", ".join(f"{b.name} {nbytes(b) // target.warp // 4}" for b in held)
+        _over(program, f"{total} registers of a thread for what its warp holds", target.registers, total, f"buffers {parts}",
+              target)
     own = [n.buffer for n in walk(program.body) if isinstance(n, Allocate)
            and n.buffer.scope == "local" and n.buffer.data is None]
     total = sum(map(nbytes, own))
@@ -42,6 +51,21 @@ def check_limits(program: Program, target: Target) -> Program:
         parts = ", ".join(f"{b.name} {nbytes(b)}" for b in own)
         _over(program, f"{total} bytes of a thread's own memory", target.local_memory, total, f"buffers {parts}", target)
     return program
+
+
+def _check_instructions(program: Program, target: Target, loops: list[For]) -> None:
+    """Tensor intrinsics are there, and those of a warp find whole warps along x."""
+    for n in walk(program.body):
+        if isinstance(n, TensorCall):
+            intrinsic = tensor_intrinsic_named(n.name)
+            if intrinsic.requires and not target.has(intrinsic.requires):
+                raise UserError("intrinsic-target", f"{target.name} has no {intrinsic.requires}, which the tensor intrinsic "
+                                f"{n.name} is", hint="choose a target that has it, or a schedule without it")
+            across = next((f for f in loops if f.kind == "threadIdx.x"), None)
+            if across is not None and (as_int(across.extent) or 0) % intrinsic.threads:
+                raise UserError("kernel-warp", f"{n.name} is run by {intrinsic.threads} threads together; {program.name} "
+                                f"has {as_int(across.extent)} along x", where=f"loop {across.var.name}",
+                                hint=f"bind loops of a multiple of {intrinsic.threads} to threadIdx.x, or of less")
 
 
 def nbytes(b: Buffer) -> int:

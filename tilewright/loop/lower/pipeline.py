@@ -15,6 +15,7 @@ from tilewright.loop.lower.flatten_blocks import flatten_blocks
 from tilewright.loop.lower.legalize_math import legalize_math
 from tilewright.loop.lower.parallel_regions import parallel_regions
 from tilewright.loop.lower.partition_loops import partition_loops
+from tilewright.loop.lower.split_pipelines import split_pipelines
 from tilewright.loop.lower.symbolic_remainders import symbolic_remainders
 from tilewright.loop.lower.unroll import unroll
 from tilewright.loop.lower.vectorize import vectorize
@@ -29,6 +30,7 @@ def pipeline(target: Target | None) -> Pipeline[Program]:
     return Pipeline("lower", [
         # In: a nest of Blocks; loops of any kind; allocations where the schedule left them.
         flatten_blocks,
+        split_pipelines,
         # No Blocks from here on. `reduces` marks say which loops carry a reduction.
         simplify,
         compact_storage,

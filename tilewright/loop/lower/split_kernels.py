@@ -52,7 +52,7 @@ def _kernel(program: Program, name: str, body: Stmt, workspaces: list[Buffer]) -
     for b in buffers:
         for e in (*b.shape, *(b.strides or ())):
             needed.update(free_vars(e))
-    attrs = tuple([(k, v) for k, v in program.attrs if k in ("noalias", "storage_align")])
+    attrs = tuple([(k, v) for k, v in program.attrs if k in ("noalias", "storage_align", "in_turn")])
     return Program(name, (*buffers, *[p for p in program.params if isinstance(p, Var) and p in needed]), body,
                    (*attrs, ("device", True)))
 

@@ -9,7 +9,7 @@ loaded around them, and what they touch lies as far apart as the split that made
 from __future__ import annotations
 
 from tilewright.core.node import Node
-from tilewright.loop.ir import For, Program, Stmt, Store
+from tilewright.loop.ir import For, Program, Stmt, Store, TensorCall
 from tilewright.loop.lower.push_inward import push_inward
 
 
@@ -20,7 +20,7 @@ def virtual_threads(program: Program) -> Program:
             return n
         new = n.map(visit)
         if isinstance(new, For) and new.kind == "vthread":
-            return push_inward(new.replace(kind="unrolled"), lambda s: isinstance(s, Store))
+            return push_inward(new.replace(kind="unrolled"), lambda s: isinstance(s, Store | TensorCall))
         return new
 
     return program.replace(body=visit(program.body))

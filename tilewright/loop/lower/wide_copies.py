@@ -39,4 +39,5 @@ def scalar_copies(program: Program) -> Program:
 
 
 def _is_copy(s: For) -> bool:
-    return as_int(s.extent) in WIDTHS and isinstance(s.body, Store) and isinstance(s.body.value, Load)
+    return (isinstance(s.body, Store) and isinstance(s.body.value, Load)
+            and as_int(s.extent) in (WIDTHS if s.body.buffer.dtype.bits > 16 else (*WIDTHS, 8)))

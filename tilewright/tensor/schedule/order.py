@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tilewright.loop.ir import Block, Buffer, Expr, For, Program, Var, as_int
+from tilewright.loop.lower.compact_storage import IN_TURN
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.combiner import folds_lanes
 from tilewright.tensor.regions import (
@@ -165,8 +166,13 @@ def _starts_first(b: Block, running: Sequence[For], algebra: Algebra) -> bool:
 # ---- iterations that run at once -------------------------------------------------------------------------------------
 PRIVATE: dict[str, tuple[str, ...]] = {
     "parallel": ("local", "shared", "warp"), "vectorized": ("global", "local", "shared", "warp"), "vthread": (),
-    **{f"blockIdx.{x}": ("local", "shared", "warp") for x in "xyz"}, **{f"threadIdx.{x}": ("local",) for x in "xyz"}}
+    **{f"blockIdx.{x}": ("local", "shared", "warp") for x in "xyz"}, "threadIdx.x": ("local",),
+    "threadIdx.y": ("local", "warp"), "threadIdx.z": ("local", "warp")}
 """Scopes of which each iteration gets a buffer of its own where that is what it needs: lowering allocates it in the loop."""
+
+
+UNSAFE = "unsafe"
+"""The attribute of a loop for whose independent iterations the schedule answers."""
 
 
 MOVING = frozenset({"reorder", "compute_at", "reverse_compute_at", "compute_inline", "reverse_compute_inline", "cache_read",
@@ -191,9 +197,25 @@ def broken_promise(old: Program, new: Program, reordered: Sequence[Var] = ()) ->
     return None
 
 
+def out_of_turn(old: Program, new: Program) -> Block | None:
+    """A block that uses a buffer whose places the steps of a loop use in turn (see double_buffer), and whose instances an
+    edit may have changed or moved: such a buffer's elements are not those of one instance, which proofs take for granted."""
+    names = set(old.attr(IN_TURN, ()))
+    if not names:
+        return None
+    after = {b.name: b for b in blocks(new)}
+    for b in blocks(old):
+        if any(a.buffer.name in names for part in accesses(b) for a in part):
+            now = after.get(b.name)
+            if now is not b and now != b or [(f.var, f.extent) for f in loops_around(old, b)] != [
+                    (f.var, f.extent) for f in loops_around(new, now)]:
+                return b
+    return None
+
+
 def carried(program: Program, loop: For, kind: str) -> str | None:
     """Why iterations of a loop may depend on each other if they run as `kind` says, or None."""
-    if as_int(loop.extent) == 1 or kind == "vectorized" and horizontal(loop):
+    if as_int(loop.extent) == 1 or kind == "vectorized" and horizontal(loop) or dict(loop.attrs).get(UNSAFE):
         return None
     below = blocks_under(loop)
     for buffer in dict.fromkeys(x for b in below for x in outputs(b)):
@@ -203,7 +225,7 @@ def carried(program: Program, loop: For, kind: str) -> str | None:
         for b in users:
             if buffer in outputs(b) and reduces_over(b, [loop]) is not None:
                 return f"block {b.name} reduces over loop {loop.var.name}"
-        if buffer.scope not in PRIVATE[kind] or not _private(program, users, buffer):
+        if buffer.scope not in PRIVATE[kind] or not private(program, users, buffer):
             return (f"iterations of loop {loop.var.name} may touch the same elements of {buffer.name} "
                     f"(block {next(b for b in users if buffer in outputs(b)).name})")
     return None
@@ -219,7 +241,7 @@ def horizontal(loop: For) -> bool:
     return all(kind == "reduce" for kind in moving.values()) and not vars_of(b.predicate) & {loop.var, *moving}
 
 
-def _private(program: Program, users: Sequence[Block], buffer: Buffer) -> bool:
+def private(program: Program, users: Sequence[Block], buffer: Buffer) -> bool:
     """Whether each iteration may have a copy of `buffer`: nobody but the blocks `users` in the loop uses it, and all that
     an iteration reads was made in it."""
     if is_parameter(program, buffer):

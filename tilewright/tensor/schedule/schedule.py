@@ -18,7 +18,7 @@ from tilewright.loop.match_tensor import match_tensor
 from tilewright.loop.tensor_intrinsics import KEY, TensorIntrinsic, tensor_intrinsic_named
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.index_map import IndexFunction, IndexMap
-from tilewright.tensor.schedule.order import MOVING, broken_promise
+from tilewright.tensor.schedule.order import MOVING, broken_promise, out_of_turn
 from tilewright.tensor.schedule.primitives import primitive_named
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError, refuse
 from tilewright.tensor.schedule.trace import UNDECIDED, Decided, Instruction, Ref, Trace, from_refs, plain, to_refs
@@ -64,6 +64,10 @@ class Schedule:
             broken = broken_promise(saved[0], self.program, moved) if name in MOVING else None
             if broken is not None:
                 refuse(name, f"{broken[1]}, but the loop is {broken[0].kind}", self.program, broken[0].var)
+            turned = out_of_turn(saved[0], self.program) if name in MOVING else None
+            if turned is not None:
+                refuse(name, f"block {turned.name} uses a buffer whose places are used in turn", saved[0],
+                       BlockRef(turned.name), "double_buffer and software_pipeline come after what moves blocks")
             self._keep_intrinsics(name, saved[0])
         except BaseException:
             self.program, self.prepacks, self.layouts = saved
@@ -154,6 +158,12 @@ class Schedule:
     def bind(self, loop: Var, axis: str) -> None:
         self.apply("bind", loop, axis)
 
+    def unsafe_parallel(self, loop: Var) -> None:
+        self.apply("unsafe_parallel", loop)
+
+    def unsafe_bind(self, loop: Var, axis: str) -> None:
+        self.apply("unsafe_bind", loop, axis)
+
     def annotate(self, place: Var | BlockRef, key: str, value: Any) -> None:
         self.apply("annotate", place, key, value)
 
@@ -182,8 +192,8 @@ class Schedule:
     def blockize(self, loop: Var) -> BlockRef:
         return self.apply("blockize", loop)  # type: ignore[no-any-return]
 
-    def tensorize(self, place: Var | BlockRef, intrinsic: TensorIntrinsic | str) -> BlockRef:
-        return self.apply("tensorize", place, intrinsic)  # type: ignore[no-any-return]
+    def tensorize(self, place: Var | BlockRef, intrinsic: TensorIntrinsic | str, allow: str = "") -> BlockRef:
+        return self.apply("tensorize", place, intrinsic, *([allow] if allow else []))  # type: ignore[no-any-return]
 
     # ---- buffers -------------------------------------------------------------------------------------------------------
     def cache_read(self, block: BlockRef, buffer: int | str, scope: str = "local",
@@ -209,6 +219,15 @@ class Schedule:
             except UserError as e:
                 raise ScheduleError("transform_layout", f"{e.message}, which {buffer} has", self.program, block) from e
         self.apply("transform_layout", block, buffer, index_map, pad_value=pad_value, allow_interface=allow_interface)
+
+    def cooperative_fetch(self, block: BlockRef, threads: Sequence[tuple[str, int]], vector: int = 1) -> list[Var]:
+        return self.apply("cooperative_fetch", block, [tuple(t) for t in threads], vector)  # type: ignore[no-any-return]
+
+    def double_buffer(self, block: BlockRef, loop: Var | None = None, index: int = 0) -> None:
+        self.apply("double_buffer", block, *([] if loop is None and not index else [loop, index]))
+
+    def software_pipeline(self, loop: Var, stages: int = 2) -> None:
+        self.apply("software_pipeline", loop, stages)
 
     def prefetch(self, block: BlockRef, buffer: str, loop: Var, along: Var, ahead: int = 1) -> BlockRef:
         return self.apply("prefetch", block, buffer, loop, along, ahead)  # type: ignore[no-any-return]

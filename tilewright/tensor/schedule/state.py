@@ -175,6 +175,16 @@ def is_parameter(program: Program, buffer: Buffer) -> bool:
     return any(p is buffer for p in program.params)
 
 
+def fresh_buffer_name(program: Program, wish: str) -> str:
+    """`wish`, or wish_1, wish_2, … if a buffer has that name already: attributes of programs name buffers."""
+    taken = {p.name for p in program.params} | {s.buffer.name for s in iterate(program.body) if isinstance(s, Allocate)}
+    name, k = wish, 0
+    while name in taken:
+        k += 1
+        name = f"{wish}_{k}"
+    return name
+
+
 def fresh_name(program: Program, wish: str) -> str:
     """`wish`, or wish_1, wish_2, … if a block has that name already."""
     taken = {b.name for b in blocks(program)}

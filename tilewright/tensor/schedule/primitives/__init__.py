@@ -18,6 +18,8 @@ WHERE: dict[str, str] = {
     "decompose_reduction": "decompose", "decompose_padding": "decompose",
     "rfactor": "rfactor", "prefetch": "prefetch", "prefetch_next": "prefetch",
     "transform_layout": "transform_layout",
+    "unsafe_parallel": "unsafe", "unsafe_bind": "unsafe", "cooperative_fetch": "cooperative_fetch",
+    "double_buffer": "double_buffer", "software_pipeline": "software_pipeline",
     "blockize": "blockize", "tensorize": "tensorize",
     "bind": "bind", "storage_align": "storage_align",
     "sample_tile": "sample", "sample_choice": "sample",

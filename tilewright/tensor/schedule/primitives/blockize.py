@@ -30,8 +30,8 @@ NAME = "blockize"
 
 @primitive
 def blockize(sch: Schedule, loop: Var) -> BlockRef:
-    """Make all that `loop` does, one block in perfectly nested serial or unrolled loops of constant extents from 0, a single
-    instance of the block. Returns the block, which keeps its name.
+    """Make all that `loop` does, one block in perfectly nested loops (serial, unrolled or vectorized) of constant extents
+    from 0, a single instance of the block. Returns the block, which keeps its name.
 
     Legal if the loops run whole tiles of the block's domain: each of its variables is outside + inside, the inside part
     takes each of 0 … n-1 once while the loops run, the outside part is a multiple of n, and n divides the domain; no
@@ -104,7 +104,7 @@ def _nest(sch: Schedule, target: For) -> tuple[list[For], Block]:
     while isinstance(s, For):
         if as_int(s.extent) is None or as_int(s.start) != 0:
             raise ScheduleError(NAME, f"loop {s.var.name} has no constant extent from 0", sch.program, s.var)
-        if s.kind in PRIVATE:
+        if s.kind in PRIVATE and s.kind != "vectorized":
             raise ScheduleError(NAME, f"loop {s.var.name} is {s.kind}", sch.program, s.var)
         inner.append(s)
         s = s.body

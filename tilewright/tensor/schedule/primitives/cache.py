@@ -33,6 +33,7 @@ from tilewright.tensor.schedule.state import (
     edit,
     find_block,
     find_loop,
+    fresh_buffer_name,
     fresh_name,
     is_parameter,
     loops_around,
@@ -61,7 +62,7 @@ def cache_read(sch: Schedule, block: BlockRef, buffer: int | str, scope: str = "
     source = _pick("cache_read", program, block, inputs(b), buffer, "reads")
     for other in others:
         _pick("cache_read", program, other, inputs(find_block(program, other)), source.name, "reads")
-    cache = source.replace(name=f"{source.name}_{scope}", scope=scope, strides=None, data=None)
+    cache = source.replace(name=fresh_buffer_name(program, f"{source.name}_{scope}"), scope=scope, strides=None, data=None)
     v = tuple([Var(f"v{k}") for k in range(source.rank)])
     name = fresh_name(program, f"{source.name}_{scope}")
     copy = Block(name, tuple([IterVar(x, n) for x, n in zip(v, source.shape, strict=True)]), v, TRUE,
@@ -113,7 +114,7 @@ def cache_write(sch: Schedule, block: BlockRef, index: int = 0, scope: str = "lo
     why = not_repeatable(b) or _interleaved(program, b)
     if why is not None:
         refuse("cache_write", why, program, block)
-    cache = target.replace(name=f"{target.name}_{scope}", scope=scope, strides=None, data=None)
+    cache = target.replace(name=fresh_buffer_name(program, f"{target.name}_{scope}"), scope=scope, strides=None, data=None)
     name = fresh_name(program, f"{b.name}_store")
     spatial = [i for i in b.iters if i.kind == "spatial"]
     fresh = {i.var: Var(i.var.name) for i in spatial}

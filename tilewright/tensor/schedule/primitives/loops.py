@@ -25,6 +25,7 @@ from tilewright.loop.ir import (
     as_int,
     expr,
 )
+from tilewright.loop.lower.split_pipelines import PIPELINED
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.regions import conjunction, conjuncts
 from tilewright.tensor.schedule.order import reorder_hazard
@@ -52,6 +53,7 @@ def split(sch: Schedule, loop: Var, factors: Sequence[IntoExpr | None]) -> list[
     f = find_loop(sch.program, loop)
     if f.kind != "serial":
         raise ScheduleError("split", f"loop {loop.name} is {f.kind}: split before", sch.program, loop)
+    _not_pipelined(sch, "split", f)
     if not factors or sum(x is None for x in factors) > 1:
         raise ScheduleError("split", "give one factor per new loop, at most one of them None", sch.program, loop)
     sizes = [None if x is None else expr(x) for x in factors]
@@ -96,6 +98,7 @@ def fuse(sch: Schedule, *loops: Var) -> Var:
     for f in nest:
         if f.kind != "serial":
             raise ScheduleError("fuse", f"loop {f.var.name} is {f.kind}: fuse before", sch.program, f.var)
+        _not_pipelined(sch, "fuse", f)
     if len(nest) == 1:
         return loops[0]
     total: Expr = ONE
@@ -157,6 +160,11 @@ def tile(sch: Schedule, i: Var, j: Var, size_i: IntoExpr, size_j: IntoExpr) -> l
     jo, ji = sch.split(j, [None, size_j])
     sch.reorder(io, jo, ii, ji)
     return [io, jo, ii, ji]
+
+
+def _not_pipelined(sch: Schedule, name: str, f: For) -> None:
+    if PIPELINED in dict(f.attrs):
+        raise ScheduleError(name, f"loop {f.var.name} is pipelined: {name} before", sch.program, f.var)
 
 
 def _nested(sch: Schedule, name: str, loops: Sequence[Var]) -> list[For]:

@@ -42,6 +42,7 @@ from tilewright.tensor.schedule.state import (
     edit,
     find_block,
     find_loop,
+    fresh_buffer_name,
     fresh_name,
     loops_around,
     refuse,
@@ -70,8 +71,8 @@ def rfactor(sch: Schedule, block: BlockRef, loop: Var, axis: int = 0) -> BlockRe
     around = loops_around(program, b)
     reducing = {v for i, e in zip(b.iters, b.bindings, strict=True) if i.kind == "reduce" for v in vars_of(e)}
     first = next(f for f in around if f.var in reducing)
-    partial = [x.replace(name=f"{x.name}_rf", shape=(*x.shape[:axis], target.extent, *x.shape[axis:]), strides=None,
-                         data=None, scope="global") for x in red.buffers]
+    partial = [x.replace(name=fresh_buffer_name(program, f"{x.name}_rf"), strides=None, data=None, scope="global",
+                         shape=(*x.shape[:axis], target.extent, *x.shape[axis:])) for x in red.buffers]
     rf = _partial_block(program, b, target, around, red, partial, axis)
     outer = loops_around(program, first)
     inner = loops_between(first, b)

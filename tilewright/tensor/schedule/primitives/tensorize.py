@@ -20,12 +20,13 @@ NAME = "tensorize"
 
 
 @primitive
-def tensorize(sch: Schedule, place: Var | BlockRef, intrinsic: TensorIntrinsic | str) -> BlockRef:
+def tensorize(sch: Schedule, place: Var | BlockRef, intrinsic: TensorIntrinsic | str, allow: str = "") -> BlockRef:
     """Let an intrinsic compute the tile that `place` does: a block that is a tile, or a loop, which is blockized first. The
     intrinsic is a value or the name of one that was declared. Returns the block.
 
     Legal if the tile equals the intrinsic's program, up to names, buffers, places and strides (see
-    `loop/match_tensor.py`); an initialisation of the tile stays as it is, before the instruction. Raises ScheduleError.
+    `loop/match_tensor.py`); an initialisation of the tile stays as it is, before the instruction. `allow`: the type to which
+    an intrinsic may round its operands ("tf32"), where it does. Raises ScheduleError.
     """
     if isinstance(intrinsic, str):
         intrinsic = tensor_intrinsic_named(intrinsic)
@@ -37,6 +38,9 @@ def tensorize(sch: Schedule, place: Var | BlockRef, intrinsic: TensorIntrinsic |
     if why is not None:
         raise ScheduleError(NAME, f"block {block.name} is not {intrinsic.name}: {why}", sch.program, ref,
                             hint=f"the intrinsic does this:\n{intrinsic.body}")
+    if intrinsic.rounds != allow and intrinsic.rounds:
+        raise ScheduleError(NAME, f"{intrinsic.name} rounds its operands to {intrinsic.rounds}", sch.program, ref,
+                            hint=f"say that this is meant: allow={intrinsic.rounds!r}")
     for f in loops_around(sch.program, block):
         if f.kind == "vectorized" or intrinsic.threads > 1 and f.kind == "threadIdx.x":
             raise ScheduleError(NAME, f"loop {f.var.name} is {f.kind}: {intrinsic.name} takes "

@@ -89,7 +89,7 @@ def transform_layout(sch: Schedule, block: BlockRef, buffer: str, index_map: Ind
     new = Buffer(old.name, old.dtype, shape, old.scope, None, old.packing)
     if weight and pad_value is not None:
         program = _without_guards(program, old, new, places, pad_value)
-    sch.program = _rewrite(program, old, new, places)
+    sch.program = relaid(program, old, new, places)
     if weight:
         layout = Layout(old, places, pad_value)
         if buffer in sch.layouts:
@@ -134,7 +134,7 @@ def _end(program: Program, block: BlockRef, e: Expr, loops: dict[Var, For], alge
     raise ScheduleError(NAME, f"the index {e} has no known bound", program, block)
 
 
-def _rewrite(program: Program, old: Buffer, new: Buffer, places: IndexMap) -> Program:
+def relaid(program: Program, old: Buffer, new: Buffer, places: IndexMap) -> Program:
     """The program with `new` for `old` and all indices mapped, simplified in each block's domain."""
     result = program.replace(params=tuple([new if p is old else p for p in program.params]))
     for s in list(iterate(program.body)):
