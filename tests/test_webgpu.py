@@ -12,6 +12,7 @@ from tests import small_models
 from tests.devices import check, needs_webgpu
 from tests.small_models import inputs, model, reference, weight
 from tests.test_opencl import linear_resize
+from tilewright.core.dtype import i16, i64
 from tilewright.core.errors import UserError
 from tilewright.target.presets import get_target
 from tilewright.tensor import compute as te
@@ -42,6 +43,20 @@ def test_an_input_beyond_32_bits_fails_the_run() -> None:
         x[1, 2] = -2**31 - 1
         with pytest.raises(UserError, match=r"run-value\] x holds -2147483649"):
             made(x)
+
+
+@needs_webgpu
+def test_negative_constants() -> None:
+    """Of signed types, in words that are unsigned beside them: the loop IR's wrap, WGSL's conversions would not."""
+    a = te.placeholder((5,), "u8", "A")
+    f = tilewright.build(te.create_program("f", [a], [
+        te.compute((5,), lambda i: te.select(a[i] < 3, te.const(-2**31, i64), te.const(-5, i64)), name="B"),
+        te.compute((5,), lambda i: te.const(-7, i64), name="C"),
+        te.compute((5,), lambda i: te.const(-3, i16), name="D")]), "webgpu")
+    b, c, d = f(np.arange(5, dtype=np.uint8))
+    np.testing.assert_array_equal(b, [-2**31] * 3 + [-5] * 2)
+    np.testing.assert_array_equal(c, [-7] * 5)
+    np.testing.assert_array_equal(d, np.array([-3] * 5, np.int16))
 
 
 def many_weights(n: int) -> onnx.ModelProto:

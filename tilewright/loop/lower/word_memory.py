@@ -146,7 +146,7 @@ class _Words:
             case Store(buffer, indices, value):
                 new = self.buffer(buffer)
                 v = self.expr(value)
-                return Store(new, tuple([self.expr(i) for i in indices]), v if new.dtype is v.dtype else Cast(new.dtype, v))
+                return Store(new, tuple([self.expr(i) for i in indices]), v if new.dtype is v.dtype else _as(new.dtype, v))
             case Allocate(buffer, body):
                 return s.replace(buffer=self.buffer(buffer), body=self.stmt(body))
             case Let(var, value, body):
@@ -163,15 +163,18 @@ class _Words:
         value = self.expr(s.value)
         p = flat_position(s.replace(indices=tuple([self.expr(i) for i in s.indices])))
         if t.bits == 64:
-            low = Cast(i32, value)
-            high = Call("shift_right", (low, const(31, i32)), i32) if t.kind == "int" else const(0, i32)
+            low = _as(i32, value)
+            high: Expr = const(0, i32)
+            if t.kind == "int":
+                high = Call("shift_right", (low, const(31, i32)), i32)
+                high = const(-1 if low.value < 0 else 0, i32) if isinstance(low, Const) else high
             at = self.places[b] + p * 2
             return seq(Store(array, (at,), _bits(low, array.dtype)), Store(array, (at + 1,), _bits(high, array.dtype)))
         if t.bits == 32:
             return Store(array, (self.places[b] + p,), _bits(value, array.dtype))
         word, shift = self.part(b, p)
         mask = const((1 << t.bits) - 1, u32)
-        put = Call("bit_and", (value if value.dtype is u32 else Cast(u32, value), mask), u32)
+        put = Call("bit_and", (value if value.dtype is u32 else _as(u32, value), mask), u32)
         return Evaluate(Call("put_bits", (Address(array, (word,)), Call("shift_left", (mask, shift), u32),
                                           Call("shift_left", (put, shift), u32)), i64))
 
@@ -250,7 +253,7 @@ class _Words:
         v, frm, to = self.expr(a), a.dtype, _wide(t)
         if frm.is_float and t.kind == "uint" and t.bits < 32:
             v = Cast(i32, v)  # as C does: a negative number wraps
-        new = v if v.dtype is to else Cast(to, v)
+        new = v if v.dtype is to else _as(to, v)
         fits = frm.is_int and t.is_int and t.range()[0] <= frm.range()[0] and frm.range()[1] <= t.range()[1]
         return new if fits or frm.is_bool else _wrapped(new, t)
 
@@ -284,7 +287,15 @@ def _bits(e: Expr, t: DType) -> Expr:
     """The same 32 bits as another type."""
     if e.dtype is t:
         return e
-    return Call("reinterpret", (e,), t) if f32 in (e.dtype, t) else Cast(t, e)
+    return Call("reinterpret", (e,), t) if f32 in (e.dtype, t) else _as(t, e)
+
+
+def _as(t: DType, e: Expr) -> Expr:
+    """An integer as another type; of a constant, the constant: WGSL converts no negative number to an unsigned type."""
+    if not isinstance(e, Const) or not e.dtype.is_int or not t.is_int:
+        return Cast(t, e)
+    low = t.range()[0]
+    return Const((e.value - low) % (1 << t.bits) + low, t)
 
 
 def _wrapped(e: Expr, t: DType) -> Expr:
