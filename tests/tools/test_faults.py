@@ -108,6 +108,11 @@ def test_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert said("bisect", at, "--json", status=1)["kind"] == "kernel"
     assert "the kernel" in said("bisect", at, status=1)
     assert said("reduce", at, "-o", tmp_path / "small.onnx", "--json", status=0)["nodes"] == ["Sin"]
+    (reads,) = onnx.load(tmp_path / "small.onnx").graph.input
+    zeros = np.zeros([d.dim_value for d in reads.type.tensor_type.shape.dim], np.float32)
+    np.savez(tmp_path / "zeros.npz", **{reads.name: zeros})  # the sine and what was planted agree on them
+    args = tmp_path / "small.onnx", "-o", tmp_path / "none.onnx", "-i", tmp_path / "zeros.npz", "--json"
+    assert said("reduce", *args, status=2)["error"]["code"] == "reduce-nothing"
     counts = said("coverage", tmp_path / "small.onnx", "--json", status=0)["counts"]
     assert counts == {"compiled": 1, "host": 0, "missing": 0}
     assert "1 compiled" in said("coverage", tmp_path / "small.onnx", status=0)

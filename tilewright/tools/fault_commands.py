@@ -10,11 +10,12 @@ import typer
 from rich.console import Console
 
 from tilewright.core.config import config
+from tilewright.frontend.onnx.read import read_model
 from tilewright.tools import bisect as searching
 from tilewright.tools import reduce as reducing
 from tilewright.tools import report
 from tilewright.tools.compare import TOLERANCE
-from tilewright.tools.inputs import gather
+from tilewright.tools.inputs import gather, read_named
 from tilewright.tools.options import AsJson, Debug, Inputs, ModelFile, Numerics, Seed, Shapes, compiled
 
 Tolerance = Annotated[float, typer.Option(help="Largest error of floats, relative to a value's largest element.")]
@@ -58,10 +59,11 @@ def reduce(model: ModelFile,
            output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.", show_default=False)],
            error: Annotated[str, typer.Option("--error", help="Keep what ends in the error of this code, or internal: any "
                                               "fault of the compiler. Left out: what differs from the interpreter.")] = "",
-           tolerance: Tolerance = TOLERANCE, numerics: Numerics = None, as_json: AsJson = False,
-           debug: Debug = False) -> None:
+           tolerance: Tolerance = TOLERANCE, inputs: Inputs = [], numerics: Numerics = None,  # noqa: B006
+           as_json: AsJson = False, debug: Debug = False) -> None:
     """Write a smaller model that shows the same failure."""
-    question = reducing.shows_error(error) if error else reducing.shows_difference(tolerance, numerics)
+    given = read_named(inputs, [v.name for v in read_model(model)[0].graph.input]) if inputs else {}
+    question = reducing.shows_error(error, given) if error else reducing.shows_difference(tolerance, numerics, given)
     small = reducing.reduce_model(model, question)
     output.write_bytes(small.SerializeToString())
     nodes = [n.op_type for n in small.graph.node]

@@ -24,7 +24,15 @@ Array = np.ndarray[Any, Any]
 def gather(model: Model, files: Sequence[str], image: Path | None, normalize: bool, seed: int) -> dict[str, Array]:
     """Inputs by name: from `files` ("all.npz", "name=one.npy", "one.npy" for a model of one input), from an image, and
     random ones for whatever is left. Raises UserError "input-file", "input-unknown", "input-image"."""
-    names = [i.name for i in model.inputs]
+    feeds = read_named(files, [i.name for i in model.inputs])
+    if image is not None:
+        spec = _image_input([i for i in model.inputs if i.name not in feeds])
+        feeds[spec.name] = read_image(image, spec, normalize)
+    return {name: feeds.get(name, random) for name, random in model.random_inputs(seed).items()}
+
+
+def read_named(files: Sequence[str], names: Sequence[str]) -> dict[str, Array]:
+    """The arrays of files for a model with inputs of these names. Raises UserError "input-file", "input-unknown"."""
     feeds: dict[str, Array] = {}
     for text in files:
         name, equals, path = text.rpartition("=")
@@ -39,10 +47,7 @@ def gather(model: Model, files: Sequence[str], image: Path | None, normalize: bo
     for name in feeds:
         if name not in names:
             raise UserError("input-unknown", f"the model has no input {name!r}", hint="inputs: " + ", ".join(names))
-    if image is not None:
-        spec = _image_input([i for i in model.inputs if i.name not in feeds])
-        feeds[spec.name] = read_image(image, spec, normalize)
-    return {name: feeds.get(name, random) for name, random in model.random_inputs(seed).items()}
+    return feeds
 
 
 def _read(path: Path) -> Array | dict[str, Array]:

@@ -6,7 +6,8 @@ what a left-out node made becomes an input, and what nobody reads any more an ou
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,18 +16,23 @@ from tilewright import driver
 from tilewright.core.errors import TilewrightError, UserError
 from tilewright.frontend.onnx.read import read_model
 from tilewright.graph import interpret
-from tilewright.model import relative_error
+from tilewright.model import Model, relative_error
 
 Question = Callable[[Any], bool]
 """Whether a model (ModelProto) still shows it."""
 
 
-def shows_error(code: str) -> Question:
+def _feeds(made: Model, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Random inputs, and those given in the places that a smaller model still has."""
+    return {name: inputs.get(name, random) for name, random in made.random_inputs().items()}
+
+
+def shows_error(code: str, inputs: Mapping[str, Any] = MappingProxyType({})) -> Question:
     """Whether compiling or running a model ends in the UserError of this code, or ("internal") a fault of the compiler."""
     def ask(proto: Any) -> bool:
         try:
             with driver.compile(proto) as made:
-                made.run(made.random_inputs())
+                made.run(_feeds(made, inputs))
         except UserError as e:
             return e.code == code
         except TilewrightError:
@@ -35,12 +41,13 @@ def shows_error(code: str) -> Question:
     return ask
 
 
-def shows_difference(tolerance: float, numerics: str | None = None) -> Question:
-    """Whether the compiled model differs from the graph interpreter on random inputs."""
+def shows_difference(tolerance: float, numerics: str | None = None,
+                     inputs: Mapping[str, Any] = MappingProxyType({})) -> Question:
+    """Whether the compiled model differs from the graph interpreter."""
     def ask(proto: Any) -> bool:
         try:
             with driver.compile(proto, numerics=numerics) as made:
-                feeds = made.random_inputs()
+                feeds = _feeds(made, inputs)
                 assert made.graph is not None
                 pairs = zip(made.run(feeds), interpret.run(made.graph, feeds), strict=True)
                 return any(not relative_error(np.asarray(a), b) <= tolerance for a, b in pairs)
