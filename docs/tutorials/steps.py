@@ -51,6 +51,7 @@ from tilewright.loop.ir import (
     Or,
     Store,
     Sub,
+    TensorCall,
     Var,
     as_int,
 )
@@ -93,6 +94,8 @@ class Work:
     shared: int = 0
     barriers: int = 0
     touched: Counter[str] = field(default_factory=Counter)
+    lanes: set[Var] = field(default_factory=set)
+    """The variables of loops over threads along x."""
 
     def __str__(self) -> str:
         grids = ", then ".join([f"{blocks} block{'s' * (blocks > 1)} of {threads} thread{'s' * (threads > 1)}"
@@ -135,8 +138,11 @@ def _nbytes(b: Buffer) -> int:
 
 def _count(n: Node, loops: dict[Var, int], conditions: tuple[Expr, ...], work: Work) -> None:
     """Add what a statement or an expression does in all turns of the loops around it in which the conditions hold."""
+    if isinstance(n, TensorCall):  # what the threads along x do together
+        return _count(n.body, {v: extent for v, extent in loops.items() if v not in work.lanes}, conditions, work)
     if isinstance(n, For):
         loops = {**loops, n.var: as_int(n.extent) or 1}
+        work.lanes |= {n.var} if n.kind == "threadIdx.x" else set()
     if isinstance(n, Evaluate) and isinstance(n.value, Call) and n.value.name == "barrier":
         work.barriers += 1
     if isinstance(n, Load | Store) and n.buffer.scope in ("global", "shared"):
@@ -221,21 +227,23 @@ class Walk:
     """Milliseconds by step and device."""
     number: int = 0
 
-    def step(self, told: Callable[..., Any], make: Callable[[Target], te.StageSchedule | te.Schedule],
+    def step(self, told: Callable[..., Any], make: Callable[[Target], te.StageSchedule | te.Schedule | None],
              args: Sequence[te.Tensor], want: Any) -> None:
-        """Show, check and time one step: `told` has the text, `make(target)` gives the schedule for a target, `args` are the
-        function's arguments, `want` is its result."""
+        """Show, check and time one step: `told` has the text, `make(target)` gives the schedule for a target (None: it has
+        no such thing), `args` are the function's arguments, `want` is its result."""
         title, _, text = (inspect.getdoc(told) or told.__name__).partition("\n")
         self.number += 1
         print(f"\n{'=' * 100}\n{self.number}. {title.rstrip('.')}\n{'=' * 100}")
         if self.show:
             print(text.strip("\n"))
         built: dict[str, te.Function] = {}
-        for target in [*self.devices, *[get_target(n) for n in SHOWN]]:
-            if target.name in built or target.name not in {t.name for t in self.devices} and not self.show:
-                continue
+        shown = [get_target(n) for n in SHOWN] if self.show else []
+        for target in {t.name: t for t in [*shown, *self.devices]}.values():
             try:
                 made = make(target)
+                if made is None:
+                    print(f"\n{target.name}: no such instructions")
+                    continue
                 built[target.name] = te.build(made, target, args=args if isinstance(made, te.StageSchedule) else None)
             except tilewright.UserError as error:
                 if error.code != "kernel-limit":
