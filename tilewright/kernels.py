@@ -28,7 +28,7 @@ from tilewright.loop.lower.pipeline import lower
 from tilewright.loop.parser import parse_expr
 from tilewright.loop.printer import print_expr, print_module, print_program
 from tilewright.loop.simplify import simplify
-from tilewright.loop.substitute import free_vars, substitute
+from tilewright.loop.substitute import substitute
 from tilewright.target.presets import get_target, host_of
 from tilewright.target.target import Target
 from tilewright.tensor.rules.dispatch import schedule_program
@@ -137,7 +137,8 @@ def workspaces_of(module: Module, name: str) -> list[int | str]:
         for d in p.shape:
             n = n * d
         size = simplify(n)
-        out.append(as_int(size) or 0 if not free_vars(size) else print_expr(substitute(size, places)))
+        known = as_int(size)
+        out.append(print_expr(substitute(size, places)) if known is None else known)
     return out
 
 

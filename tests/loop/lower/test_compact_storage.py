@@ -1,6 +1,8 @@
 """compact_storage: where allocations go and how small they get; what must stay outside a loop."""
 from __future__ import annotations
 
+import pytest
+
 from tests.loop.lower.nests import conv, matmul, same
 from tilewright.core.node import walk
 from tilewright.loop.ir import Allocate, For, Program, Stmt, as_int
@@ -139,6 +141,38 @@ program f(A: f32[6, 10], C: f32[6, 10]):
             C[f // 2, f % 2 * 5 + j2] = t[f // 2, f % 2 * 5 + j2]
 """)
     assert allocation(out) == (["f"], [1, 5])
+
+
+SYMBOLIC = """
+program f(A: f32[m, n], C: f32[m, n], m: i64 size 1.., n: i64 size 2..):
+    alloc t: f32[m, {size}] local
+    for i in 0..m parallel:
+        for o in 0..{tiles}:
+            for l in 0..4:
+                if o * 4 + l < {end}:
+                    t[i, {index}] = A[i, o * 4 + l] * 2.0
+        for o2 in 0..(n + 3) // 4:
+            for l2 in 0..4:
+                if o2 * 4 + l2 < {read}:
+                    C[i, o2 * 4 + l2] = t[i, {index2}]
+"""
+ROW = {"size": "n", "tiles": "(n + 3) // 4", "end": "n", "index": "o * 4 + l", "read": "n", "index2": "o2 * 4 + l2"}
+
+
+@pytest.mark.parametrize("change", [{}, {"size": "(n + 3) // 4, 4", "index": "(o * 4 + l) // 4, l", "index2": "o2, l2"}],
+                         ids=["row", "panels"])
+def test_a_row_of_symbolic_length_that_is_written_whole_is_private(change: dict[str, str]) -> None:
+    text = SYMBOLIC.format(**{**ROW, **change})
+    out = compact_storage(simplify(flatten_blocks(parse_program(text))))
+    around, shape = allocation(out)
+    assert around == ["i"] and shape[:2] == [1, None]
+
+
+@pytest.mark.parametrize("change", [{"end": "n // 2"}, {"end": "n - 1"}, {"tiles": "n // 4"}, {"end": "n - l"}],
+                         ids=lambda c: "-".join(c.values()))
+def test_a_row_of_symbolic_length_that_is_written_in_part_stays_outside(change: dict[str, str]) -> None:
+    text = SYMBOLIC.format(**{**ROW, **change})
+    assert allocation(compact_storage(simplify(flatten_blocks(parse_program(text))))) == ([], [None, None])
 
 
 def test_an_unused_allocation_goes_away() -> None:

@@ -46,6 +46,7 @@ from tilewright.loop.ir import (
 )
 from tilewright.loop.lower.flatten_blocks import REDUCES
 from tilewright.loop.lower.linear import Terms, from_linear, highest, limits_of, linear, loop_range
+from tilewright.loop.lower.symbolic_ends import reaches_end
 
 IN_TURN = "in_turn"
 """The program's attribute: names of buffers of which the steps of a loop use the first dimension's places in turn, so that
@@ -149,7 +150,7 @@ def _place(buffer: Buffer, accesses: list[_Access], depth: int,
             break
     while True:
         regions = [_region(buffer, a, len(path), ranges) for a in accesses]
-        if _covered(buffer, accesses, regions):
+        if _covered(buffer, accesses, regions, len(path)):
             break
         outer = [i for i in range(depth, len(path) - 1) if isinstance(path[i], For)]
         if not outer and buffer.scope == "warp":
@@ -229,8 +230,8 @@ def _hull(dims: list[_Dim | None]) -> _Dim | None:
     return _Dim(first.terms, min(d.low for d in dims if d), max(d.high for d in dims if d), step)
 
 
-def _covered(buffer: Buffer, accesses: list[_Access], regions: list[list[_Dim | None]]) -> bool:
-    """Whether what is read here lies within what is written here (both as boxes)."""
+def _covered(buffer: Buffer, accesses: list[_Access], regions: list[list[_Dim | None]], depth: int) -> bool:
+    """Whether what is read here lies within what is written here (both as boxes); `depth`: statements around here."""
     if any(a.indices is None for a in accesses):
         return True  # by address: one call fills it, another reads it; flow is between statements
     written = [r for a, r in zip(accesses, regions, strict=True) if a.is_write]
@@ -241,6 +242,9 @@ def _covered(buffer: Buffer, accesses: list[_Access], regions: list[list[_Dim | 
         if not reads:
             continue
         read, write = _hull(reads), _hull([r[k] for r in written])
+        if write is None and any(a.is_write and a.indices is not None and
+                                 reaches_end(a.indices[k], buffer.shape[k], a.path[depth - 1:]) for a in accesses):
+            continue
         if read is None or write is None or read.terms != write.terms or read.low < write.low or read.high > write.high:
             return False
     return True

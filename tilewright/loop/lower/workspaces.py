@@ -2,8 +2,9 @@
 
 In: flat loops, storage compacted. Out: allocations of scope "global", and local ones of more than `STACK_LIMIT` bytes,
 are trailing parameters of the program; its attribute `workspaces` counts them. Within a parallel loop each iteration
-gets its own slice. Local buffers of symbolic size are as large as they can be where that fits the stack; within a
-parallel loop those that may be larger have a slice per thread. Allocations with a planned offset stay.
+gets its own slice; local buffers within one of symbolic extent have a slice per thread. Local buffers of symbolic size
+are as large as they can be where that fits the stack; within a parallel loop those that may be larger have a slice per
+thread. Allocations with a planned offset stay.
 
     f(A, C):                                 f(A, C, t: f32[4, 9000]):  # workspaces=1
       for i in parallel 0..4:        →         for i in parallel 0..4:
@@ -69,12 +70,7 @@ class _Hoist:
                 self.found.append(s.buffer)
                 return self.stmt(s.body, parallel)
             if s.buffer.scope == "local":
-                *outer, last = s.buffer.shape
-                own = s.buffer.replace(shape=(THREADS, *outer, (last + (LINE - 1)) // LINE * LINE), scope="global")
-                self.found.append(own)
-                self.worker = self.worker or Var("worker")
-                self.moved[s.buffer] = own, (self.worker,)
-                return self.stmt(s.body, parallel)
+                return self.per_thread(s, parallel)
         if isinstance(s, Allocate) and s.offset is None and s.buffer.data is None and _belongs_to_the_caller(s.buffer):
             size = None if parallel is None else as_int(parallel.extent)
             if parallel is None:
@@ -85,12 +81,24 @@ class _Hoist:
                 self.found.append(new)
                 self.moved[s.buffer] = new, (parallel.var - parallel.start,)
                 return self.stmt(s.body, parallel)
+            if size is None and s.buffer.scope == "local" and s.buffer.strides is None and s.buffer.packing == 1:
+                return self.per_thread(s, parallel)
         if isinstance(s, For) and s.kind == "parallel" and parallel is None:
             self.worker = None
             loop = s.map(lambda c: self.stmt(c, s) if isinstance(c, Stmt) else self.expr(c))
             return loop if self.worker is None else loop.replace(body=Let(self.worker, WORKER, loop.body))
         new_s = s.map(lambda c: self.stmt(c, parallel) if isinstance(c, Stmt) else self.expr(c))
         return self.accessed(new_s) if isinstance(new_s, Store) else new_s
+
+    def per_thread(self, s: Allocate, parallel: For) -> Stmt:
+        """The body of an allocation whose buffer becomes a slice per thread of a parameter."""
+        *outer, last = s.buffer.shape
+        own = s.buffer.replace(shape=(THREADS, *outer, (last + (LINE - 1)) // LINE * LINE), scope="global")
+        self.found.append(own)
+        if self.worker is None:
+            self.worker = Var("worker")
+        self.moved[s.buffer] = own, (self.worker,)
+        return self.stmt(s.body, parallel)  # type: ignore[no-any-return]
 
     def is_symbolic(self, b: Buffer) -> bool:
         """Whether a buffer's size is known from the program's sizes, but not yet."""

@@ -145,10 +145,16 @@ def schedule_attention(sch: Schedule, found: Attention, target: Target) -> None:
     lanes = target.lanes(found.output.out.dtype.bits)
     first, second = _tiles(found, lanes, target)
     heads, row, rest = _result_loops(sch, found, stored)
+    outer = list(heads)
     chunk = _chunk_rows(found, first.columns, target)
-    chunks, tiles, rows = sch.split(row, [None, chunk // first.columns, first.columns])
-    sch.reorder(*heads, chunks, tiles, rows, *rest)
-    packed = [_pack(sch, found.scores, lanes * first.vectors), _pack(sch, found.output, lanes * second.vectors)]
+    if heads and chunk >= found.output.size(found.output.row):
+        tiles, rows = sch.split(row, [None, first.columns])
+    else:
+        chunks, tiles, rows = sch.split(row, [None, chunk // first.columns, first.columns])
+        outer.append(chunks)
+    sch.reorder(*outer, tiles, rows, *rest)
+    alone = len(outer) == len(heads)
+    packed = [_pack(sch, p, lanes * tile.vectors, alone) for p, tile in ((found.scores, first), (found.output, second))]
 
     left = {b.name for b in state.blocks(sch.program)} - {masked.name}
     stages = [name for name in found.stages if name in left]
@@ -166,8 +172,7 @@ def schedule_attention(sch: Schedule, found: Attention, target: Target) -> None:
         vectorize_stage(sch, sch.block(name), home, target)
     for p in packed:
         if p is not None:
-            _place_copy(sch, p, chunks, lanes)
-    outer = [*heads, chunks]
+            _place_copy(sch, p, outer[-1], lanes)
     sch.parallel(sch.fuse(*outer) if len(outer) > 1 else outer[0])
 
 
@@ -176,16 +181,23 @@ def _tiles(found: Attention, lanes: int, target: Target) -> tuple[Tile, Tile]:
     def cheapest(p: Product, rows: int) -> tuple[float, Tile]:
         columns = p.size(p.column)
         vectors, tail = -(-columns // lanes), tail_pieces(columns, lanes)
-        tiles = [Tile(1, rows, v) for v in range(1, min(vectors, 8) + 1)]
+        known = as_int(p.column.extent) is not None
+        tiles = [Tile(1, rows, v) for v in range(1, min(vectors, 8) + 1) if known or _is_power(v)]
         costs = [(cost_per_element(t, 1, p.size(p.row), vectors, target, tail=tail) * vectors * p.size(p.summed), t)
                  for t in tiles if fits(t, vectors, target, tail=tail) or t.accumulators == 1]
         return min(costs, key=lambda c: c[0], default=(math.inf, Tile(1, rows, 1)))
 
     most = min(MAX_ROWS, found.output.size(found.output.row), max(1, target.l2 // 4 // _row_bytes(found)))
-    pairs = [(cheapest(found.scores, r), cheapest(found.output, r)) for r in range(1, most + 1)]
+    known = as_int(found.output.row.extent) is not None  # else the ladder below a power of two has the fewest steps
+    pairs = [(cheapest(found.scores, r), cheapest(found.output, r)) for r in range(1, most + 1) if known or _is_power(r)]
     least = min(a + b for (a, _), (b, _) in pairs)
     (_, first), (_, second) = [p for p in pairs if p[0][0] + p[1][0] <= least * NEARLY][-1]
     return first, second
+
+
+def _is_power(n: int) -> bool:
+    """Whether a number is a power of two: what such a tile leaves of a symbolic size needs the fewest smaller ones."""
+    return n & (n - 1) == 0
 
 
 def _row_bytes(found: Attention) -> int:
@@ -207,10 +219,12 @@ def _result_loops(sch: Schedule, found: Attention, stored: BlockRef) -> tuple[li
 
 
 def _chunk_rows(found: Attention, rows: int, target: Target) -> int:
-    """Rows for which K and V are packed once, a multiple of `rows`: all, unless there are too few matrices for the cores."""
+    """Rows for which K and V are packed once, a multiple of `rows`: all, unless there are too few matrices for the cores
+    (of a symbolic number of rows, fewer than cores: where chunks end is then a condition on each row)."""
     total, tasks = found.output.size(found.output.row), found.output.tasks
+    enough = 4 * target.cores if as_int(found.output.row.extent) is not None else target.cores
     pieces = 1
-    while tasks * pieces < 4 * target.cores and total // (pieces + 1) >= CHUNK_ROWS:
+    while tasks * pieces < enough and total // (pieces + 1) >= CHUNK_ROWS:
         pieces += 1
     return -(-total // pieces // rows) * rows
 
@@ -241,14 +255,15 @@ class Copy:
     summed: Var
 
 
-def _pack(sch: Schedule, product: Product, width: int) -> Copy | None:
+def _pack(sch: Schedule, product: Product, width: int, alone: bool) -> Copy | None:
     """Put the second operand of a product in the order in which tiles of `width` columns read it (of all columns, if they
-    are no multiple: every element of the copy is then written). None if it stays as it is."""
+    are no multiple, or a symbol unless `alone`, one task for a matrix, packs it: every element of the copy is then
+    written, so that it is shown to be a task's own). None if it stays as it is."""
     ref = BlockRef(product.name)
     info = classify(state.find_block(sch.program, ref))
     assert info.b is not None
     columns = product.column.extent
-    whole = (as_int(columns) or 1) % width
+    whole = (as_int(columns) or (0 if alone else 1)) % width
     plan = pack_map(info.b, info, [product.summed.var], columns if whole else width)
     if plan is None:
         if product.view is not None:
@@ -269,7 +284,7 @@ def _place_copy(sch: Schedule, copy: Copy, home: Var, lanes: int) -> None:
     sch.compute_at(copy.ref, home)
     loops = _loops_below(sch, copy.ref, home)
     column, summed = loops[copy.column], loops[copy.summed]
-    if (as_int(sch.loop(column).extent) or 0) >= lanes:
+    if estimate(sch.loop(column).extent) >= lanes:
         column, inner = sch.split(column, [None, lanes])
         sch.reorder(column, summed, inner)
         sch.vectorize(inner)
