@@ -1,9 +1,10 @@
 """Models for the tests of devices: one for each default schedule and for each kind of host program, small shapes.
 
-Every language of kernels runs them: on a driver (test_opencl.py), or on the CPU through a stand-in for the language's
+Every language of kernels runs them: on a driver (test_devices.py), or on the CPU through a stand-in for the language's
 library (test_stand_ins.py)."""
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -19,49 +20,6 @@ def product() -> onnx.ModelProto:
     return model("f (float[40,50] x) => (float[40,70] y) { a = MatMul(x, w)  y = Relu(a) }", w=weight(50, 70))
 
 
-def products_of_batches() -> onnx.ModelProto:
-    return model("f (float[2,3,17,33] x, float[2,3,33,20] z) => (float[2,3,17,20] y) { y = MatMul(x, z) }")
-
-
-def convolution() -> onnx.ModelProto:
-    return model("""f (float[1,6,15,15] x) => (float[1,20,8,8] y) {
-        a = Conv<pads = [1,1,1,1], strides = [2,2]>(x, w, b)
-        y = Relu(a)
-    }""", w=weight(20, 6, 3, 3), b=weight(20))
-
-
-def windows() -> onnx.ModelProto:
-    """Depthwise convolution and pooling."""
-    return model("""f (float[2,8,9,9] x) => (float[2,8,9,9] y) {
-        a = Conv<pads = [1,1,1,1], group = 8>(x, w)
-        b = MaxPool<kernel_shape = [3,3], pads = [1,1,1,1]>(a)
-        y = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1]>(b)
-    }""", w=weight(8, 1, 3, 3))
-
-
-def transposed_convolution() -> onnx.ModelProto:
-    return model("""f (float[1,4,7,7] x) => (float[1,6,13,13] y) {
-        y = ConvTranspose<strides = [2,2], pads = [1,1,1,1]>(x, w)
-    }""", w=weight(4, 6, 3, 3))
-
-
-def rows() -> onnx.ModelProto:
-    """Rows that share a block of threads."""
-    return model("""f (float[3,5,100] x) => (float[3,5,100] y) {
-        a = Softmax<axis = -1>(x)
-        y = LayerNormalization<axis = -1>(a, s, b)
-    }""", s=weight(100), b=weight(100))
-
-
-def indexing_and_reductions() -> onnx.ModelProto:
-    return model("""f (float[4,300] x, int64[5] i) => (float[5,300] g, int64[4] m, float s, float[300,4] t) {
-        g = Gather<axis = 0>(x, i)
-        m = ArgMax<axis = 1, keepdims = 0>(x)
-        s = ReduceSum<keepdims = 0>(x)
-        t = Transpose<perm = [1,0]>(x)
-    }""")
-
-
 def functions() -> onnx.ModelProto:
     """Every function of one number, and some of two, over both signs."""
     unary = ("Exp", "Erf", "Tanh", "Sigmoid", "Sin", "Cos", "Atan", "Sinh", "Cosh", "Asinh", "Floor", "Ceil", "Round", "Abs",
@@ -73,9 +31,7 @@ def functions() -> onnx.ModelProto:
     text = "  ".join(["square = Mul(x, x)", "big = Add(square, one)", *lines, "power = Pow(big, x)",
                       "remainder = Mod<fmod = 1>(x, big)", "hole = Log(x)", "isnan = IsNaN(hole)",
                       "nan = Cast<to = 1>(isnan)", f"y = Concat<axis = 0>({', '.join(names)})"])
-    made = model(f"f (float[40] x) => (float[{40 * len(names)}] y) {{ {text} }}", one=np.float32(1))
-    made.opset_import[0].version = 20
-    return made
+    return model(f"f (float[40] x) => (float[{40 * len(names)}] y) {{ {text} }}", opset=20, one=np.float32(1))
 
 
 def small_integers() -> onnx.ModelProto:
@@ -93,20 +49,104 @@ def small_integers() -> onnx.ModelProto:
     }""", many=np.int64(3_000_000_000), t3=np.int32(3))
 
 
-def running_sums() -> onnx.ModelProto:
-    return model("f (float[6,50] x) => (float[6,50] y) { y = CumSum(x, axis) }", axis=np.int64(1))
+_CLASSES = {
+    "products": ("""(float[3,20,36] x, float[3,36,24] z, float[33] v) =>
+            (float[3,20,24] a, float[3,20,40] b, float[3,20,20] c, float[3,20] d, float[20,24,3] e, float[33,33] f) {
+        a = MatMul(x, z)
+        p = MatMul(x, w)
+        b = Gelu(p)
+        t = Transpose<perm = [0,2,1]>(x)
+        c = MatMul(x, t)
+        d = MatMul(x, u)
+        e = Einsum<equation = "bij,bjk->ikb">(x, z)
+        column = Unsqueeze(v, last)
+        row = Unsqueeze(v, first)
+        f = MatMul(column, row)
+    }""", {"w": weight(36, 40), "u": weight(36), "last": np.array([1]), "first": np.array([0])}),
+    "convolutions": ("""(float[2,8,13,11] x, float[2,6,40] s) => (float[2,24,13,11] a, float[2,12,13,11] b,
+            float[2,8,7,6] c, float[2,8,13,11] d, float[2,5,25,21] e, float[2,9,38] f) {
+        p = Conv<pads = [1,1,1,1]>(x, w1, b1)
+        a = Relu(p)
+        b = Conv<group = 2, pads = [2,2,2,2], dilations = [2,2]>(x, w2)
+        c = Conv<group = 8, strides = [2,2], pads = [1,1,1,1]>(x, w3)
+        q = Conv(x, w4)
+        r = Add(q, x)
+        d = Clip(r, low, high)
+        e = ConvTranspose<strides = [2,2], pads = [1,1,1,1]>(x, w5)
+        f = Conv(s, w6)
+    }""", {"w1": weight(24, 8, 3, 3), "b1": weight(24), "w2": weight(12, 4, 3, 3), "w3": weight(8, 1, 3, 3),
+           "w4": weight(8, 8, 1, 1), "w5": weight(8, 5, 3, 3), "w6": weight(9, 6, 3), "low": np.float32(0),
+           "high": np.float32(6)}),
+    "windows": ("""(float[2,8,13,11] x) => (float[2,8,6,5] a, float[2,8,13,11] b, float[2,8,1,1] c, float[2,8,1,1] d,
+            float[2,8,26,22] e, float[2,8,7,6] f) {
+        a = MaxPool<kernel_shape = [3,3], strides = [2,2]>(x)
+        b = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1], count_include_pad = 1>(x)
+        c = GlobalMaxPool(x)
+        d = GlobalAveragePool(x)
+        e = Resize<mode = "nearest">(x, , scales)
+        f = LpPool<kernel_shape = [2,2], strides = [2,2], pads = [1,1,0,0]>(x)
+    }""", {"scales": np.array([1, 1, 2, 2], np.float32)}),
+    "rows": ("""(float[6,5,70] x) => (float[6,5,70] a, float[6,5,70] b, float[6,5,70] c, float[6,5,70] d, float[6,5,70] e,
+            float[6,5,70] f, float[6,5,70] g) {
+        a = Softmax<axis = -1>(x)
+        b = LogSoftmax<axis = 1>(x)
+        c = LayerNormalization<axis = 1>(x, k, h)
+        d = InstanceNormalization(x, s, t)
+        e = LpNormalization<axis = 2>(x)
+        f = CumSum(x, axis)
+        g = CumSum<reverse = 1, exclusive = 1>(x, axis)
+    }""", {"k": weight(5, 70), "h": weight(5, 70), "s": weight(5), "t": weight(5), "axis": np.array(2)}),
+    "reductions": ("""(float[7,300,9] x, bool[7,300] m) => (float s, float[7,1,9] a, float[7,300] b, float[300,9] c,
+            float[7,9] d, int64[7,9] e, int64[300,9] f, int64[7] g) {
+        s = ReduceSum<keepdims = 0>(x)
+        a = ReduceMean(x, one)
+        b = ReduceMax<keepdims = 0>(x, two)
+        c = ReduceL2<keepdims = 0>(x, zero)
+        d = ReduceLogSumExp<keepdims = 0>(x, one)
+        e = ArgMax<axis = 1, keepdims = 0>(x)
+        f = ArgMin<axis = 0, keepdims = 0, select_last_index = 1>(x)
+        n = Cast<to = 7>(m)
+        g = ReduceSum<keepdims = 0>(n, one)
+    }""", {"zero": np.array([0]), "one": np.array([1]), "two": np.array([2])}),
+    "moves": ("""(float[4,6,10] x, float[4,3,10] z) => (float[10,6,4] a, float[4,9,10] b, float[4,2,10] c, float[4,4,10] d,
+            float[4,3,5] e, float[4,8,13] f, float[4,10,6] g, float[8,6,10] h, float[24,10] i) {
+        a = Transpose<perm = [2,1,0]>(x)
+        b = Concat<axis = 1>(x, z)
+        c, d = Split<axis = 1>(x, parts)
+        e = Slice(x, starts, ends, axes, steps)
+        f = Pad<mode = "reflect">(x, pads)
+        g = Transpose<perm = [0,2,1]>(x)
+        h = Tile(x, twice)
+        i = Reshape(x, flat)
+    }""", {"parts": np.array([2, 4]), "starts": np.array([5, 9]), "ends": np.array([-7, -11]), "axes": np.array([1, 2]),
+           "steps": np.array([-2, -2]), "pads": np.array([0, 1, 2, 0, 1, 1]), "twice": np.array([2, 1, 1]),
+           "flat": np.array([24, 10])}),
+    "indices": ("""(float[9,12] x, int64[4,12] i, float[4,12] u) => (float[4,12] a, float[9,12] b, float[9,12] c,
+            float[9,3] d, int64[9,3] e, float[4,12,4] f, float[9,12] g) {
+        a = GatherElements<axis = 0>(x, i)
+        b = ScatterElements<axis = 0, reduction = "add">(x, i, u)
+        c = ScatterND(x, places, rows)
+        d, e = TopK<axis = 1>(x, three)
+        f = OneHot(i, four, values)
+        g = Trilu<upper = 0>(x)
+    }""", {"places": np.array([[2], [7]]), "rows": weight(2, 12), "three": np.array([3]), "four": np.array(4),
+           "values": np.array([-1, 2], np.float32)}),
+    "recurrences": ("""(float[3,2,4] x) => (float[3,1,2,3] a, float[1,2,3] b, float[3,2,2,3] c) {
+        a, b = LSTM<hidden_size = 3>(x, w1, r1, b1)
+        c = GRU<hidden_size = 3, direction = "bidirectional">(x, w2, r2)
+    }""", {"w1": weight(1, 12, 4), "r1": weight(1, 12, 3), "b1": weight(1, 24), "w2": weight(2, 9, 4),
+           "r2": weight(2, 9, 3)}),
+}
+"""The graph's text behind its name, and the weights."""
 
+CLASSES: dict[str, Callable[[], onnx.ModelProto]] = {
+    name: functools.partial(model, "f " + text, opset=20, **weights) for name, (text, weights) in _CLASSES.items()}
+"""A model for each class of default schedules."""
 
-def recurrence() -> onnx.ModelProto:
-    return model("f (float[5,2,8] x) => (float[5,1,2,12] y) { y, h, c = LSTM<hidden_size = 12>(x, w, r, b) }",
-                 w=weight(1, 48, 8), r=weight(1, 48, 12), b=weight(1, 96, scale=0.1))
-
-
-CASES: dict[str, Callable[[], onnx.ModelProto]] = {f.__name__: f for f in (
-    product, products_of_batches, convolution, windows, transposed_convolution, rows, indexing_and_reductions, functions,
-    small_integers, running_sums, recurrence, small_models.mlp, small_models.convnet, small_models.attention,
+CASES: dict[str, Callable[[], onnx.ModelProto]] = {**CLASSES, **{f.__name__: f for f in (
+    product, functions, small_integers, small_models.mlp, small_models.convnet, small_models.attention,
     small_models.branches, small_models.while_loop, small_models.swaps, small_models.stacked, small_models.ends,
-    small_models.integers)}
+    small_models.integers)}}
 
 
 def assert_close(got: list[Array], want: list[Array], tolerance: float = 1e-5) -> None:

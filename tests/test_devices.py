@@ -15,6 +15,7 @@ import pytest
 
 import tilewright
 from tests import small_models
+from tests.device_cases import CLASSES
 from tests.devices import check, count, on_devices
 from tests.small_models import inputs, model, weight
 from tilewright.core.errors import UserError
@@ -77,102 +78,10 @@ def test_indexing_and_reductions(target: str) -> None:
     }"""), target)
 
 
-CLASSES = {
-    "products": ("""(float[3,20,36] x, float[3,36,24] z, float[33] v) =>
-            (float[3,20,24] a, float[3,20,40] b, float[3,20,20] c, float[3,20] d, float[20,24,3] e, float[33,33] f) {
-        a = MatMul(x, z)
-        p = MatMul(x, w)
-        b = Gelu(p)
-        t = Transpose<perm = [0,2,1]>(x)
-        c = MatMul(x, t)
-        d = MatMul(x, u)
-        e = Einsum<equation = "bij,bjk->ikb">(x, z)
-        column = Unsqueeze(v, last)
-        row = Unsqueeze(v, first)
-        f = MatMul(column, row)
-    }""", {"w": weight(36, 40), "u": weight(36), "last": np.array([1]), "first": np.array([0])}),
-    "convolutions": ("""(float[2,8,13,11] x, float[2,6,40] s) => (float[2,24,13,11] a, float[2,12,13,11] b,
-            float[2,8,7,6] c, float[2,8,13,11] d, float[2,5,25,21] e, float[2,9,38] f) {
-        p = Conv<pads = [1,1,1,1]>(x, w1, b1)
-        a = Relu(p)
-        b = Conv<group = 2, pads = [2,2,2,2], dilations = [2,2]>(x, w2)
-        c = Conv<group = 8, strides = [2,2], pads = [1,1,1,1]>(x, w3)
-        q = Conv(x, w4)
-        r = Add(q, x)
-        d = Clip(r, low, high)
-        e = ConvTranspose<strides = [2,2], pads = [1,1,1,1]>(x, w5)
-        f = Conv(s, w6)
-    }""", {"w1": weight(24, 8, 3, 3), "b1": weight(24), "w2": weight(12, 4, 3, 3), "w3": weight(8, 1, 3, 3),
-           "w4": weight(8, 8, 1, 1), "w5": weight(8, 5, 3, 3), "w6": weight(9, 6, 3), "low": np.float32(0),
-           "high": np.float32(6)}),
-    "windows": ("""(float[2,8,13,11] x) => (float[2,8,6,5] a, float[2,8,13,11] b, float[2,8,1,1] c, float[2,8,1,1] d,
-            float[2,8,26,22] e, float[2,8,7,6] f) {
-        a = MaxPool<kernel_shape = [3,3], strides = [2,2]>(x)
-        b = AveragePool<kernel_shape = [3,3], pads = [1,1,1,1], count_include_pad = 1>(x)
-        c = GlobalMaxPool(x)
-        d = GlobalAveragePool(x)
-        e = Resize<mode = "nearest">(x, , scales)
-        f = LpPool<kernel_shape = [2,2], strides = [2,2], pads = [1,1,0,0]>(x)
-    }""", {"scales": np.array([1, 1, 2, 2], np.float32)}),
-    "rows": ("""(float[6,5,70] x) => (float[6,5,70] a, float[6,5,70] b, float[6,5,70] c, float[6,5,70] d, float[6,5,70] e,
-            float[6,5,70] f, float[6,5,70] g) {
-        a = Softmax<axis = -1>(x)
-        b = LogSoftmax<axis = 1>(x)
-        c = LayerNormalization<axis = 1>(x, k, h)
-        d = InstanceNormalization(x, s, t)
-        e = LpNormalization<axis = 2>(x)
-        f = CumSum(x, axis)
-        g = CumSum<reverse = 1, exclusive = 1>(x, axis)
-    }""", {"k": weight(5, 70), "h": weight(5, 70), "s": weight(5), "t": weight(5), "axis": np.array(2)}),
-    "reductions": ("""(float[7,300,9] x, bool[7,300] m) => (float s, float[7,1,9] a, float[7,300] b, float[300,9] c,
-            float[7,9] d, int64[7,9] e, int64[300,9] f, int64[7] g) {
-        s = ReduceSum<keepdims = 0>(x)
-        a = ReduceMean(x, one)
-        b = ReduceMax<keepdims = 0>(x, two)
-        c = ReduceL2<keepdims = 0>(x, zero)
-        d = ReduceLogSumExp<keepdims = 0>(x, one)
-        e = ArgMax<axis = 1, keepdims = 0>(x)
-        f = ArgMin<axis = 0, keepdims = 0, select_last_index = 1>(x)
-        n = Cast<to = 7>(m)
-        g = ReduceSum<keepdims = 0>(n, one)
-    }""", {"zero": np.array([0]), "one": np.array([1]), "two": np.array([2])}),
-    "moves": ("""(float[4,6,10] x, float[4,3,10] z) => (float[10,6,4] a, float[4,9,10] b, float[4,2,10] c, float[4,4,10] d,
-            float[4,3,5] e, float[4,8,13] f, float[4,10,6] g, float[8,6,10] h, float[24,10] i) {
-        a = Transpose<perm = [2,1,0]>(x)
-        b = Concat<axis = 1>(x, z)
-        c, d = Split<axis = 1>(x, parts)
-        e = Slice(x, starts, ends, axes, steps)
-        f = Pad<mode = "reflect">(x, pads)
-        g = Transpose<perm = [0,2,1]>(x)
-        h = Tile(x, twice)
-        i = Reshape(x, flat)
-    }""", {"parts": np.array([2, 4]), "starts": np.array([5, 9]), "ends": np.array([-7, -11]), "axes": np.array([1, 2]),
-           "steps": np.array([-2, -2]), "pads": np.array([0, 1, 2, 0, 1, 1]), "twice": np.array([2, 1, 1]),
-           "flat": np.array([24, 10])}),
-    "indices": ("""(float[9,12] x, int64[4,12] i, float[4,12] u) => (float[4,12] a, float[9,12] b, float[9,12] c,
-            float[9,3] d, int64[9,3] e, float[4,12,4] f, float[9,12] g) {
-        a = GatherElements<axis = 0>(x, i)
-        b = ScatterElements<axis = 0, reduction = "add">(x, i, u)
-        c = ScatterND(x, places, rows)
-        d, e = TopK<axis = 1>(x, three)
-        f = OneHot(i, four, values)
-        g = Trilu<upper = 0>(x)
-    }""", {"places": np.array([[2], [7]]), "rows": weight(2, 12), "three": np.array([3]), "four": np.array(4),
-           "values": np.array([-1, 2], np.float32)}),
-    "recurrences": ("""(float[3,2,4] x) => (float[3,1,2,3] a, float[1,2,3] b, float[3,2,2,3] c) {
-        a, b = LSTM<hidden_size = 3>(x, w1, r1, b1)
-        c = GRU<hidden_size = 3, direction = "bidirectional">(x, w2, r2)
-    }""", {"w1": weight(1, 12, 4), "r1": weight(1, 12, 3), "b1": weight(1, 24), "w2": weight(2, 9, 4),
-           "r2": weight(2, 9, 3)}),
-}
-"""A model for each class of default schedules, by the graph's text behind its name and the weights."""
-
-
 @on_devices
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_of_schedules(name: str, target: str) -> None:
-    text, weights = CLASSES[name]
-    check(model("f " + text, opset=20, **weights), target)
+    check(CLASSES[name](), target)
 
 
 @on_devices

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import tilewright
+from examples.resnet18 import resnet18
 from tests.codegen.clike.stand_ins import FOLDER, on_cpu, source_of
 from tests.device_cases import CASES, assert_close
 from tests.small_models import inputs, model
@@ -18,8 +19,8 @@ from tilewright.core.errors import UserError
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
-@pytest.mark.parametrize("target", ["metal", "hip", "sm_80"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "target"), [*((c, t) for c in CASES for t in ("metal", "sm_80")), ("product", "hip"),
+                                              ("rows", "hip"), ("functions", "hip")])
 def test_kernels_run_as_cpp(case: str, target: str, tmp_path: Path) -> None:
     if target == "sm_80" and not nvrtc.is_there():
         pytest.skip("NVRTC is missing: pip install nvidia-cuda-nvrtc-cu12")
@@ -67,6 +68,15 @@ def test_metal_has_no_double() -> None:
         tilewright.compile(m, target="metal")
 
 
+def test_metal_takes_31_parameters() -> None:
+    names = [f"x{k}" for k in range(31)]
+    inputs_of = ", ".join([f"float[4] {name}" for name in names])
+    m = model(f"f ({inputs_of}) => (float[124] y) {{ y = Concat<axis = 0>({', '.join(names)}) }}")
+    with pytest.raises(UserError, match="kernel-limit") as error:
+        tilewright.compile(m, target="metal")
+    assert "wants 32 parameters; metal has 31" in str(error.value)
+
+
 def test_a_barrier_that_some_threads_miss_is_seen(tmp_path: Path) -> None:
     """The stand-in itself: a source whose threads part ways fails, one whose barrier is taken away is wrong."""
     made = tilewright.compile(CASES["product"](), target="metal")
@@ -87,3 +97,13 @@ def test_a_barrier_that_some_threads_miss_is_seen(tmp_path: Path) -> None:
             else:
                 with pytest.raises(AssertionError):
                     assert_close(executable.run([feeds["x"]]), want)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("target", ["metal", "sm_80"])
+def test_a_whole_resnet(target: str, tmp_path: Path) -> None:
+    m = resnet18()
+    feeds = inputs(m)
+    want = tilewright.compile(m).run(feeds)
+    with on_cpu(tilewright.compile(m, target=target), tmp_path) as executable:
+        assert_close(executable.run([feeds["image"]]), want)

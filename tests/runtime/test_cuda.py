@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import tilewright
+from tests import small_models
 from tests.codegen.clike import stand_ins
 from tests.device_cases import CASES, assert_close
 from tests.small_models import inputs, reference
+from tilewright.codegen.clike import nvrtc
 from tilewright.core.errors import UserError
 from tilewright.runtime import drivers, native
 from tilewright.target import cuda, get_target
@@ -160,6 +162,20 @@ def test_no_driver_here() -> None:
         get_target("cuda")
     assert "sm_80" in str(error.value)
     assert "libcuda.so.1" in drivers.problem("cuda")
+
+
+@without_device
+@pytest.mark.skipif(not nvrtc.is_there(), reason="NVRTC is missing: pip install nvidia-cuda-nvrtc-cu12")
+def test_a_model_without_its_device(tmp_path: Path) -> None:
+    """It is compiled and saved; what would run it says what is missing, here and where the library is loaded."""
+    made = tilewright.compile(small_models.mlp(), target="sm_75")
+    assert not made.runs_here
+    with pytest.raises(UserError, match="device-missing") as error:
+        made.run({})
+    assert "libcuda.so.1" in str(error.value) and "nvidia-smi" in str(error.value)
+    made.save(tmp_path / "net.so")
+    with pytest.raises(UserError, match=r"device-missing.*libcuda\.so\.1"):
+        tilewright.load(tmp_path / "net.so")
 
 
 @needs_device

@@ -72,7 +72,7 @@ DEVICES: dict[str, Callable[[], Target]] = {
     "gfx1100": _hip("gfx1100", 32, 96),
     # The "Metal Feature Set Tables" for the families Apple7 and newer; a grid's axes are 32-bit numbers.
     "metal": _gpu("metal", "metal", max_threads=1024, max_block=(1024, 1024, 1024), max_grid=(2**31 - 1,) * 3,
-                  shared_memory=32 << 10, warp=32, cores=16, absent=("erf", "gelu")),
+                  shared_memory=32 << 10, warp=32, cores=16, max_parameters=31, absent=("erf", "gelu")),
 }
 
 

@@ -24,7 +24,7 @@ class Target:
     z), `shared_memory` the bytes that a block may share, `warp` the threads that run in lockstep, `cores` the blocks that
     run at once, `registers` the 32-bit ones that a thread may have (0: unknown) and `arch_name` the driver's word for the
     device's generation ("sm_80"; "" where it compiles source); `absent` names the functions of f32 that the language has
-    not, which become polynomials.
+    not, which become polynomials; `max_parameters` is the largest number of a kernel's buffers and numbers (0: no limit).
 
     A device that `binds` memory instead of addressing it (WebGPU) takes at most `max_bindings` ranges of `max_binding` bytes
     in a launch, as arrays of 32-bit words, and computes integers in 32 bits; `local_memory` are the bytes that a thread may
@@ -62,6 +62,7 @@ class Target:
     registers: int = 0
     device: str = ""
     absent: tuple[str, ...] = ()
+    max_parameters: int = 0
 
     @property
     def arch(self) -> str:

@@ -57,6 +57,20 @@ def test_short_floats_become_a_cubin(t: str) -> None:
 
 
 @needs_nvrtc
+@pytest.mark.parametrize("dtype", ["i8", "u8", "i16", "u16", "i32", "u32", "i64", "u64", "f32", "f64"])
+def test_wide_copies_of_every_type(dtype: str) -> None:
+    """The names of vectors are other ones than those of numbers."""
+    a = te.placeholder((64, 64), dtype, "A")
+    sch = Schedule(te.create_program("f", [a], [te.compute((64, 64), lambda i, j: a[i, j], name="B")]))
+    i, j = sch.loops(sch.block("B"))
+    _, lanes = sch.split(j, [None, 4])
+    sch.vectorize(lanes)
+    sch.bind(i, "threadIdx.x")
+    source = CUDA.prelude + print_kernels(device_kernels(lower_for_device(sch.program, get_target("sm_80"))), CUDA)
+    assert "4 *)((B + " in source and nvrtc.compile_cubin(source, "sm_80")
+
+
+@needs_nvrtc
 def test_a_rejected_source_says_why() -> None:
     with pytest.raises(UserError, match="device-source") as error:
         nvrtc.compile_cubin("nonsense", "sm_80")

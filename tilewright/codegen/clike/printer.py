@@ -33,9 +33,9 @@ _RESERVED = frozenset((
     "struct", "typedef", "volatile", "extern", "sizeof", "bool", "true", "false", "in", "out", "this", "new", "class",
     "device", "thread", "threadgroup", "vertex", "fragment", "metal", "tw_block", "tw_thread"))
 TERNARY, UNARY, ATOM = 0, 11, 12
-FEW_REGISTERS, MOST_BLOCKS = 64, 16
-"""What any thread may have: compilers that are left alone spill some, to run more threads than that. And blocks that any
-multiprocessor holds."""
+FEW_REGISTERS, OTHER_REGISTERS, MOST_BLOCKS = 64, 48, 16
+"""What any thread may have, what one with sums of its own needs beside them (compilers that are left alone spill some, to
+run more threads), and the blocks that any multiprocessor holds."""
 
 
 def print_kernels(kernels: Iterable[ir.Program], language: Language) -> str:
@@ -143,7 +143,7 @@ class _Kernel:
     def blocks(self, threads: int) -> int:
         """Blocks that fit a multiprocessor if each private word, an operand for it and what a simple kernel needs have
         registers."""
-        registers = max(FEW_REGISTERS, 2 * self.private + FEW_REGISTERS // 2)
+        registers = max(FEW_REGISTERS, 2 * self.private + OTHER_REGISTERS)
         return max(1, min(self.language.registers // (threads * registers), MOST_BLOCKS))
 
     def line(self, depth: int, text: str) -> None:

@@ -16,8 +16,12 @@ from tilewright.target.target import Target
 
 def check_limits(program: Program, target: Target) -> Program:
     """Raises UserError "kernel-limit": threads of a block, in all or along an axis; blocks along an axis; shared and
-    local memory, registers for what warps hold; "intrinsic-target" and "kernel-warp" for tensor intrinsics that the device
-    does not have, or not for these threads."""
+    local memory, registers for what warps hold, parameters; "intrinsic-target" and "kernel-warp" for tensor intrinsics that
+    the device does not have, or not for these threads."""
+    given = len(program.params)
+    if target.max_parameters and given > target.max_parameters:
+        _over(program, f"{given} parameters", target.max_parameters, given, "what the kernel reads and writes", target,
+              "let the model join or write fewer values at once")
     loops = [n for n in walk(program.body) if isinstance(n, For) and "Idx." in n.kind]
     threads = 1
     for f in loops:
@@ -79,6 +83,7 @@ def nbytes(b: Buffer) -> int:
     return size
 
 
-def _over(program: Program, what: str, limit: int, got: int, where: str, target: Target) -> NoReturn:
+def _over(program: Program, what: str, limit: int, got: int, where: str, target: Target,
+          hint: str = "split the loop into more blocks, or take smaller tiles") -> NoReturn:
     raise UserError("kernel-limit", f"{program.name} wants {what}; {target.name} has {limit}, {got - limit} less",
-                    where=where, hint="split the loop into more blocks, or take smaller tiles")
+                    where=where, hint=hint)

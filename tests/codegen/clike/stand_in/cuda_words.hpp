@@ -17,6 +17,18 @@
 #define blockIdx stand_in::block
 #define threadIdx stand_in::thread
 
+#define STAND_IN_VECTOR(name, type) \
+  struct alignas(2 * sizeof(type)) name##2 { \
+    type x, y; \
+  }; \
+  struct alignas(sizeof(type) < 8 ? 4 * sizeof(type) : 16) name##4 { \
+    type x, y, z, w; \
+  };
+STAND_IN_VECTOR(char, signed char) STAND_IN_VECTOR(uchar, unsigned char) STAND_IN_VECTOR(short, short)
+STAND_IN_VECTOR(ushort, unsigned short) STAND_IN_VECTOR(int, int) STAND_IN_VECTOR(uint, unsigned int)
+STAND_IN_VECTOR(longlong, long long) STAND_IN_VECTOR(ulonglong, unsigned long long) STAND_IN_VECTOR(float, float)
+STAND_IN_VECTOR(double, double)
+
 inline void __syncthreads() { stand_in::barrier(); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline double rsqrt(double x) { return 1.0 / std::sqrt(x); }

@@ -29,6 +29,18 @@ STAND_IN_INDICES(workgroup_id);
 static __device__ const workitem_id_3 threadIdx = {};
 static __device__ const workgroup_id_3 blockIdx = {};
 
+typedef float float2 __attribute__((ext_vector_type(2)));
+typedef float float4 __attribute__((ext_vector_type(4)));
+typedef int int2 __attribute__((ext_vector_type(2)));
+typedef int int4 __attribute__((ext_vector_type(4)));
+typedef unsigned uint2 __attribute__((ext_vector_type(2)));
+typedef unsigned uint4 __attribute__((ext_vector_type(4)));
+typedef long long longlong2 __attribute__((ext_vector_type(2)));
+typedef long long longlong4 __attribute__((ext_vector_type(4)));
+
+static __device__ inline unsigned __float_as_uint(float x) { return __builtin_bit_cast(unsigned, x); }
+static __device__ inline float __uint_as_float(unsigned x) { return __builtin_bit_cast(float, x); }
+
 static __device__ inline void __syncthreads() {
   __builtin_amdgcn_fence(__ATOMIC_RELEASE, "workgroup");
   __builtin_amdgcn_s_barrier();
