@@ -251,3 +251,106 @@ def test_build_refuses_what_is_none() -> None:
                       (lambda: te.build(s.schedule(), args=[a, b, c]), "only a stage schedule takes arguments")):
         with pytest.raises(UserError, match=why):
             call()
+
+
+def shared_product(n: int = 32) -> tuple[te.StageSchedule, list[te.Tensor]]:
+    """A product whose operands are loaded together, step by step, in a loop that is written inside the threads' own."""
+    a, b, c, k = matmul(n)
+    s = te.create_schedule(c.op)
+    shared = [s.cache_read(x, "shared", [c]) for x in (a, b)]
+    mine = [s.cache_read(x, "local", [c]) for x in shared]
+    sums = s.cache_write(c, "local")
+    y, x = s[c].op.axis
+    by, y = s[c].split(y, 16)
+    bx, x = s[c].split(x, 16)
+    vy, y = s[c].split(y, nparts=2)
+    vx, x = s[c].split(x, nparts=2)
+    ty, y = s[c].split(y, nparts=2)
+    tx, x = s[c].split(x, nparts=4)
+    s[c].reorder(by, bx, vy, vx, ty, tx, y, x)
+    for axis, tag in ((by, "blockIdx.y"), (bx, "blockIdx.x"), (vy, "vthread"), (vx, "vthread"), (ty, "threadIdx.y"),
+                      (tx, "threadIdx.x")):
+        s[c].bind(axis, tag)
+    s[sums].compute_at(s[c], tx)
+    ko, ki = s[sums].split(k, 8)
+    s[sums].reorder(ko, ki, *sums.op.axis)
+    for copy in shared:
+        s[copy].compute_at(s[sums], ko)
+        turn, lane = s[copy].split(s[copy].fuse(*copy.op.axis), 8)
+        ly, lx = s[copy].split(lane, 4)
+        s[copy].reorder(ly, lx, turn)
+        s[copy].bind(ly, "threadIdx.y")
+        s[copy].bind(lx, "threadIdx.x")
+    for copy in mine:
+        s[copy].compute_at(s[sums], ki)
+    return s, [a, b, c]
+
+
+def test_what_a_block_shares_is_made_outside_of_its_threads() -> None:
+    s, args = shared_product()
+    sch = s.schedule(args)
+    check_product(sch, 32)
+    source = te.build(sch, "sm_80").source
+    loop = source[source.index("for (int k_0"):]
+    assert loop.count("__syncthreads()") == 2 and "A_shared_local" in loop and source.count("__global__") == 1
+    loads = [line.strip() for line in loop.split("\n") if "] = A_shared[" in line or "] = B_shared[" in line]
+    assert len(loads) == 4, loads  # of A, a row for each virtual row: it serves both virtual columns
+
+
+@needs_opencl
+def test_a_shared_product_runs() -> None:
+    s, args = shared_product()
+    x = np.arange(1024, dtype=np.float32).reshape(32, 32) % 5
+    np.testing.assert_array_equal(te.build(s, "opencl", args=args)(x, x), x @ x)
+
+
+def row_sums(n: int = 4, m: int = 512, lanes: int = 64) -> tuple[te.StageSchedule, list[te.Tensor]]:
+    """Sums of rows by the threads of a block, two rows to a block."""
+    a, k = te.placeholder((n, m), name="A"), te.reduce_axis(m, "k")
+    b = te.compute((n,), lambda i: te.sum(a[i, k], axis=[k]), name="B")
+    s = te.create_schedule(b.op)
+    lane = s[b].split(k, lanes)[1]
+    partial = s.rfactor(b, lane)
+    outer, inner = s[b].split(b.op.axis[0], 2)
+    s[b].bind(outer, "blockIdx.x")
+    s[b].bind(inner, "threadIdx.y")
+    s[b].bind(s[b].op.reduce_axis[0], te.thread_axis("threadIdx.x"))
+    s[partial].compute_at(s[b], s[b].op.reduce_axis[0])
+    return s, [a, b]
+
+
+def test_rfactor_makes_two_stages() -> None:
+    a, k = te.placeholder((4, 6), name="A"), te.reduce_axis(6, "k")
+    b = te.compute((4,), lambda i: te.sum(a[i, k], axis=[k]), name="B")
+    s = te.create_schedule(b.op)
+    partial = s.rfactor(b, s[b].split(k, 2)[1])
+    assert [x.name for x in partial.op.axis] == ["k.inner", "i0"] and len(s[b].op.reduce_axis) == 1
+    s[partial].unroll(partial.op.axis[0])
+    s[b].vectorize(b.op.axis[0])
+    sch = s.schedule([a, b])
+    x, out = np.arange(24, dtype=np.float32).reshape(4, 6), np.zeros(4, np.float32)
+    run(sch.program, [x, out])
+    np.testing.assert_array_equal(out, x.sum(1))
+    text = str(sch.program)
+    assert "in 0..2 unrolled" in text and "in 0..4 vectorized" in text and "alloc B_rf: f32[2, 4]" in text
+    for call, why in ((lambda: s.rfactor(b, b.op.axis[0]), "scheduled already"),
+                      (lambda: s.rfactor(b, k), "not one of its axes")):
+        with pytest.raises(UserError, match=why):
+            call()
+
+
+def test_threads_share_a_reduction() -> None:
+    s, args = row_sums()
+    sch = s.schedule(args)
+    x, out = np.arange(2048, dtype=np.float32).reshape(4, 512) % 7, np.zeros(4, np.float32)
+    run(sch.program, [x, out], order="random", seed=3)
+    np.testing.assert_array_equal(out, x.sum(1))
+    text = str(sch.program)
+    assert "in 0..64 threadIdx.x" in text and "in 0..16 threadIdx.x" in text and text.count("shared") == 2
+
+
+@needs_opencl
+def test_a_shared_reduction_runs() -> None:
+    s, args = row_sums()
+    x = np.arange(2048, dtype=np.float32).reshape(4, 512) % 7
+    np.testing.assert_array_equal(te.build(s, "opencl", args=args)(x), x.sum(1))

@@ -168,6 +168,19 @@ def own_conditions(block: Block) -> list[Expr]:
     return [c for c in conjuncts(block.predicate) if any(n in own for n in walk(c) if isinstance(n, Var))]
 
 
+def kept_domain(block: Block) -> list[tuple[Expr, Expr]]:
+    """(start, extent) of each iteration variable, without the ends that the block's own conditions leave out."""
+    low: dict[Var, Expr] = {i.var: ZERO for i in block.iters}
+    high = {i.var: i.extent for i in block.iters}
+    algebra = Algebra([])
+    for c in conjuncts(block.predicate):
+        if isinstance(c, Le) and c.b in low and not vars_of(c.a) and algebra.at_most(low[c.b], c.a):  # type: ignore[index]
+            low[c.b] = c.a  # type: ignore[index]
+        elif isinstance(c, Lt) and c.a in high and not vars_of(c.b) and algebra.at_most(c.b, high[c.a]):  # type: ignore[index]
+            high[c.a] = c.b  # type: ignore[index]
+    return [(low[i.var], algebra.simplify(high[i.var] - low[i.var])) for i in block.iters]
+
+
 def cuts_only_overshoot(block: Block, algebra: Algebra, inner: Iterable[For]) -> bool:
     """Whether the predicate leaves every point of the spatial domain that the loops `inner` visit: it says that iteration
     variables lie in their domains, leaves out steps of a reduction other than the first, or is about inner loops that

@@ -85,22 +85,29 @@ class Algebra:
         return inside.decide(cond) is True
 
     def narrowed(self, inner: Sequence[For], conditions: Iterable[Expr]) -> list[For]:
-        """The loops without the last steps in which the conditions surely do not hold."""
+        """The loops without the steps at their ends in which the conditions surely do not hold."""
         highest: dict[Expr, int] = {}
+        lowest: dict[Expr, int] = {}
         for c in conditions:
             if not isinstance(c, Lt | Le):
                 continue
             slack = self.simplify(c.b - c.a - (1 if isinstance(c, Lt) else 0))  # the condition: slack >= 0
             for m, k in affine_of(slack, self.known.forms).terms.items():
-                if len(m) == 1 and isinstance(m[0], Var) and k < 0:
+                if len(m) == 1 and isinstance(m[0], Var):
                     most = self.known.interval(self.simplify(slack - m[0] * k))[1]
-                    if most is not None:
+                    if most is not None and k < 0:
                         highest[m[0]] = min(most // -k, highest.get(m[0], most // -k))
+                    elif most is not None:
+                        lowest[m[0]] = max(-(most // k), lowest.get(m[0], -(most // k)))
         out = []
         for f in inner:
-            n, hi = as_int(f.extent), highest.get(f.var)
-            small = n is not None and hi is not None and as_int(f.start) == 0 and 0 <= hi < n - 1
-            out.append(f.replace(extent=const((hi or 0) + 1)) if small else f)
+            start, n = as_int(f.start), as_int(f.extent)
+            if start is None or n is None:
+                out.append(f)
+                continue
+            first, last = max(start, lowest.get(f.var, start)), min(start + n - 1, highest.get(f.var, start + n - 1))
+            fits = first <= last and (first, last) != (start, start + n - 1)
+            out.append(f.replace(start=const(first), extent=const(last - first + 1)) if fits else f)
         return out
 
     def simplify(self, e: Expr) -> Expr:

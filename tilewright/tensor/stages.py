@@ -23,11 +23,15 @@ from tilewright.loop.ir import Block, IntoExpr, Program, Var, as_int
 from tilewright.tensor.compute import ReduceAxis, Tensor, create_program, stages_before
 from tilewright.tensor.compute import Stage as Compute
 from tilewright.tensor.regions import outputs as written
+from tilewright.tensor.regions import statements
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.primitives.bind import AXES
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError
 from tilewright.tensor.span import vars_of
+
+TREE = 16
+"""Partial results of threads that one thread adds up."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,10 @@ class Stage:
     home: tuple[Stage, Axis] | None = None
     inlined: bool = False
     scope: str = ""
+    """Of what it stores, where that is known."""
+    moved: bool = False
+    partial: tuple[Stage, Axis] | None = None
+    """The stage of partial results that `rfactor` took from this one, and its axis of them."""
 
     def __repr__(self) -> str:
         return f"<stage {self.name}>"
@@ -185,7 +193,7 @@ class Stage:
 
     def set_scope(self, scope: str) -> None:
         """Store it in memory `scope`: "local" (a thread's own), "shared" (a block's), "global"."""
-        self.scope = scope
+        self.scope, self.moved = scope, True
 
     def storage_align(self, axis: AnyAxis, factor: int, offset: int) -> None:
         """Let rows along a dimension lie s elements apart with s mod factor == offset."""
@@ -261,7 +269,7 @@ class StageSchedule:
             raise _wrong(f"cache_read of {tensor.name}: name the stages that shall read the copy")
         rank = tensor.rank if isinstance(tensor, Tensor) else len(self[tensor].op.axis)
         axes = tuple([Axis(f"ax{k}", "spatial") for k in range(rank)])
-        copy = Stage(f"{tensor.name}.{scope}", StageOp(axes), {}, list(axes))
+        copy = Stage(f"{tensor.name}.{scope}", StageOp(axes), {}, list(axes), scope=scope)
         self.stages.insert(min(self.stages.index(x) for x in found), copy)
         self.edits.append(lambda r: r.cache_read(copy, tensor, scope, found))
         return copy
@@ -271,12 +279,34 @@ class StageSchedule:
         s = self[tensor]
         self._require_untouched("cache_write", s, s.leaves)
         index = self._output(tensor)
-        made = Stage(f"{s.name}.{scope}", s.op, s.known, s.leaves)
+        made = Stage(f"{s.name}.{scope}", s.op, s.known, s.leaves, scope=scope)
         axes = tuple([Axis(a.name, "spatial") for a in s.op.axis])
         at = {v: axes[s.op.axis.index(a)] for v, a in s.known.items() if a.kind == "spatial"}
         s.op, s.known, s.leaves = StageOp(axes), at, list(axes)
         self.stages.insert(self.stages.index(s), made)
         self.edits.append(lambda r: r.cache_write(made, s, index, scope))
+        return made
+
+    def rfactor(self, tensor: Place, axis: AnyAxis, factor_axis: int = 0) -> Stage:
+        """A stage of partial results, one for each step of a reduction's axis, which the tensor's own stage then combines:
+        `s[t].op.reduce_axis` is the one axis that is left. The new stage has that axis and the spatial ones in `op.axis`.
+
+        The axis may come from a split or a fusion of reduced axes; all else of the stage is scheduled afterwards."""
+        s = self[tensor]
+        a = s._leaf(axis)
+        self._require_untouched("rfactor", s, s.op.axis)
+        if a.kind != "reduce" or s.kinds or s.partial is not None:
+            raise _wrong(f"rfactor({s.name}): {a.name} is no axis that is reduced over, or the stage is scheduled already")
+        lanes = Axis(a.name, "spatial")
+        rest = tuple([x for x in s.leaves if x.kind == "reduce" and x is not a])
+        spatial = tuple([Axis(x.name, "spatial") for x in s.op.axis])
+        made = Stage(f"{s.name}.rf", StageOp((lanes, *spatial), rest), {}, [*spatial, lanes, *rest])
+        steps, old, left = s.steps, s.op, Axis(f"{a.name}.partial", "reduce")
+        s.steps, s.op, s.partial = [], StageOp(old.axis, (left,)), (made, lanes)
+        s.known = {v: x for v, x in s.known.items() if x.kind == "spatial"}
+        s.leaves = [*old.axis, left]
+        self.stages.insert(self.stages.index(s), made)
+        self.edits.append(lambda r: r.rfactor(made, s, old, steps, a, factor_axis))
         return made
 
     def _output(self, tensor: Place) -> int:
@@ -333,6 +363,8 @@ class Replay:
         self.stages, self.sch = stages, Schedule(program)
         self.block: dict[Stage, BlockRef] = {}
         self.loop: dict[Axis, Var] = {}
+        self.threads: list[tuple[Stage, Axis, str]] = []
+        """Axes of partial results that threads make, because a stage combines them over threads."""
 
     def run(self) -> Schedule:
         for compute, stage in self.stages.computes.items():
@@ -340,7 +372,7 @@ class Replay:
         for edit in self.stages.edits:
             edit(self)
         for stage in self.stages.stages:
-            if stage.scope:
+            if stage.moved:
                 self.sch.set_scope(self.block[stage], 0, stage.scope)
         for stage in self.stages.stages:
             if stage.inlined:
@@ -381,6 +413,29 @@ class Replay:
         self.block[made] = self.block[stage]
         self.block[stage] = self.sch.cache_write(self.block[made], index, scope)
 
+    def rfactor(self, made: Stage, stage: Stage, before: StageOp, steps: Sequence[Callable[[Replay], None]], a: Axis,
+                factor_axis: int) -> None:
+        ref = self.block[stage]
+        self.put([*before.axis, *before.reduce_axis], self.sch.loops(ref))
+        for step in steps:
+            step(self)
+        self.block[made] = self.sch.rfactor(ref, self.loop[a], factor_axis)
+        for x in reversed(before.axis):  # two nests; in the second, each spatial loop is around one of a single step
+            self.sch.distribute(self.loop[x])
+        n, loops = len(before.axis), self.sch.loops(ref)
+        if n > 1:
+            self.sch.reorder(*[v for pair in zip(loops[:n], loops[n:2 * n], strict=True) for v in pair])
+        for outer, inner in zip(loops[:n], loops[n:2 * n], strict=True):
+            self.sch.fuse(outer, inner)
+        for x in (*before.axis, *before.reduce_axis, *made.op.reduce_axis):
+            self.loop.pop(x, None)
+        block, loops = state.find_block(self.sch.program, self.block[made]), self.sch.loops(self.block[made])
+        order = [next((v for v in loops if v in vars_of(e)), None) for e in block.bindings]
+        if len(loops) != len(order) or set(order) != set(loops):
+            raise _wrong(f"rfactor({stage.name}): another reduced axis was split", "split only the axis that rfactor takes")
+        if order != loops:
+            self.sch.reorder(*loops_of(order))
+
     def _buffer_of(self, source: Place) -> str:
         if isinstance(source, Tensor) and source.stage is None:
             return source.name
@@ -394,20 +449,64 @@ class Replay:
         target = None
         if stage.home is not None:
             target = self._home_loop(stage, *stage.home)
+        if target is not None:
             self.sch.compute_at(ref, target)
         loops = self.sch.loops(ref)
-        roots = [a for a in (*stage.op.axis, *stage.op.reduce_axis) if a not in self.loop]
-        self.put(roots, loops if target is None else loops[loops.index(target) + 1:])
+        self.put(self._roots(stage), loops if target is None else loops[loops.index(target) + 1:])
+
+    def _roots(self, stage: Stage) -> list[Axis]:
+        """The axes that a stage begins with, in the order of its block's variables."""
+        of_partial = next((s.partial for s in self.stages.stages if s.partial is not None and s.partial[0] is stage), None)
+        spatial = list(stage.op.axis)
+        return [*(spatial if of_partial is None else [*spatial[1:], spatial[0]]), *stage.op.reduce_axis]
 
     def _shape(self, stage: Stage) -> None:
-        for step in (*stage.steps, *stage.kinds):
+        for step in stage.steps:
             step(self)
+        for other in self.stages.stages:
+            if other.home is not None and other.home[0] is stage and other.scope == "shared":
+                self._lift(self.loop[other.home[1]])
+        for step in stage.kinds:
+            step(self)
+        for made, lanes, tag in self.threads:
+            if made is stage:
+                self.sch.bind(self.loop[lanes], tag)
         self._start_sums(stage)
 
-    def _home_loop(self, stage: Stage, parent: Stage, axis: Axis) -> Var:
+    def _lift(self, loop: Var) -> None:
+        """Take the loops over threads that are around a loop inside it: what is shared by a block's threads is made by all
+        of them together, so it is computed in a loop that all of them run."""
+        threads = self._threads_around(loop)
+        for v in reversed(threads):
+            if len(statements(self.sch.loop(v).body)) > 1:
+                self.sch.distribute(v)
+        threads = self._threads_around(loop)
+        if threads:
+            chain = self._loops_from(threads[0], loop)
+            self.sch.reorder(*[v for v in chain if not self._is_thread(v)], *[v for v in chain if self._is_thread(v)])
+
+    def _threads_around(self, loop: Var) -> list[Var]:
+        """The loops around a loop from the outermost over threads on."""
+        around = [f.var for f in state.loops_around(self.sch.program, self.sch.loop(loop))]
+        first = next((k for k, v in enumerate(around) if self._is_thread(v)), len(around))
+        return around[first:]
+
+    def _loops_from(self, top: Var, bottom: Var) -> list[Var]:
+        around = [f.var for f in state.loops_around(self.sch.program, self.sch.loop(bottom))]
+        return [*around[around.index(top):], bottom]
+
+    def _is_thread(self, loop: Var) -> bool:
+        return self.sch.loop(loop).kind.startswith(("threadIdx", "vthread"))
+
+    def _home_loop(self, stage: Stage, parent: Stage, axis: Axis) -> Var | None:
+        """The loop in which a stage is computed. Partial results of threads are computed ahead of the loop that combines
+        them."""
         if parent.inlined or parent not in self.block or axis not in self.loop:
             what = "inlined" if parent.inlined else "not computed after it"
             raise _wrong(f"stage {stage.name} is computed in a loop of {parent.name}, which is {what}")
+        if parent.partial is not None and stage is parent.partial[0] and axis in parent.bound and axis.kind == "reduce":
+            k = parent.leaves.index(axis)
+            return self.loop[parent.leaves[k - 1]] if k else None
         return self.loop[axis]
 
     def bind(self, stage: Stage, a: Axis) -> None:
@@ -415,7 +514,27 @@ class Replay:
         n = as_int(self.sch.loop(loop).extent)
         if threads.extent is not None and n is not None and n != threads.extent:
             raise _wrong(f"axis {a.name} of {stage.name} has {n} steps, but {threads.tag} has {threads.extent} threads")
-        self.sch.bind(loop, threads.tag)
+        if stage.partial is not None and a in stage.op.reduce_axis:
+            self._combine(stage, loop, threads.tag)
+        else:
+            self.sch.bind(loop, threads.tag)
+
+    def _combine(self, stage: Stage, loop: Var, tag: str) -> None:
+        """A reduction over the partial sums of threads: some threads add up some each, until one adds up the rest."""
+        ref = self.block[stage]
+        while (as_int(self.sch.loop(loop).extent) or 0) > TREE:
+            step, lane = self.sch.split(loop, [None, TREE])
+            partial = self.sch.rfactor(ref, lane)
+            self.sch.set_scope(partial, 0, "shared")
+            self.sch.reorder(lane, step)
+            self.sch.bind(lane, tag)
+            loop = self.sch.loops(ref)[-1]
+        self.loop[stage.op.reduce_axis[0]] = loop
+        if stage.partial is not None:
+            made, lanes = stage.partial
+            if lanes not in made.bound:
+                self.sch.set_scope(self.block[made], 0, "shared")
+                self.threads.append((made, lanes, tag))
 
     def prefetch(self, stage: Stage, tensor: Place, a: Axis, offset: int) -> None:
         self.sch.prefetch(self.block[stage], self._buffer_of(tensor), self.loop[a], self.loop[a], offset)
@@ -434,6 +553,10 @@ class Replay:
                 self.sch.decompose_reduction(ref, first.var)
             except ScheduleError:
                 return  # an element may be summed up in several steps: its sum starts within the loop, at the first term
+
+
+def loops_of(found: Iterable[Var | None]) -> list[Var]:
+    return [v for v in found if v is not None]
 
 
 def _reduces(block: Block, loop: Var) -> bool:

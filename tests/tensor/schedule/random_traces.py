@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from tilewright.core.errors import TilewrightError
 from tilewright.core.node import alpha_equal, transform
 from tilewright.loop.ir import Block, For, Load, Program, Seq, Store, Var, as_int
 from tilewright.loop.tensor_intrinsics import tensor_intrinsic
-from tilewright.tensor.regions import inputs, outputs
+from tilewright.tensor.regions import inputs, outputs, statements
+from tilewright.tensor.schedule.index_map import IndexMap
 from tilewright.tensor.schedule.schedule import Schedule, replay
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError, blocks, iterate, loops_around, unproved
 from tilewright.tensor.schedule.trace import PRIMITIVES
@@ -98,9 +100,63 @@ def _reorder(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     return tuple(vs) or None
 
 
+def _reschedule(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    """A random order of some loops directly inside each other: unimodular, with digits, or a number of both."""
+    around = [f for f in loops_around(p, _block(rng, p)) if f.kind == "serial"]
+    if len(around) < 2:
+        return None
+    a = rng.randrange(len(around) - 1)
+    nest = around[a:a + rng.choice([2, 2, 3])]
+    if any(outer.body is not inner for outer, inner in pairwise(nest)):
+        return None
+    kind = rng.choice(["skew", "skew", "turn", "digits", "number"])
+    extents = [as_int(f.extent) or 1 for f in nest]
+
+    def order(*v: Any) -> list[Any]:
+        if kind == "number":
+            number = v[0]
+            for x, n in zip(v[1:], extents[1:], strict=True):
+                number = number * n + x
+            return [number]
+        if kind == "digits":
+            c = rng.choice([2, 3])
+            return [v[0] // c, *v[1:], v[0] % c]
+        out = [v[k] for k in rng.sample(range(len(v)), len(v))]
+        if kind == "turn":
+            k = rng.randrange(len(out))
+            return [*out[:k], rng.choice([-3, 0, 2]) - out[k], *out[k + 1:]]
+        k, m = rng.sample(range(len(out)), 2)
+        return [*out[:k], out[k] + rng.choice([-1, 1, 1, 2]) * out[m], *out[k + 1:]]
+
+    return [f.var for f in nest], IndexMap.of(order, len(nest))
+
+
+def _partition(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    f = _loop(rng, p)
+    if f is None:
+        return None
+    n = as_int(f.extent) or 2
+    return f.var, rng.choice([[1], [-1], [1, -1], [n // 2], [rng.randrange(n + 1)]])
+
+
+def _pad_einsum(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    reducing = [b for b in blocks(p) if any(i.kind == "reduce" for i in b.iters)]
+    if not reducing:
+        return None
+    b = rng.choice(reducing)
+    return BlockRef(b.name), [rng.choice([1, 1, 2, 4]) for _ in b.iters]
+
+
 def _one_loop(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     f = _loop(rng, p)
     return None if f is None else (f.var,)
+
+
+def _distribute(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    """A loop over several statements, where there is one."""
+    found = [s for s in iterate(p.body) if isinstance(s, For)]
+    several = [f for f in found if len(statements(f.body)) > 1]
+    return (rng.choice(several).var,) if several else None
 
 
 def _tile(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
@@ -183,6 +239,15 @@ def _sample_choice(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     return (1, 2, 3), rng.choice([1, 2, 3])
 
 
+def _sample_perfect_tile(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    f = _loop(rng, p)
+    return None if f is None else (f.var, rng.choice([1, 2, 3]), rng.choice([1, 4, 16]))
+
+
+def _sample_compute_location(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    return BlockRef(_block(rng, p).name), -1 if rng.random() < 0.5 else rng.randrange(4)
+
+
 def _prefetch(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     b = _block(rng, p)
     around = loops_around(p, b)
@@ -258,6 +323,11 @@ CALLS: dict[str, tuple[float, Callable[[random.Random, Program], tuple[Any, ...]
     "prefetch": (0.2, _prefetch), "prefetch_next": (0.3, _prefetch_next),
     "decompose_reduction": (2, _block_and_own_loop), "decompose_padding": (1.5, _padding), "rfactor": (2, _rfactor),
     "compute_inline": (1.5, _one_block), "reverse_compute_inline": (1.5, _one_block), "transform_layout": (1, _layout)}
+CUTTING: dict[str, tuple[float, Callable[[random.Random, Program], tuple[Any, ...] | None]]] = {
+    "distribute": (3, _distribute), "reschedule": (2, _reschedule), "loop_partition": (0.5, _partition),
+    "pad_einsum": (1.5, _pad_einsum), "sample_perfect_tile": (0.2, _sample_perfect_tile),
+    "sample_compute_location": (0.2, _sample_compute_location)}
+"""Primitives after which nests are skewed, or buffers written by several blocks: of what comes then, proofs see less."""
 PINNED = ("places are used in turn", " any more: ")
 """Refusals of edits to what double_buffer, software_pipeline and tensorize have made."""
 LOOKS = frozenset({"block", "loops"})
@@ -275,7 +345,7 @@ def forced() -> Iterator[None]:
 
 def known_handles(sch: Schedule, args: tuple[Any, ...]) -> None:
     """Record how a handle is found, for those that no primitive of the trace has returned."""
-    for a in args:
+    for a in [x for arg in args for x in (arg if isinstance(arg, list) else [arg])]:
         if isinstance(a, BlockRef) and a not in sch._refs:
             sch.block(a.name)
         elif isinstance(a, Var) and a not in sch._refs:
@@ -284,17 +354,19 @@ def known_handles(sch: Schedule, args: tuple[Any, ...]) -> None:
 
 
 def run_trace(program: Program, seed: int, tally: Tally, expected: list[Any], *, steps: int = 8,
-              judge: float = 0.15) -> Schedule:
-    """Apply `steps` random primitives (refused ones do not count); a share `judge` of the refusals is judged."""
+              judge: float = 0.15, cutting: bool = False) -> Schedule:
+    """Apply `steps` random primitives (refused ones do not count), with `cutting` those of CUTTING among them; a share
+    `judge` of the refusals is judged."""
+    calls = {**CALLS, **CUTTING} if cutting else CALLS
     rng = random.Random(seed)
     sch = Schedule(program)
-    names = list(CALLS)
-    weights = [CALLS[n][0] for n in names]
+    names = list(calls)
+    weights = [calls[n][0] for n in names]
     done = tries = 0
     while done < steps and tries < 40 * steps:
         tries += 1
         name = rng.choices(names, weights)[0]
-        args = CALLS[name][1](rng, sch.program)
+        args = calls[name][1](rng, sch.program)
         if args is None:
             continue
         known_handles(sch, args)

@@ -198,7 +198,8 @@ def test_a_parallel_loop_stays_independent_when_others_move_into_it() -> None:
     program = conv2d()
     sch, loops = start(program, "conv")
     sch.parallel(loops[2])
-    with refused(sch, "same elements of pad (block pad), but the loop is parallel", "for k2"):
+    with refused(sch, "pad (block pad): written by block pad when k2 = 0 and when k2 = 1, but the loop is parallel",
+                 "for k2"):
         sch.compute_at(sch.block("pad"), loops[2])
     sch.set_scope(sch.block("pad"), 0, "local")
     sch.compute_at(sch.block("pad"), loops[2])

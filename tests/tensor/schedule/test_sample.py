@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from tests.tensor.schedule.refusals import check, refused
-from tests.tensor.schedule.schedule_operators import matmul
+from tests.tensor.schedule.schedule_operators import matmul, matmul_relu
 from tilewright.core.errors import UserError
 from tilewright.loop.ir import as_int
 from tilewright.tensor.schedule.schedule import Schedule, replay
@@ -85,3 +85,45 @@ def test_sampling_refuses() -> None:
         replay(trace, matmul(5, 7, 6), {3: 4})
     with pytest.raises(UserError, match=r"those that do: 2, 4"):
         trace.with_decision(99, 1)
+
+
+def test_perfect_tiles() -> None:
+    sch = Schedule(matmul(12, 7, 6))
+    i, j, _ = sch.loops(sch.block("C"))
+    outer, middle, inner = sch.sample_perfect_tile(i, 3, max_innermost=4)
+    assert (outer, middle, inner) == (3, 1, 4)
+    assert sch.sample_perfect_tile(j, 1) == [7]
+    sch.split(i, [outer, middle, inner])
+    assert "h4, h5, h6 = sample_perfect_tile(h1, 3, 4)  # decided (3, 1, 4)" in str(sch.trace)
+    check(sch, matmul(12, 7, 6))
+    again = replay(sch.trace, matmul(12, 7, 6), {2: (2, 3, 2)})
+    assert [as_int(again.loop(v).extent) for v in again.loops(again.block("C"))[:3]] == [2, 3, 2]
+    check(again, matmul(12, 7, 6))
+    with pytest.raises(UserError, match="are not 3 factors of 12"):
+        replay(sch.trace, matmul(12, 7, 6), {2: (1, 2, 6)})
+    with refused(sch, "both must be positive"):
+        sch.sample_perfect_tile(j, 0)
+    with refused(sch, "are not 2 factors of 7"):
+        sch.sample_perfect_tile(j, 2, default=[2, 4])
+
+
+def test_compute_locations() -> None:
+    program = matmul_relu()
+    sch = Schedule(program)
+    sch.compute_at(sch.block("C"), sch.sample_compute_location(sch.block("C")))
+    check(sch, program)
+    text = str(sch.program)
+    assert text == str(program) and "# decided -1" in str(sch.trace)
+    (place,) = sch.trace.decisions()
+    moved = replay(sch.trace, program, {place: 0})
+    assert len(moved.loops(moved.block("C"))) == 4 and len(sch.loops(sch.block("C"))) == 3
+    check(moved, program)
+    with pytest.raises(UserError, match="is none of the 2 loops"):
+        replay(sch.trace, program, {place: 2})
+    with refused(sch, "none of the 0 loops around"):
+        sch.sample_compute_location(sch.block("D"), 0)
+    sch = Schedule(matmul_relu())
+    c = sch.block("C")
+    sch.decompose_reduction(c, sch.loops(c)[0])
+    with refused(sch, "C_init would initialise C again in each step of loop k"):
+        sch.sample_compute_location(sch.block("C_init"), 2)

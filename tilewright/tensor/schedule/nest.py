@@ -33,6 +33,7 @@ from tilewright.tensor.regions import (
     conjunction,
     domain_loops,
     effective,
+    kept_domain,
     own_conditions,
     statements,
 )
@@ -43,8 +44,8 @@ Part = list[tuple[Expr, Expr]]
 
 
 def whole(block: Block) -> Part:
-    """The part that is the whole domain."""
-    return [(ZERO, i.extent) for i in block.iters]
+    """The part that is the whole domain, as far as the block's own conditions leave it."""
+    return kept_domain(block)
 
 
 def build_nest(block: Block, part: Part, outer: Sequence[For]) -> tuple[Stmt, list[Var]]:

@@ -8,8 +8,9 @@ position, and updates along its reduction variables commute.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations, product
 
-from tilewright.loop.ir import Block, Buffer, Expr, For, Program, Var, as_int
+from tilewright.loop.ir import Block, Buffer, Expr, For, Program, Stmt, Var, as_int
 from tilewright.loop.lower.compact_storage import IN_TURN
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.combiner import folds_lanes
@@ -26,6 +27,7 @@ from tilewright.tensor.regions import (
     outputs,
     union,
 )
+from tilewright.tensor.schedule.dependences import carried_dependence, comes_earlier
 from tilewright.tensor.schedule.proofs import missing_input, reduces_over
 from tilewright.tensor.schedule.state import blocks, blocks_under, find_loop, is_parameter, iterate, loops_around
 from tilewright.tensor.span import Algebra, vars_of
@@ -54,6 +56,12 @@ def reorder_hazard(old: Program, new: Program, chain: Sequence[For], order: Sequ
     return None
 
 
+def made_in_each_step(program: Program, loop: For, buffer: Buffer) -> bool:
+    """Whether each step of a loop makes all that it reads of a buffer: then steps may run in any order."""
+    users = [b for b in blocks_under(loop) if _touches(b, buffer)]
+    return _flow_hazard(program, loop, users, buffer) is None
+
+
 def _flow_hazard(program: Program, loop: For, users: Sequence[Block], buffer: Buffer) -> str | None:
     """Iterations share elements of `buffer`: that is fine if each makes all that it reads itself, however often others
     make the same."""
@@ -70,6 +78,39 @@ def _flow_hazard(program: Program, loop: For, users: Sequence[Block], buffer: Bu
                 if why is not None:
                     return why
     return None
+
+
+# ---- loops that are taken apart ------------------------------------------------------------------------------------------
+def distribution_hazard(old: Program, new: Program, loop: For, parts: Sequence[Stmt]) -> str | None:
+    """Why running the statements of a loop one after another, each for all steps, may change results, or None. `parts`:
+    the statements as they are in the program `new`."""
+    if as_int(loop.extent) == 1:
+        return None
+    groups = [blocks_under(p) for p in parts]
+    mine = [[_same_block(old, b) for b in group] for group in groups]
+    for k, m in combinations(range(len(parts)), 2):
+        for b, c in product(range(len(groups[k])), range(len(groups[m]))):
+            first, later = mine[k][b], mine[m][c]
+            for buffer in dict.fromkeys([*outputs(first), *outputs(later)]):
+                if not (_touches(first, buffer) and _touches(later, buffer)):
+                    continue
+                if not comes_earlier(old, loop, first, later, buffer):
+                    continue
+                if buffer in outputs(later):
+                    return (f"block {later.name} writes {buffer.name}, of which other steps of block {first.name} may touch "
+                            "the same elements")
+                why = missing_input(old, later, first) or missing_input(new, groups[m][c], groups[k][b])
+                if why is not None:
+                    return why
+    return None
+
+
+def _touches(b: Block, buffer: Buffer) -> bool:
+    return any(a.buffer is buffer for part in accesses(b) for a in part)
+
+
+def _same_block(program: Program, b: Block) -> Block:
+    return next(c for c in blocks(program) if c.name == b.name)
 
 
 def _instance_hazard(program: Program, b: Block, chain: Sequence[For], order: Sequence[For]) -> str | None:
@@ -165,18 +206,21 @@ def _starts_first(b: Block, running: Sequence[For], algebra: Algebra) -> bool:
 
 # ---- iterations that run at once -------------------------------------------------------------------------------------
 PRIVATE: dict[str, tuple[str, ...]] = {
-    "parallel": ("local", "shared", "warp"), "vectorized": ("global", "local", "shared", "warp"), "vthread": (),
+    "parallel": ("local", "shared", "warp"), "vectorized": ("global", "local", "shared", "warp"),
+    "vthread": ("global", "local", "shared", "warp"),
     **{f"blockIdx.{x}": ("local", "shared", "warp") for x in "xyz"}, "threadIdx.x": ("local",),
     "threadIdx.y": ("local", "warp"), "threadIdx.z": ("local", "warp")}
-"""Scopes of which each iteration gets a buffer of its own where that is what it needs: lowering allocates it in the loop."""
+"""Scopes of which each iteration gets a buffer of its own where that is what it needs: lowering allocates it in the loop.
+Virtual threads share all, so what several of them make must be the same, made by one store each."""
 
 
 UNSAFE = "unsafe"
 """The attribute of a loop for whose independent iterations the schedule answers."""
 
 
-MOVING = frozenset({"reorder", "compute_at", "reverse_compute_at", "compute_inline", "reverse_compute_inline", "cache_read",
-                    "cache_write", "set_scope", "decompose_reduction", "decompose_padding", "rfactor"})
+MOVING = frozenset({
+    "reorder", "reschedule", "distribute", "compute_at", "reverse_compute_at", "compute_inline", "reverse_compute_inline",
+    "cache_read", "cache_write", "set_scope", "decompose_reduction", "decompose_padding", "rfactor"})
 """Primitives that change what the iterations of a loop do; the others keep the instances of each."""
 
 
@@ -225,10 +269,20 @@ def carried(program: Program, loop: For, kind: str) -> str | None:
         for b in users:
             if buffer in outputs(b) and reduces_over(b, [loop]) is not None:
                 return f"block {b.name} reduces over loop {loop.var.name}"
-        if buffer.scope not in PRIVATE[kind] or not private(program, users, buffer):
-            return (f"iterations of loop {loop.var.name} may touch the same elements of {buffer.name} "
-                    f"(block {next(b for b in users if buffer in outputs(b)).name})")
+        own = private(program, users, buffer) and (kind != "vthread" or not any(_updates(b, buffer) for b in users))
+        if buffer.scope not in PRIVATE[kind] or not own:
+            steps = carried_dependence(program, loop, users, buffer)
+            if steps is None:
+                continue
+            writer = next(b for b in users if buffer in outputs(b)).name
+            return (f"iterations of loop {loop.var.name} may touch the same elements of {buffer.name} (block {writer})"
+                    f"{': ' if steps else ''}{steps}")
     return None
+
+
+def _updates(b: Block, buffer: Buffer) -> bool:
+    """Whether a block stores an element of a buffer more than once."""
+    return buffer in outputs(b) and (b.init is not None or any(a.buffer is buffer for a in accesses(b)[0]))
 
 
 def horizontal(loop: For) -> bool:

@@ -36,6 +36,7 @@ from tilewright.tensor.regions import (
     disjoint,
     effective,
     inputs,
+    kept_domain,
     loops_between,
     outputs,
     writers,
@@ -207,7 +208,8 @@ def shared_writer(program: Program, block: Block, but: Callable[[Block], bool] =
 
 def box_of_domain(block: Block, found: Sequence[Access]) -> Box:
     """The box of some accesses of one buffer over the whole domain of their block."""
-    fresh = [For(Var(i.var.name), ZERO, i.extent, Seq(())) for i in block.iters]
+    fresh = [For(Var(i.var.name), low, extent, Seq(())) for i, (low, extent) in zip(
+        block.iters, kept_domain(block), strict=True)]
     over_all = block.replace(bindings=tuple([f.var for f in fresh]), predicate=TRUE)
     return block_boxes(found, over_all, fresh, Algebra(fresh))[found[0].buffer]
 
@@ -261,6 +263,10 @@ def restarted(program: Program, init: Block, update: Block, buffer: Buffer) -> s
     inner, first = loops_between(shared[-1].body, update), loops_between(shared[-1].body, init)
     around = [*shared, *inner]
     algebra = Algebra(around)
+    mine = effective(init, [*shared, *first], Algebra([*shared, *first]))
+    for f, g, h in zip(shared, effective(update, around, algebra), mine, strict=False):
+        if g.extent != f.extent and g.extent != h.extent:
+            return again  # in steps that the update leaves out, too
     spatial = [e for i, e in zip(update.iters, update.bindings, strict=True) if i.kind == "spatial"]
     used = {v for e in spatial for v in vars_of(e)}
     moving = {f.var: f for f in effective(update, around, algebra) if f.var in used or any(f.var is g.var for g in shared)}

@@ -21,7 +21,17 @@ from tilewright.tensor.schedule.index_map import IndexFunction, IndexMap
 from tilewright.tensor.schedule.order import MOVING, broken_promise, out_of_turn
 from tilewright.tensor.schedule.primitives import primitive_named
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError, refuse
-from tilewright.tensor.schedule.trace import UNDECIDED, Decided, Instruction, Ref, Trace, from_refs, plain, to_refs
+from tilewright.tensor.schedule.trace import (
+    UNDECIDED,
+    Decided,
+    Instruction,
+    Ref,
+    Sampled,
+    Trace,
+    from_refs,
+    plain,
+    to_refs,
+)
 
 
 @dataclass(frozen=True)
@@ -99,16 +109,24 @@ class Schedule:
                                 hint="ask loops(block) for the loops around a block") from None
 
     def _decide(self, name: str, given: tuple[Any, Any], value: Any) -> Any:
-        """Record a decision; a number keeps the instruction that it came from."""
-        results: tuple[Ref, ...] = ()
-        out = value
+        """Record a decision; numbers keep the instruction that they came from."""
         if type(value) is int:
-            out = Decided(value)
-            out.ref = Ref(self._count)
-            self._count += 1
-            results = (out.ref,)
-        self.trace.instructions.append(Instruction(name, *given, results, value))
-        return out
+            value = Sampled(value, (value,), single=True)
+        elif not isinstance(value, Sampled):  # plain data
+            self.trace.instructions.append(Instruction(name, *given, (), value))
+            return value
+        out, refs = [], []
+        for v in value.results:
+            if type(v) is int:
+                v = Decided(v)
+                v.ref = Ref(self._count)
+                self._count += 1
+                refs.append(v.ref)
+            else:
+                refs.append(self._remember(v))
+            out.append(v)
+        self.trace.instructions.append(Instruction(name, *given, tuple(refs), value.decision))
+        return out[0] if value.single else out
 
     def _remember(self, handle: Any) -> Ref:
         ref = Ref(self._count)
@@ -145,6 +163,19 @@ class Schedule:
 
     def tile(self, i: Var, j: Var, size_i: IntoExpr, size_j: IntoExpr) -> list[Var]:
         return self.apply("tile", i, j, size_i, size_j)  # type: ignore[no-any-return]
+
+    def reschedule(self, loops: Sequence[Var], index_map: IndexFunction) -> list[Var]:
+        try:
+            index_map = IndexMap.of(index_map, len(loops))  # as data: a trace can show it
+        except UserError as e:
+            raise ScheduleError("reschedule", e.message, self.program) from e
+        return self.apply("reschedule", list(loops), index_map)  # type: ignore[no-any-return]
+
+    def loop_partition(self, loop: Var, points: Sequence[IntoExpr]) -> list[Var]:
+        return self.apply("loop_partition", loop, list(points))  # type: ignore[no-any-return]
+
+    def distribute(self, loop: Var) -> list[Var]:
+        return self.apply("distribute", loop)  # type: ignore[no-any-return]
 
     def unroll(self, loop: Var) -> None:
         self.apply("unroll", loop)
@@ -185,6 +216,9 @@ class Schedule:
 
     def decompose_padding(self, block: BlockRef) -> tuple[BlockRef, ...]:
         return tuple(self.apply("decompose_padding", block))
+
+    def pad_einsum(self, block: BlockRef, multiples: Sequence[int]) -> list[BlockRef]:
+        return self.apply("pad_einsum", block, list(multiples))  # type: ignore[no-any-return]
 
     def rfactor(self, block: BlockRef, loop: Var, axis: int = 0) -> BlockRef:
         return self.apply("rfactor", block, loop, axis)  # type: ignore[no-any-return]
@@ -241,6 +275,14 @@ class Schedule:
 
     def sample_choice(self, candidates: Sequence[Any], default: Any) -> Any:
         return self.apply("sample_choice", list(candidates), default)
+
+    def sample_perfect_tile(self, loop: Var, parts: int, max_innermost: int = 64,
+                            default: Sequence[int] | None = None) -> list[int]:
+        more = {} if default is None else {"default": list(default)}
+        return self.apply("sample_perfect_tile", loop, parts, max_innermost, **more)  # type: ignore[no-any-return]
+
+    def sample_compute_location(self, block: BlockRef, default: int = -1) -> Var:
+        return self.apply("sample_compute_location", block, default)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
+from tilewright.core.dtype import handle
 from tilewright.core.errors import UserError
 from tilewright.core.node import walk
 from tilewright.loop.ir import (
@@ -38,6 +39,15 @@ class BlockRef:
 
 
 Handle = Var | BlockRef  # a loop is identified by its variable, whatever happens around it
+
+
+def nowhere() -> Var:
+    """A handle of no loop: to compute a block there is to leave it where it is."""
+    return Var("nowhere", handle)
+
+
+def is_nowhere(loop: Var) -> bool:
+    return loop.type is handle
 
 
 class ScheduleError(UserError):

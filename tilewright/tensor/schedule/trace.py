@@ -40,6 +40,15 @@ class Decided(int):
     ref: Ref
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """What a sample_* primitive returns where what it decided (recorded) is not what its caller gets (handles, one or a
+    list of them)."""
+    decision: Any
+    results: tuple[Any, ...]
+    single: bool = False
+
+
 class _Undecided:
     def __repr__(self) -> str:
         return "UNDECIDED"

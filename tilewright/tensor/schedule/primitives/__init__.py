@@ -11,6 +11,8 @@ from tilewright.tensor.schedule.trace import PRIMITIVES
 WHERE: dict[str, str] = {
     "block": "look", "loops": "look",
     "split": "loops", "fuse": "loops", "reorder": "loops", "tile": "loops",
+    "distribute": "distribute", "reschedule": "reschedule",
+    "loop_partition": "loop_partition", "pad_einsum": "pad_einsum",
     "unroll": "kinds", "vectorize": "kinds", "parallel": "kinds", "annotate": "kinds",
     "compute_at": "compute_at", "reverse_compute_at": "reverse_compute_at",
     "compute_inline": "inline", "reverse_compute_inline": "inline",
@@ -22,7 +24,7 @@ WHERE: dict[str, str] = {
     "double_buffer": "double_buffer", "software_pipeline": "software_pipeline",
     "blockize": "blockize", "tensorize": "tensorize",
     "bind": "bind", "storage_align": "storage_align",
-    "sample_tile": "sample", "sample_choice": "sample",
+    "sample_perfect_tile": "sample", "sample_compute_location": "sample", "sample_tile": "sample", "sample_choice": "sample",
 }
 
 def primitive_named(name: str) -> Callable[..., Any]:

@@ -15,9 +15,11 @@ from tilewright.loop.substitute import substitute
 from tilewright.tensor.regions import (
     accesses,
     block_boxes,
+    conjunction,
     inputs,
     loops_between,
     outputs,
+    own_conditions,
     readers,
     writers,
 )
@@ -40,7 +42,7 @@ from tilewright.tensor.schedule.state import (
     refuse,
 )
 from tilewright.tensor.schedule.trace import primitive
-from tilewright.tensor.span import Algebra
+from tilewright.tensor.span import Algebra, vars_of
 
 SCOPES = ("global", "local", "shared", "warp")
 
@@ -120,7 +122,9 @@ def cache_write(sch: Schedule, block: BlockRef, index: int = 0, scope: str = "lo
     fresh = {i.var: Var(i.var.name) for i in spatial}
     at = tuple([substitute(e, fresh) for e in stores[0].indices])
     iters = tuple([IterVar(fresh[i.var], i.extent) for i in spatial])
-    copy = Block(name, iters, tuple([i.var for i in iters]), TRUE, Store(target, at, Load(cache, at)))
+    reduced = {i.var for i in b.iters if i.kind != "spatial"}
+    kept = [substitute(c, fresh) for c in own_conditions(b) if not vars_of(c) & reduced]
+    copy = Block(name, iters, tuple([i.var for i in iters]), conjunction(kept), Store(target, at, Load(cache, at)))
     home = _deepest([shared_loops(program, b, q) for q in readers(program, target)])
     outer = [] if home is None else [*loops_around(program, home), home]
     part = whole(copy)

@@ -38,6 +38,7 @@ from tilewright.tensor.schedule.state import (
     edit,
     find_block,
     find_loop,
+    is_nowhere,
     is_parameter,
     loops_around,
     refuse,
@@ -59,7 +60,10 @@ def compute_at(sch: Schedule, block: BlockRef, loop: Var) -> None:
 
     Legal if a consumer is under `loop` and all consumers find what they read (an output of the program is read as a whole),
     nobody else writes what the block writes, and what it reads is finished at the new place. Raises ScheduleError.
+    `loop` may be what `sample_compute_location` gives for no loop: then nothing happens.
     """
+    if is_nowhere(loop):
+        return
     program = sch.program
     b, target = find_block(program, block), find_loop(program, loop)
     _check(program, b, target, block)

@@ -77,10 +77,29 @@ def decompose_reduction(sch: Schedule, block: BlockRef, loop: Var) -> BlockRef:
     if not algebra.determine(b.bindings, running):
         refuse("decompose_reduction", f"an element may be computed in several steps of loop {loop.name} or below, and "
                "would then not start afresh", program, loop)
+    late = _cut_first(b, inner, algebra)
+    if late is not None:
+        refuse("decompose_reduction", f"the first step of the loops that the block reduces over may be cut off ({late}): "
+               "nothing would be initialised", program, block)
     init = _init_nest(program, b, inner, algebra)
     update = target.replace(body=edit_stmt(target.body, b, b.replace(init=None)))
     sch.program = edit(program, target, seq(init, update))
     return BlockRef(blocks_under(init)[0].name)
+
+
+def _cut_first(b: Block, inner: list[For], algebra: Algebra) -> Expr | None:
+    """A condition of the predicate that may hold in some step of the loops that are only reduced over, but not in their
+    first, or None: the initialisation asks it there."""
+    used = {v for i, e in zip(b.iters, b.bindings, strict=True) if i.kind == "spatial" for v in vars_of(e)}
+    first = {f.var: f.start for f in inner if f.var not in used}
+    for c in conjuncts(b.predicate):
+        at_first = substitute(c, first)
+        if not vars_of(c) & set(first) or algebra.proves(at_first):
+            continue
+        if not isinstance(c, Lt | Le) or not isinstance(at_first, Lt | Le) or not algebra.at_most(
+                c.b - c.a, at_first.b - at_first.a):
+            return c
+    return None
 
 
 def edit_stmt(root: Stmt, old: Block, new: Block) -> Stmt:
@@ -98,6 +117,9 @@ def _init_nest(program: Program, b: Block, inner: list[For], algebra: Algebra) -
     assert b.init is not None
     spatial = [(i, e) for i, e in zip(b.iters, b.bindings, strict=True) if i.kind == "spatial"]
     used = {v for _, e in spatial for v in vars_of(e)}
+    for f in reversed(inner):  # bounds may depend on loops outside
+        if f.var in used:
+            used |= vars_of(f.start) | vars_of(f.extent)
     kept = [f for f in inner if f.var in used]
     fresh: dict[Var, Expr] = {f.var: Var(f.var.name) for f in kept}
     first = {f.var: f.start for f in inner if f.var not in used}
@@ -110,7 +132,9 @@ def _init_nest(program: Program, b: Block, inner: list[For], algebra: Algebra) -
                        tuple([substitute(e, fresh) for _, e in spatial]), conjunction(condition),
                        substitute(b.init, own), None, b.attrs)
     for f in reversed(kept):
-        nest = For(fresh[f.var], f.start, f.extent, nest, f.kind)  # type: ignore[arg-type]
+        v = fresh[f.var]
+        assert isinstance(v, Var)
+        nest = For(v, substitute(f.start, fresh), substitute(f.extent, fresh), nest, f.kind)
     return nest
 
 

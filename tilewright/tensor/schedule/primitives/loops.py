@@ -28,7 +28,8 @@ from tilewright.loop.ir import (
 from tilewright.loop.lower.split_pipelines import PIPELINED
 from tilewright.loop.substitute import substitute
 from tilewright.tensor.regions import conjunction, conjuncts
-from tilewright.tensor.schedule.order import reorder_hazard
+from tilewright.tensor.schedule.dependences import order_violation
+from tilewright.tensor.schedule.order import made_in_each_step, reorder_hazard
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import (
     ScheduleError,
@@ -94,7 +95,7 @@ def split(sch: Schedule, loop: Var, factors: Sequence[IntoExpr | None]) -> list[
 def fuse(sch: Schedule, *loops: Var) -> Var:
     """Fuse perfectly nested loops, outermost first, into one. Raises ScheduleError if they are not nested in that order,
     not serial, or an extent depends on an outer one of them."""
-    nest = _nested(sch, "fuse", loops)
+    nest = nested(sch, "fuse", loops)
     for f in nest:
         if f.kind != "serial":
             raise ScheduleError("fuse", f"loop {f.var.name} is {f.kind}: fuse before", sch.program, f.var)
@@ -113,7 +114,7 @@ def fuse(sch: Schedule, *loops: Var) -> Var:
         mapping[f.var] = f.start + rest % f.extent
         rest = rest // f.extent
     mapping[nest[0].var] = nest[0].start + rest
-    sch.program = edit(sch.program, nest[0], _rebind_all(new, mapping, None, around))
+    sch.program = edit(sch.program, nest[0], rebind(new, mapping, None, around))
     return fused
 
 
@@ -148,8 +149,11 @@ def reorder(sch: Schedule, *loops: Var) -> None:
         new = f.replace(body=new)
     changed = edit(sch.program, chain[0], new)
     why = reorder_hazard(sch.program, changed, chain, order)
-    if why is not None:
-        refuse("reorder", why, sch.program, found[0].var)
+    if why is not None:  # by the forms of the indices; or, exactly, by the dependences
+        top = find_loop(changed, order[0].var)
+        wrong = order_violation(sch.program, chain, [f.var for f in order], lambda b: made_in_each_step(changed, top, b))
+        if wrong is not None:
+            refuse("reorder", f"{why}: {wrong.steps}" if wrong.steps else why, sch.program, found[0].var)
     sch.program = changed
 
 
@@ -167,7 +171,8 @@ def _not_pipelined(sch: Schedule, name: str, f: For) -> None:
         raise ScheduleError(name, f"loop {f.var.name} is pipelined: {name} before", sch.program, f.var)
 
 
-def _nested(sch: Schedule, name: str, loops: Sequence[Var]) -> list[For]:
+def nested(sch: Schedule, name: str, loops: Sequence[Var], dependent: bool = False) -> list[For]:
+    """The loops, if each is directly inside the one before; bounds of `dependent` ones may depend on those outside."""
     if not loops:
         raise ScheduleError(name, "name at least one loop", sch.program)
     nest = [find_loop(sch.program, v) for v in loops]
@@ -175,7 +180,7 @@ def _nested(sch: Schedule, name: str, loops: Sequence[Var]) -> list[For]:
         if outer.body is not inner:
             raise ScheduleError(name, f"loop {inner.var.name} is not directly inside loop {outer.var.name}",
                                 sch.program, inner.var)
-        if outer.var in vars_of(inner.extent) | vars_of(inner.start):
+        if not dependent and outer.var in vars_of(inner.extent) | vars_of(inner.start):
             raise ScheduleError(name, f"the extent of loop {inner.var.name} depends on loop {outer.var.name}",
                                 sch.program, inner.var)
     return nest
@@ -194,10 +199,10 @@ def _chain(sch: Schedule, name: str, top: For, bottom: For) -> list[For]:
 
 
 def _rebind(new: Stmt, old: Var, value: Expr, cut: Expr | None, around: list[For]) -> Stmt:
-    return _rebind_all(new, {old: value}, cut, around)
+    return rebind(new, {old: value}, cut, around)
 
 
-def _rebind_all(new: Stmt, mapping: dict[Var, Expr], cut: Expr | None, around: list[For]) -> Stmt:
+def rebind(new: Stmt, mapping: dict[Var, Expr], cut: Expr | None, around: list[For]) -> Stmt:
     """Put values for loop variables into everything below; blocks get the cut as a predicate; bindings are simplified."""
     new = substitute(new, mapping)
     inside: list[For] = []
