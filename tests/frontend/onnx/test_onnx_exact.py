@@ -63,6 +63,8 @@ CASES: list[tuple[str, list[Any], int, dict[str, Any], list[Any]]] = [
     ("QuantizeLinear", [arr([0.25, 0.75, 1.25, -9.0, 400.0]), F(0.5), np.uint8(2)], 13, {},
      [arr([2, 4, 4, 0, 255], np.uint8)]),
     # empty tensors and rank 0
+    ("Conv", [np.zeros((0, 2, 5), F), np.ones((4, 1, 1), F)], 11, {"strides": [2], "group": 2}, [np.zeros((0, 4, 3), F)]),
+    ("MaxPool", [np.zeros((0, 1, 3), F)], 12, {"kernel_shape": [1], "strides": [2]}, [np.zeros((0, 1, 2), F)]),
     ("ReduceSum", [np.zeros((2, 0), F)], 11, {"axes": [1]}, [np.zeros((2, 1), F)]),
     ("ReduceProd", [np.zeros((2, 0), F)], 11, {"axes": [1]}, [np.ones((2, 1), F)]),
     ("Concat", [np.zeros((2, 0), F), np.ones((2, 3), F)], 13, {"axis": 1}, [np.ones((2, 3), F)]),

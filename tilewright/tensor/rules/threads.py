@@ -21,7 +21,7 @@ def parallelize_outer(sch: Schedule, loops: list[Var], target: Target) -> None:
     work, keep = 1, 0
     for v in loops:
         keep += 1
-        work *= estimate(sch.loop(v).extent)
+        work *= max(1, estimate(sch.loop(v).extent))
         busiest = -(-work // target.cores) * target.cores / work
         if work >= TASKS_PER_CORE * target.cores and busiest <= IMBALANCE:
             break
