@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 
 import numpy as np
@@ -11,6 +12,9 @@ import pytest
 import tilewright
 from tests.small_models import inputs, reference
 from tilewright.runtime import drivers
+
+if os.environ.get("TILEWRIGHT_LONG") != "1":  # PoCL's optimizer takes longer than small models run
+    os.environ.setdefault("TILEWRIGHT_OPENCL_OPTIONS", "-cl-opt-disable")
 
 
 def has_opencl() -> bool:

@@ -174,7 +174,8 @@ def compile_kernels(programs: Mapping[str, Program], target: Target, numerics: s
             prepacks, packed = lowered_prepacks(sch, name, host)
             parts.append({"name": name, "workspaces": workspaces_of(module, name), "packed": packed, "record": {
                 "program": print_program(programs[key]), "trace": str(sch.trace), "lowered": print_module(module),
-                **({"schedule_fallback": sch.fallback} if sch.fallback else {})}})
+                **({"schedule_fallback": sch.fallback} if sch.fallback else {}),
+                **({"rules": "; ".join(sch.rules)} if sch.rules else {})}})
             if target.is_gpu:
                 parts[-1]["source"] = print_kernels(device_kernels(module), LANGUAGES[target.language])
                 module = host_programs(module)

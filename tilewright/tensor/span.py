@@ -238,6 +238,13 @@ class Algebra:
                     known.add(a.a)
                     todo.append((a.a, 0))
                     changed = True
+                if isinstance(a, FloorDiv):  # x // (m * k) beside (x // m) % k, which may be written another way
+                    for b in [b for b in known if isinstance(b, FloorMod)]:
+                        m, rest = divmod(as_int(a.b) or 0, as_int(b.b) or 1)
+                        if m > 0 and not rest and FloorDiv(a.a, const(m)) not in known and self.simplify(a.a // m) == b.a:
+                            known.add(FloorDiv(a.a, const(m)))
+                            todo.append((b.a, 0))
+                            changed = True
                 if isinstance(a, FloorMod) and isinstance(a.a, FloorDiv) and a.a not in known:
                     above = self.simplify(a.a.a // (a.a.b * a.b))  # (x // m) % k beside x // (m * k) give x // m
                     if above in known or not any(v in inner for v in vars_of(above)):

@@ -284,6 +284,15 @@ DOTS = {n: tensor_intrinsic(f"""
 """, emit={}) for n in range(2, 8)}
 
 
+def _any_block(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    return (BlockRef(_block(rng, p).name),)
+
+
+def _axis(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    b = _block(rng, p)
+    return (BlockRef(b.name), rng.randrange(len(b.iters)), rng.choice([1, 2, 3, 4])) if b.iters else None
+
+
 def _tensorize(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     """An innermost loop as a copy or a dot product: the rest of the block's kinds does not match."""
     b = _block(rng, p)
@@ -318,6 +327,7 @@ CALLS: dict[str, tuple[float, Callable[[random.Random, Program], tuple[Any, ...]
     "sample_tile": (0.2, _sample_tile), "sample_choice": (0.2, _sample_choice),
     "compute_at": (4, lambda r, p: _related(r, p, True)), "reverse_compute_at": (4, lambda r, p: _related(r, p, False)),
     "cache_read": (2, _cache_read), "cache_write": (2, _cache_write), "set_scope": (0.3, _set_scope),
+    "add_unit_loop": (0.3, _any_block), "split_axis": (0.5, _axis),
     "blockize": (0.5, _inner_loop), "tensorize": (0.5, _tensorize),
     "double_buffer": (1, _buffer_in_turn), "software_pipeline": (1, _software_pipeline),
     "prefetch": (0.2, _prefetch), "prefetch_next": (0.3, _prefetch_next),

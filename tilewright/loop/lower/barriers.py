@@ -17,6 +17,7 @@ apart. A "local" buffer that concerns two threads is an error: it belongs into s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import gcd
 from typing import Any
 
 from tilewright.core.dtype import i64
@@ -274,9 +275,19 @@ class _Barriers:
                 if open_ & {t.key for t in left} and _tells_apart(left, max(abs(low), abs(high))):
                     open_ -= {t.key for t in left}
                     progress = True
+                    continue
+                rest = _without_turns(left, turns, low, high)
+                if rest is not None and open_ & {t.key for t in rest} and _tells_apart(rest, 0):
+                    open_ -= {t.key for t in rest}
+                    progress = True
         threads_equal = not any(isinstance(k, str) for k in open_) and not a.late
         other_turn = any(v not in open_ for v in turns)
         return not threads_equal and not other_turn
+
+    def own_extent(self, axis: str, a: _Access, b: _Access) -> int:
+        """The most threads along an axis that one of two phases has."""
+        known = [self.ranges.get(var) for own, var in (*a.axes, *b.axes) if own == axis]
+        return max([self.extents[axis] if r is None else r[1] + 1 for r in known], default=1)
 
     def difference(self, x: Expr, y: Expr, a: _Access, b: _Access) -> tuple[list[_Term], int, int] | None:
         """`x - y` as terms in differences of thread axes, of turns and of other loops' variables, plus something in
@@ -293,7 +304,7 @@ class _Barriers:
             if p != q:
                 return None
             if p:
-                found.append(_Term(axis, p, self.extents[axis]))
+                found.append(_Term(axis, p, self.own_extent(axis, a, b)))
         low = high = cx - cy
         for v in a.turns:
             if rest_x.get(v, 0) != rest_y.get(v, 0):
@@ -343,7 +354,7 @@ class _Barriers:
             for extent in reversed(n.buffer.shape[1:]):
                 strides.insert(0, strides[0] * extent)
             total: Expr = ZERO
-            for i, stride in zip(n.indices, n.buffer.strides or strides, strict=True):
+            for i, stride in zip(n.indices, n.buffer.strides or strides[:n.buffer.rank], strict=True):
                 total = total + i * stride
             self.places[id(n)] = simplify(total)
             self.seen.append(n)
@@ -379,6 +390,17 @@ def _waits(s: Stmt) -> bool:
     if isinstance(s, Allocate | Let):
         return _waits(s.body)
     return is_barrier(s) or isinstance(s, For) and (as_int(s.extent) or 0) > 0 and _waits(s.body)
+
+
+def _without_turns(terms: list[_Term], turns: set[Var], low: int, high: int) -> list[_Term] | None:
+    """The terms that are zero together where the turns' steps, and what is added, are multiples of more than the rest can
+    reach: (t - 1)*10 + x of one turn is t*10 + x of another for the same x alone. None if they are not."""
+    steps = [abs(t.step) for t in terms if t.key in turns]
+    rest = [t for t in terms if t.key not in turns]
+    if not steps or low != high:
+        return None
+    unit = gcd(*steps)
+    return rest if not low % unit and sum(abs(t.step) * (t.extent - 1) for t in rest) < unit else None
 
 
 def _join(a: Pending, b: Pending) -> Pending:

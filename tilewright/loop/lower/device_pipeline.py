@@ -21,6 +21,7 @@ from tilewright.loop.lower.split_grid import split_grid
 from tilewright.loop.lower.split_kernels import launch_of, split_kernels
 from tilewright.loop.lower.split_pipelines import split_pipelines
 from tilewright.loop.lower.thread_nests import gather_threads, grid_of
+from tilewright.loop.lower.unguarded_sums import unguarded_sums
 from tilewright.loop.lower.unroll import unroll
 from tilewright.loop.lower.vectorize import vectorize
 from tilewright.loop.lower.virtual_threads import virtual_threads
@@ -58,6 +59,7 @@ KERNEL: Pipeline[Program] = Pipeline("kernel", [
     simplify,
     compact_storage,
     # Local buffers are what one thread needs.
+    unguarded_sums,
     align_storage,
     simplify,
     wide_copies,

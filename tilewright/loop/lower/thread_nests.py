@@ -30,13 +30,13 @@ def has_threads(s: Stmt) -> bool:
 
 
 def phase_of(s: Stmt) -> Phase | None:
-    """The phase that a statement is, or None for one that has phases inside."""
+    """The phase that a statement is, or None for one that has phases (or waits) inside."""
     axes: dict[str, For] = {}
     body = s
     while isinstance(body, For) and body.kind.startswith("threadIdx"):
         axes[body.kind] = body
         body = body.body
-    if not axes and has_threads(s):
+    if not axes and (has_threads(s) or any(is_barrier(n) for n in walk(s))):
         return None
     return Phase(body, axes)
 
@@ -87,7 +87,7 @@ def grid_of(program: Program) -> dict[str, Expr]:
     return {n.kind: n.extent for n in walk(program.body) if isinstance(n, For) and "Idx." in n.kind}
 
 
-def is_barrier(s: Stmt) -> bool:
+def is_barrier(s: Node) -> bool:
     return isinstance(s, Evaluate) and isinstance(s.value, Call) and s.value.name == "barrier"
 
 

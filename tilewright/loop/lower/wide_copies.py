@@ -1,7 +1,7 @@
 """wide_copies: of the vectorized loops of a kernel, those that copy stay vectors; the others are unrolled.
 
 A thread of a device is a lane itself. What pays is to move several neighbouring elements with one instruction, as a
-cooperative load into shared memory does.
+cooperative load into shared memory does. A condition on all of them goes around the loop.
 
     for v in 0..4 vectorized: s[t*4 + v] = A[i*4 + v]     stays
     for v in 0..4 vectorized: C[v] = C[v] + a * b[v]      →      for v in 0..4 unrolled: …
@@ -9,7 +9,8 @@ cooperative load into shared memory does.
 from __future__ import annotations
 
 from tilewright.core.node import Node
-from tilewright.loop.ir import For, Load, Program, Stmt, Store, as_int
+from tilewright.loop.ir import For, If, Load, Program, Stmt, Store, as_int
+from tilewright.loop.substitute import free_vars
 
 WIDTHS = (2, 4)
 
@@ -20,6 +21,9 @@ def wide_copies(program: Program) -> Program:
         if not isinstance(n, Stmt):
             return n
         new = n.map(visit)
+        if isinstance(new, For) and new.kind == "vectorized" and isinstance(new.body, If) and new.body.otherwise is None \
+                and new.var not in free_vars(new.body.cond):
+            return new.body.replace(then=visit(new.replace(body=new.body.then)))
         if isinstance(new, For) and new.kind == "vectorized" and not _is_copy(new):
             return new.replace(kind="unrolled")
         return new

@@ -23,8 +23,6 @@ enum {
   CL_MEM_READ_WRITE = 1,
   CL_TRUE = 1,
   CL_DEVICE_TYPE_GPU = 1 << 2,
-  CL_DEVICE_TYPE_CPU = 1 << 1,
-  CL_DEVICE_TYPE = 0x1000,
   CL_PROGRAM_BUILD_LOG = 0x1183
 };
 #define CL_DEVICE_TYPE_ALL 0xFFFFFFFFu
@@ -166,14 +164,10 @@ static int32_t opencl_copy(tw_device *self, int32_t direction, void *to, int64_t
   return status == CL_SUCCESS ? TW_OK : refuse("copy", status);
 }
 
-/* The driver's options for building kernels: TILEWRIGHT_OPENCL_OPTIONS, or what is known to be needed. A driver that runs the threads of a block as loops on the CPU must find the parallel regions between barriers again, which
- * PoCL 3.1 fails to do (it aborts the process) in some code that an optimizer has rearranged before. */
+/* The driver's options for building kernels, from TILEWRIGHT_OPENCL_OPTIONS. */
 static const char *build_options(void) {
   const char *wanted = getenv("TILEWRIGHT_OPENCL_OPTIONS");
-  cl_bits type = 0;
-  if (wanted != NULL) return wanted;
-  cl.clGetDeviceInfo(device, CL_DEVICE_TYPE, sizeof type, &type, NULL);
-  return type & CL_DEVICE_TYPE_CPU ? "-cl-opt-disable" : "";
+  return wanted != NULL ? wanted : "";
 }
 
 static int32_t opencl_load(tw_device *self, const void *image, int64_t bytes, void **module) {

@@ -30,14 +30,14 @@ from tilewright.tensor.schedule.state import BlockRef, ScheduleError
 
 
 def schedule_program(program: Program, target: Target, numerics: str = "default") -> Schedule:
-    """Schedule a program by rules. `numerics` makes no difference to them yet: in both modes they reorder only the sums of
-    declared reductions, and formulas are the graph's choice.
+    """Schedule a program by rules. `numerics` "strict": they reorder only the sums of declared reductions, and
+    formulas are the graph's choice.
 
     Any program gets a schedule: where a rule meets one that it was not written for, and a primitive refuses, the loops
     stay as they are written, serial; `fallback` of the schedule then says why.
     """
     if target.is_gpu:
-        return schedule_for_gpu(program, target)
+        return schedule_for_gpu(program, target, numerics)
     try:
         sch = by_rules(program, target)
         start_before_loops(sch)

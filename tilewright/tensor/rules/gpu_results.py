@@ -51,6 +51,8 @@ def schedule_results(sch: Schedule, ref: BlockRef, target: Target, merge: bool) 
     around = sch.loops(ref)
     sch.bind(around[around.index(thread) - 1], "blockIdx.x")
     sch.bind(thread, "threadIdx.x")
+    if epilogue is not None and reduced:
+        sch.decompose_reduction(ref, around[around.index(thread) + 1])
     return done
 
 
@@ -61,5 +63,7 @@ def to_threads(sch: Schedule, loops: list[Var], target: Target) -> Var:
     threads = min(THREADS, target.max_threads)
     while n is not None and threads // 2 >= n and threads > target.warp:
         threads //= 2
+    if n is not None and 0 < n < target.warp:
+        threads = n
     _, inner = sch.split(fused, [None, threads])
     return inner

@@ -53,6 +53,7 @@ class Schedule:
         self.prepacks: dict[str, Program] = {}
         self.layouts: dict[str, Layout] = {}
         self.fallback = ""
+        self.rules: tuple[str, ...] = ()
         self._refs: dict[Any, Ref] = {}
         self._count = 0
         self._decisions = decisions or {}
@@ -177,6 +178,9 @@ class Schedule:
     def distribute(self, loop: Var) -> list[Var]:
         return self.apply("distribute", loop)  # type: ignore[no-any-return]
 
+    def add_unit_loop(self, block: BlockRef) -> Var:
+        return self.apply("add_unit_loop", block)  # type: ignore[no-any-return]
+
     def unroll(self, loop: Var) -> None:
         self.apply("unroll", loop)
 
@@ -228,6 +232,12 @@ class Schedule:
 
     def tensorize(self, place: Var | BlockRef, intrinsic: TensorIntrinsic | str, allow: str = "") -> BlockRef:
         return self.apply("tensorize", place, intrinsic, *([allow] if allow else []))  # type: ignore[no-any-return]
+
+    def online_softmax(self, block: BlockRef, rows: int, columns: int) -> tuple[Var, Var]:
+        return tuple(self.apply("online_softmax", block, rows, columns))
+
+    def split_axis(self, block: BlockRef, axis: int, factor: int) -> None:
+        self.apply("split_axis", block, axis, factor)
 
     # ---- buffers -------------------------------------------------------------------------------------------------------
     def cache_read(self, block: BlockRef, buffer: int | str, scope: str = "local",

@@ -10,9 +10,10 @@ from tilewright.tensor.schedule.trace import PRIMITIVES
 
 WHERE: dict[str, str] = {
     "block": "look", "loops": "look",
-    "split": "loops", "fuse": "loops", "reorder": "loops", "tile": "loops",
+    "split": "loops", "fuse": "loops", "reorder": "loops", "tile": "loops", "add_unit_loop": "unit_loop",
     "distribute": "distribute", "reschedule": "reschedule",
     "loop_partition": "loop_partition", "pad_einsum": "pad_einsum",
+    "split_axis": "split_axis", "online_softmax": "online_softmax",
     "unroll": "kinds", "vectorize": "kinds", "parallel": "kinds", "annotate": "kinds",
     "compute_at": "compute_at", "reverse_compute_at": "reverse_compute_at",
     "compute_inline": "inline", "reverse_compute_inline": "inline",
