@@ -26,7 +26,7 @@ def host_program(m: onnx.ModelProto) -> tuple[tilewright.Model, Program, int]:
 
 
 @pytest.mark.parametrize("build, checks", [
-    (small_models.mlp, 0), (small_models.convnet, 0), (small_models.stacked, 0),
+    (small_models.mlp, 0), (small_models.convnet, 0),
     (small_models.attention, 2)])  # the least and the greatest of the indices that it gathers at: the host compares them
 def test_no_copies_between_kernels(build: Callable[[], onnx.ModelProto], checks: int) -> None:
     """Weights are no part of it: the runtime copies them once, when it opens the model."""
