@@ -20,10 +20,12 @@ from tilewright.target.target import Target
 
 @dataclass(frozen=True)
 class Case:
-    """A model's graph text and weights; `rules`: what schedules its kernels, by name, in order."""
+    """A model's graph text and weights; `rules`: what schedules its kernels, by name, in order; inputs are
+    whole numbers below `span`."""
     text: str
     rules: tuple[str, ...]
     weights: Callable[[], dict[str, Any]] = dict
+    span: int = 4
 
     def model(self) -> onnx.ModelProto:
         return model("f " + self.text, **self.weights())
@@ -94,7 +96,7 @@ CASES: dict[str, Case] = {
     "running sum": Case("(float[6,40] x) => (float[6,40] y) { y = CumSum(x, a) }", ("chains",), _w(a=np.int64(1))),
     "argmax": Case("(float[4,60] x) => (int64[4] y) { y = ArgMax<axis=1, keepdims=0>(x) }", ("rows",)),
     "top-k": Case("(float[3,40] x) => (float[3,5] y, int64[3,5] i) { y, i = TopK<axis=1>(x, k) }",
-                  ("rows",), _w(k=np.array([5]))),
+                  ("rows",), _w(k=np.array([5])), 1000),
     "recurrence": Case("(float[4,2,6] x) => (float[4,1,2,5] y) { y, h, c = LSTM<hidden_size=5>(x, w, r, b) }",
                        ("results", "steps", "results", "results"),
                        lambda: {"w": weight(1, 20, 6), "r": weight(1, 20, 5), "b": weight(1, 40)}),

@@ -39,18 +39,19 @@ def scheduled(name: str) -> list[tuple[Program, Schedule, Module]]:
     return out
 
 
-def arrays(p: Program, seed: int = 0) -> Arrays:
-    """Small whole numbers for all parameters, so that sums are exact in any order."""
+def arrays(p: Program, span: int, seed: int = 0) -> Arrays:
+    """Small whole numbers for all parameters, so that sums are exact in any order; larger ones that are
+    indices, of which one is the largest."""
     rng = np.random.default_rng(seed)
-    return [rng.integers(0, 4, [as_int(d) or 0 for d in b.shape]).astype(b.dtype.numpy()) for b in p.params
-            if isinstance(b, Buffer)]
+    return [rng.integers(0, span if b.dtype.is_float or b.dtype.is_bool else 1000, [as_int(d) or 0 for d in b.shape]).astype(
+        b.dtype.numpy()) for b in p.params if isinstance(b, Buffer)]
 
 
 @functools.cache
 def wanted(name: str, k: int) -> Arrays:
     """What the unscheduled program leaves in its parameters."""
     program = scheduled(name)[k][0]
-    out = arrays(program)
+    out = arrays(program, CASES[name].span)
     run(program, out)
     return out
 
@@ -59,7 +60,7 @@ def differs(name: str, k: int, module: Module, order: str, seed: int = 0) -> boo
     """Whether a module, run with its threads in some order, leaves anything else in the parameters."""
     program, sch, _ = scheduled(name)[k]
     host = module.programs[0]
-    given = arrays(program)
+    given = arrays(program, CASES[name].span)
     packed = [_packed(sch, b, x) for b, x in zip(program.params, given, strict=True)]
     count = host.attr("workspaces", 0)
     spaces = [b for b in host.params[len(host.params) - count:] if isinstance(b, Buffer)] if count else []
