@@ -18,7 +18,7 @@ from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
 from tilewright.tensor.rules.chunks import add_chunks, chunk_length, cut_reduction
 from tilewright.tensor.rules.epilogue import attach_epilogue, attach_rolled, finish_store, is_heavy
-from tilewright.tensor.rules.threads import parallelize_outer, rows_per_part
+from tilewright.tensor.rules.threads import PARALLEL_FLOPS, parallelize_outer, rows_per_part
 from tilewright.tensor.rules.tiles import Tile, choose_tile, most_apart, tail_pieces
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
@@ -96,7 +96,7 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
         attach_rolled(sch, epilogue, nest.outside[-1] if nest.outside else None, lanes)
     if packed is not None:
         _prefetch_weights(sch, ref, packed, nest, target, held=bool(band))
-    if nest.outside and bands is None:
+    if nest.outside and bands is None and info.flops >= PARALLEL_FLOPS:
         parallelize_outer(sch, nest.outside, target)
     if ref is not complete:
         spatial = [loop_of[it.var] for it in info.block.iters if it.kind == "spatial"]

@@ -11,7 +11,7 @@ from tilewright.loop.ir import Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import classify
 from tilewright.tensor.rules.epilogue import attach_epilogue, finish_store
-from tilewright.tensor.rules.threads import parallelize_outer, rows_per_part
+from tilewright.tensor.rules.threads import PARALLEL_FLOPS, parallelize_outer, rows_per_part
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef
@@ -83,7 +83,7 @@ def schedule_depthwise(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, 
         sch.unroll(v)
     sch.vectorize(last)
     finish_store(sch, epilogue, outer[-1] if outer else None, lanes)
-    if outer:
+    if outer and info.flops >= PARALLEL_FLOPS:
         parallelize_outer(sch, outer, target)
 
 
