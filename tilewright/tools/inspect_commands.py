@@ -11,11 +11,13 @@ import typer
 from rich.console import Console
 
 from tilewright.core.config import config
+from tilewright.core.errors import UserError
 from tilewright.core.passes import Dump
 from tilewright.frontend.onnx.survey import COMPILED, HOST, MISSING, survey
 from tilewright.graph.printer import print_graph
 from tilewright.model import Model
 from tilewright.target.presets import get_target, target_names
+from tilewright.target.target import Target
 from tilewright.tools import doctor as doctoring
 from tilewright.tools import inspect as looking
 from tilewright.tools import report
@@ -146,11 +148,21 @@ def coverage(model: ModelFile, shape: Shapes = [], as_json: AsJson = False, debu
 
 def targets(as_json: AsJson = False, debug: Debug = False) -> None:
     """The devices that code can be made for."""
-    found = {name: get_target(name) for name in target_names()}
+    found = {name: t for name in target_names() if (t := _present(name)) is not None}
     rows = [[n, t.cpu, f"{t.vector_bits} bits", t.vector_registers, t.cores, report.size(t.l1d), report.size(t.l2),
              " ".join(t.intrinsics)] for n, t in found.items()]
     heads = ["target", "processor", "vectors", "registers", "cores", "L1", "L2", "instructions"]
     report.emit(as_json, {n: asdict(t) for n, t in found.items()}, lambda console: console.print(report.table(heads, rows)))
+
+
+def _present(name: str) -> Target | None:
+    """The target of a name; None for the device of this machine where there is none."""
+    try:
+        return get_target(name)
+    except UserError as error:
+        if error.code != "device-missing":
+            raise
+        return None
 
 
 def doctor(as_json: AsJson = False, debug: Debug = False) -> None:
