@@ -17,8 +17,8 @@ IMBALANCE = 1.03
 
 
 PARALLEL_FLOPS = 1 << 19
-"""Operations below which one thread is as fast: about 4 µs on a core of 120 GFLOP/s, against the cost of starting a region and
-of the lines that then change between caches."""
+"""Operations below which one thread is as fast: about 4 µs on a core of 120 GFLOP/s, against the start of a region and the
+lines that then change between caches."""
 
 
 def parallelize_outer(sch: Schedule, loops: list[Var], target: Target) -> None:
