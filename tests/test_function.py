@@ -45,7 +45,7 @@ def test_a_tiled_product() -> None:
 
 
 def test_code_for_another_machine_can_be_read() -> None:
-    f = tilewright.build(product(), "sm_80")
+    f = tilewright.build(product(), "gfx90a")
     assert "__shared__" in f.source and "launch product_0" in f.loops
     with pytest.raises(UserError, match="target-not-here"):
         f(*f.random_inputs())
