@@ -161,6 +161,8 @@ def test_every_intrinsic_is_tested() -> None:
     others |= {"copy_bytes", "tw_profile_begin", "tw_profile_end", "tw_tap"}  # of host programs: see tests/test_driver.py
     others |= {"tw_worker", "tw_threads"}  # of workspaces: see tests/tensor/rules/test_symbolic_kernels.py
     others |= {"barrier", "tw_upload", "tw_move", "tw_download"}  # of devices: tests/loop/lower/test_device.py
+    others |= {"tw_replay", "tw_captured"}  # tests/runtime/test_cuda.py
+    others |= {"put_bits", "wait_copies"}  # test_word_memory.py, test_pipelines.py
     others |= {"scale", "gelu"}  # of some targets, below; always a polynomial (test_legalize_math.py)
     assert set(INTRINSICS) == {*EXACT, *CLOSE, *INTEGER, *others}
 

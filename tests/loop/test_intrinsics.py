@@ -67,7 +67,8 @@ def test_every_intrinsic_is_documented_and_has_a_test_here() -> None:
               "shift_right", "popcount", "reinterpret", "prefetch", "reduce_add", "reduce_max", "reduce_min"}
     assert tested <= set(INTRINSICS)
     assert all(r.doc.endswith(".") for r in INTRINSICS.values())
-    assert {r.name for r in INTRINSICS.values() if r.arity == 0} == {"barrier", "wait_copies", "tw_worker", "tw_threads"}
+    assert {r.name for r in INTRINSICS.values() if r.arity == 0} == {
+        "barrier", "wait_copies", "tw_worker", "tw_threads", "tw_replay", "tw_captured"}
 
 
 def test_edges() -> None:

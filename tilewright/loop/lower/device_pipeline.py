@@ -53,8 +53,8 @@ KERNEL: Pipeline[Program] = Pipeline("kernel", [
     _compact_shared,
     # Shared buffers have the size of what is live, next to the phases that use them: all their threads are inside.
     place_barriers,
-    wait_for_copies,
     join_threads,
+    wait_for_copies,  # every thread for its own, so not before they are joined: one phase may be one thread's
     # One set of thread loops per kernel; shared buffers around it, the others inside.
     simplify,
     compact_storage,

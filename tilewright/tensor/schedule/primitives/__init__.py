@@ -30,6 +30,6 @@ WHERE: dict[str, str] = {
 
 def primitive_named(name: str) -> Callable[..., Any]:
     """A primitive by name. Raises UserError with the nearest names if there is none."""
-    if name in WHERE:
-        importlib.import_module(f"{__name__}.{WHERE[name]}")
+    for module in {WHERE[name]} if name in WHERE else set(WHERE.values()):  # all, for the names that are near
+        importlib.import_module(f"{__name__}.{module}")
     return PRIMITIVES.get(name)
