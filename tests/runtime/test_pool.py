@@ -217,12 +217,14 @@ def test_ctrl_c_during_a_run_raises_and_the_model_stays_usable():
         *(float *)out[0] = 1;
         return tw_parallel(ctx, body, 0, 200); }"""
     model = load(source, SCALE_MODEL, threads=2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background ignores it otherwise
     timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         model.run([X])
         time.sleep(1)  # the interrupt arrives at the latest here
     timer.join()
+    signal.signal(signal.SIGINT, before)
     assert model.run([X])[0][0] == 1
 
 
