@@ -55,6 +55,9 @@ from tilewright.tensor.span import Algebra
 LINE = 64
 """Bytes that one prefetch brings."""
 
+SHIFT_AND_ADD = (1, 3, 5, 9)
+"""Odd factors that processors apply to an address in one instruction."""
+
 BEYOND = 1 << 20
 """How far outside of the buffer an address may lie: the domains of the block's variables allow for it."""
 
@@ -114,11 +117,18 @@ def prefetch_next(sch: Schedule, block: BlockRef, buffer: str, loop: Var, along:
 
 
 def _ratio(lines: int, turns: int) -> tuple[int, int]:
-    """Lines per turn as a fraction over a power of two (a shift is cheaper than a division), an eighth too many at most."""
-    per = 1
-    while -(-lines * per // turns) < 8:
-        per *= 2
-    rate = -(-lines * per // turns)
+    """Lines per turn as a fraction over a power of two (a shift is cheaper than a division), an eighth too many at most, or
+    a third where that spares the address a multiplication: what is too much belongs to the step after the next."""
+    finest = 1
+    while -(-lines * finest // turns) < 8:
+        finest *= 2
+    candidates = []
+    for bits in range(finest.bit_length()):
+        rate = -(-lines * (1 << bits) // turns)
+        odd = rate // (rate & -rate)
+        cheap = odd in SHIFT_AND_ADD and 3 * rate * turns <= 4 * lines << bits
+        candidates.append((not cheap, rate / (1 << bits), rate, 1 << bits))
+    *_, rate, per = min(candidates)
     shared = math.gcd(rate, per)
     return rate // shared, per // shared
 
