@@ -23,6 +23,7 @@ from tilewright.graph.passes.scans import scans_to_loops
 from tilewright.graph.passes.selection import select_before_ordering
 from tilewright.graph.passes.simplify import simplify_operations
 from tilewright.graph.passes.sink import sink_reshapes
+from tilewright.graph.passes.taps import drop_dead_taps
 from tilewright.graph.passes.transposed import transposed_to_phases
 from tilewright.graph.passes.views import simplify_views
 from tilewright.target.target import Target
@@ -46,6 +47,7 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         fold_constants,                                      # what the simplifications made constant
         fold_scales,                                         # BatchNorm and scales go into weights
         fold_padding,
+        drop_dead_taps,                                      # of windows wider than their image
         functools.partial(simplify_operations, exact=exact),
         simplify_products,                                   # products over two axes …
         sink_reshapes,                                       # … so reshapes go behind what can be an epilogue

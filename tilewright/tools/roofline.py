@@ -10,6 +10,7 @@ Kernels with fewer levels' worth of traffic than this may do better than their r
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -163,8 +164,8 @@ def _direct(op: Operation) -> int:
     x, u = op.inputs[0], op.inputs[1]
     assert x is not None and u is not None
     _, c, o = u.type.sizes()
-    height, width = int(op.attrs["height"]), int(op.attrs["width"])
-    return 2 * (as_int(x.shape[0]) or 1) * c * o * KERNEL**2 * height * width
+    pixels = math.prod(as_int(n) or 1 for n in (*op.output.shape[:1], *op.output.shape[2:-1]))
+    return 2 * pixels * c * o * KERNEL**2
 
 
 def headings() -> Sequence[str]:

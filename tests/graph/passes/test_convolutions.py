@@ -14,6 +14,7 @@ from tilewright.graph.passes.halo import share_borders
 from tilewright.graph.passes.layouts import blocked_layouts
 from tilewright.graph.passes.padding import fold_padding
 from tilewright.graph.passes.scale import fold_scales
+from tilewright.graph.passes.taps import drop_dead_taps
 from tilewright.graph.pipeline import graph_pipeline
 from tilewright.target.presets import get_target
 
@@ -268,3 +269,39 @@ def test_strict_keeps_infinities_in_their_group() -> None:
         strict, merged = (run(graph_pipeline(TARGET, n).run(graph), [given])[0] for n in ("strict", "default"))
     assert np.isinf(strict[0, 4:8, 1:4, 1:4]).all() and np.isfinite(np.delete(strict, range(4, 8), 1)).all()
     assert not np.isfinite(np.delete(merged, range(4, 8), 1)).all()  # what the test is about
+
+
+# ---- taps ------------------------------------------------------------------------------------------------------------
+def narrowed(x: tuple[int, ...], window: tuple[int, ...], **attrs: Any) -> Graph:
+    b = Net()
+    g = b.finish([b.op("conv", b.x(*x), b.w(4, x[1], *window), **attrs)])
+    return same(g, drop_dead_taps(g))
+
+
+@pytest.mark.parametrize(("x", "window", "attrs", "left"), [
+    ((1, 4, 1, 6, 6), (3, 3, 3), {"pads": (1,) * 6}, (1, 3, 3)),
+    ((2, 4, 2, 6, 6), (3, 3, 3), {"pads": (1,) * 6}, (3, 3, 3)),              # each tap reads one of two planes
+    ((1, 4, 8, 8), (3, 3), {"pads": (12,) * 4, "dilations": (12, 12)}, (1, 1)),
+    ((1, 4, 8, 13), (3, 3), {"pads": (12,) * 4, "dilations": (12, 12)}, (1, 3)),
+    ((1, 4, 1, 1), (5, 5), {"pads": (2,) * 4, "strides": (2, 2)}, (1, 1)),
+    ((1, 4, 2, 2), (4, 4), {"pads": (3, 0, 0, 3), "strides": (3, 3)}, (1, 2)),
+    ((1, 4, 3, 9), (7, 1), {"pads": (3, 0, 3, 0)}, (5, 1)),
+])
+def test_taps_that_read_padding_alone_go(x: tuple[int, ...], window: tuple[int, ...], attrs: dict[str, Any],
+                                         left: tuple[int, ...]) -> None:
+    after = narrowed(x, window, **attrs)
+    (conv,) = after.operations
+    assert conv.inputs[1] is not None and conv.inputs[1].type.sizes()[2:] == left
+
+
+def test_taps_stay_where_the_rest_would_need_a_crop() -> None:
+    """Padding of 4 under a dilation of 3: one tap less leaves 1, two less would leave -2."""
+    (conv,) = narrowed((1, 4, 2), (4,), pads=(8, 1), dilations=(3,)).operations
+    assert conv.inputs[1] is not None and conv.attrs["pads"][0] >= 0 and conv.inputs[1].type.sizes()[2] < 4
+
+
+def test_infinite_weights_keep_their_taps() -> None:
+    b = Net()
+    w = np.full((4, 4, 3, 3), np.inf, np.float32)
+    g = b.finish([b.op("conv", b.x(1, 4, 1, 1), b.constant(w, "w"), pads=(1,) * 4)])
+    assert names(drop_dead_taps(g)) == ["conv"] and drop_dead_taps(g).operations[0].inputs[1] is g.operations[0].inputs[1]

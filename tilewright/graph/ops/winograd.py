@@ -4,6 +4,8 @@ Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A on tiles of m×m outputs (Lavin and Gray, F
 2016); the matrices come from the points by the Toom–Cook construction, in exact fractions. The weights' transform is an
 operation of its own on constants, done while compiling. The order of sums differs from the direct form: m = 2 with the
 points 0, ±1 loses about a digit less than m = 4, for which 0, ±3/4, ±3/2 are better conditioned than 0, ±1, ±2.
+
+A window of three axes, k×3×3, is filtered so plane by plane: the product sums over its k planes as over channels.
 """
 from __future__ import annotations
 
@@ -66,35 +68,43 @@ def _array(matrix: Matrix) -> Array:
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
 def transform_weights(w: Array, m: int) -> Array:
-    """[O, I, 3, 3] → G w Gᵀ as [n*n, I, O], computed in f64."""
+    """[O, I, 3, 3] → G w Gᵀ as [n*n, I, O], or [O, I, K, 3, 3] → [n*n, K*I, O]; computed in f64."""
     g = _array(matrices(m)[1])
     both = np.kron(g, g)  # rows (i, j), columns (a, b)
-    pairs = np.ascontiguousarray(w.reshape(*w.shape[:2], -1).transpose(2, 1, 0)).astype(np.float64)
+    planes = w.reshape(*w.shape[:2], -1, KERNEL**2)
+    pairs = np.ascontiguousarray(planes.transpose(3, 2, 1, 0)).astype(np.float64)
     u = both @ pairs.reshape(pairs.shape[0], -1)
-    return u.astype(w.dtype).reshape(-1, w.shape[1], w.shape[0])
+    return u.astype(w.dtype).reshape(len(both), -1, w.shape[0])
 
 
 def _infer_weights(op: Operation) -> Sequence[TensorType]:
     (w,) = operands(op, 1)
-    expect_rank(op, w, 4)
-    expect(as_int(w.shape[2]) == KERNEL and as_int(w.shape[3]) == KERNEL, "shape-mismatch",
-           f"winograd_weights: a 3×3 kernel is needed, not {w.type}")
-    n = op.attrs["m"] + KERNEL - 1
-    return [TensorType(w.dtype, (const(n * n), w.shape[1], w.shape[0]))]
+    expect(w.rank in (4, 5) and [as_int(d) for d in w.shape[-2:]] == [KERNEL, KERNEL], "shape-mismatch",
+           f"winograd_weights: a kernel of 3×3 or k×3×3 is needed, not {w.type}")
+    n, planes = op.attrs["m"] + KERNEL - 1, w.shape[2] if w.rank == 5 else const(1)
+    return [TensorType(w.dtype, (const(n * n), dim(planes * w.shape[1]), w.shape[0]))]
 
 
 # ---- convolution -----------------------------------------------------------------------------------------------------
+def _planes(attrs: dict[str, Any], depth: int) -> tuple[int, int, int, int]:
+    """(Planes of the window, their distance, the distance of its positions, number of positions) over `depth` planes."""
+    size, apart, stride = attrs["planes"] or (1, 1, 1)
+    return size, apart, stride, (depth - (size - 1) * apart - 1) // stride + 1
+
+
 def _infer(op: Operation) -> Sequence[TensorType]:
     x, u = operands(op, 2)
     m = op.attrs["m"]
-    expect_rank(op, x, 5)
+    expect(x.rank == (6 if op.attrs["planes"] else 5), "shape-mismatch",
+           f"winograd_conv: an operand of rank {6 if op.attrs['planes'] else 5} is needed, not {x.type}")
     expect_rank(op, u, 3)
     block = x.shape[-1]
-    for axis, out in ((2, op.attrs["height"]), (3, op.attrs["width"])):
+    for axis, out in ((-3, op.attrs["height"]), (-2, op.attrs["width"])):
         need = -(-out // m) * m + KERNEL - 1
         expect(as_int(x.shape[axis]) == need, "shape-mismatch",
                f"winograd_conv: {out} outputs in tiles of {m} read {need} inputs, the padded axis has {x.shape[axis]}")
-    return [TensorType(x.dtype, (x.shape[0], ceil_div(u.shape[2], as_int(block) or 1), const(op.attrs["height"]),
+    depth = [const(_planes(op.attrs, as_int(d) or 1)[3]) for d in x.shape[2:-3]]
+    return [TensorType(x.dtype, (x.shape[0], ceil_div(u.shape[2], as_int(block) or 1), *depth, const(op.attrs["height"]),
                                  const(op.attrs["width"]), block))]
 
 
@@ -102,17 +112,23 @@ def _numpy(attrs: dict[str, Any], x: Array, u: Array) -> Array:
     m, height, width = attrs["m"], attrs["height"], attrs["width"]
     at, _, bt = (_array(a) for a in matrices(m))
     n, b = m + KERNEL - 1, x.shape[-1]
-    plain = from_blocked(x, u.shape[1]).astype(np.float64)
+    size, apart, stride, depth = _planes(attrs, x.shape[2] if attrs["planes"] else 1)
+    channels = u.shape[1] // size
+    plain = from_blocked(x, channels).astype(np.float64).reshape(x.shape[0], channels, -1, *x.shape[-3:-1])
     th, tw = -(-height // m), -(-width // m)
-    out = np.zeros((x.shape[0], u.shape[2], th * m, tw * m))
-    uu = u.reshape(n, n, *u.shape[1:]).astype(np.float64)
-    for ty in range(th):
-        for tx in range(tw):
-            d = plain[:, :, ty * m:ty * m + n, tx * m:tx * m + n]
-            v = np.einsum("ia,Ncab,jb->Nijc", bt, d, bt, optimize=True)
-            y = np.einsum("Nijc,ijco->Noij", v, uu, optimize=True)
-            out[:, :, ty * m:(ty + 1) * m, tx * m:(tx + 1) * m] = np.einsum("ai,Noij,bj->Noab", at, y, at, optimize=True)
-    return to_blocked(out[:, :, :height, :width].astype(x.dtype), b)
+    out = np.zeros((x.shape[0], u.shape[2], depth, th * m, tw * m))
+    uu = u.reshape(n, n, size, channels, -1).astype(np.float64)
+    for z in range(depth):
+        near = plain[:, :, z * stride:z * stride + (size - 1) * apart + 1:apart]
+        for ty in range(th):
+            for tx in range(tw):
+                d = near[..., ty * m:ty * m + n, tx * m:tx * m + n]
+                v = np.einsum("ia,Nckab,jb->Nijkc", bt, d, bt, optimize=True)
+                y = np.einsum("Nijkc,ijkco->Noij", v, uu, optimize=True)
+                tile = np.einsum("ai,Noij,bj->Noab", at, y, at, optimize=True)
+                out[:, :, z, ty * m:(ty + 1) * m, tx * m:(tx + 1) * m] = tile
+    out = out[..., :height, :width].astype(x.dtype)
+    return to_blocked(out if attrs["planes"] else out[:, :, 0], b)
 
 
 def combination(row: Sequence[Fraction], terms: Callable[[int], Expr]) -> Expr:
@@ -144,18 +160,23 @@ def _compute(op: Operation, x: Tensor, u: Tensor) -> Tensor:
     at, _, bt = matrices(m)
     n, b = m + KERNEL - 1, as_int(x.shape[-1]) or 1
     th, tw = -(-height // m), -(-width // m)
-    batch, blocks_in = x.shape[0], x.shape[1]
-    tiles = dim(batch * (th * tw))
+    planes = bool(op.attrs["planes"])
+    size, apart, stride, depth = _planes(op.attrs, as_int(x.shape[2]) or 1 if planes else 1)
+    batch, blocks = x.shape[0], as_int(x.shape[1]) or 0
+    blocks_in = const(size * blocks)
+    tiles = dim(batch * (depth * th * tw))
     out_c = as_int(u.shape[2]) or 0
     in_c = as_int(u.shape[1]) or 0
 
-    def tile_of(p: Expr) -> tuple[Expr, Expr, Expr]:
-        return p // (th * tw), p // tw % th, p % tw
-
-    # d[i, a, p, c]: rows combined; v[(i, j), p, c]: columns combined
+    # d[p, c, i, a]: rows combined; v[(i, j), p, c]: columns combined; channels of all planes of a window
     def rows(p: Expr, co: Expr, i: Expr, a: Expr, ci: Expr) -> Expr:
-        img, ty, tx = tile_of(p)
-        return linear(bt, i, lambda k: x[img, co, ty * m + k, tx * m + a, ci])
+        ty, tx = p // tw % th, p % tw
+        if planes:
+            z = p // (th * tw) % depth * stride + co // blocks * apart
+            at_plane: tuple[Expr, ...] = (p // (depth * th * tw), co % blocks, z)
+        else:
+            at_plane = (p // (th * tw), co)
+        return linear(bt, i, lambda k: x[*at_plane, ty * m + k, tx * m + a, ci])
     d = compute((tiles, blocks_in, n, n, b), rows, name="wino_rows")
     v = compute((n, n, tiles, blocks_in, b),
                 lambda i, j, p, co, ci: linear(bt, j, lambda k: d[p, co, i, k, ci]), name="wino_input")
@@ -179,8 +200,9 @@ def _compute(op: Operation, x: Tensor, u: Tensor) -> Tensor:
     blocks_out = op.output.shape[1]
     s = compute((tiles, blocks_out, m, n, b), back_rows, name="wino_back")
 
-    def back(img: Expr, oo: Expr, h: Expr, w: Expr, oi: Expr) -> Expr:
-        p = (img * th + h // m) * tw + w // m
+    def back(img: Expr, oo: Expr, *at_output: Expr) -> Expr:
+        *z, h, w, oi = at_output
+        p = ((img * depth + z[0] if z else img) * th + h // m) * tw + w // m
         return linear(at, w % m, lambda k: s[p, oo, h % m, k, oi])
     return compute(op.output.shape, back, name="wino_output")
 
@@ -188,8 +210,10 @@ def _compute(op: Operation, x: Tensor, u: Tensor) -> Tensor:
 _M = Attr("int", doc="outputs per tile and axis: 2 or 4")
 RECORDS = (
     OpRecord("winograd_weights", "opaque", _infer_weights, lambda a, w: transform_weights(w, a["m"]), None, {"m": _M},
-             doc="[O, I, 3, 3] → [(m+2)², I, O]: G w Gᵀ."),
+             doc="[O, I, 3, 3] → [(m+2)², I, O]: G w Gᵀ; [O, I, K, 3, 3] → [(m+2)², K·I, O]."),
     OpRecord("winograd_conv", "anchor", _infer, _numpy, _compute,
-             {"m": _M, "height": Attr("int", doc="of the output"), "width": Attr("int", doc="of the output")},
-             doc="x [N, C/b, H, W, b], padded to whole tiles, over transformed weights; 3×3, stride 1."),
+             {"m": _M, "height": Attr("int", doc="of the output"), "width": Attr("int", doc="of the output"),
+              "planes": Attr("ints", None, doc="of a window k×3×3: k, the distance of its planes, its stride over planes")},
+             doc="x [N, C/b, H, W, b] or [N, C/b, D, H, W, b], padded to whole tiles, over transformed weights; 3×3 of "
+                 "stride 1, or k×3×3 (then C is a multiple of b)."),
 )

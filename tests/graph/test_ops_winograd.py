@@ -1,0 +1,57 @@
+"""Winograd's convolution: the recipe, NumPy and the direct form agree, over images and over volumes."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import tilewright
+from tests.graph.opcheck import check
+from tests.small_models import inputs, model, weight
+from tilewright.frontend.onnx.importer import import_onnx
+from tilewright.graph import interpret
+from tilewright.graph.ops.layout import from_blocked, to_blocked
+from tilewright.graph.ops.winograd import transform_weights
+
+RNG = np.random.default_rng(0)
+
+
+def direct(x: Any, w: Any, stride: int = 1, apart: int = 1) -> Any:
+    """[N, C, D, H, W] with [O, C, K, 3, 3], no borders, in f64."""
+    depth = (x.shape[2] - (w.shape[2] - 1) * apart - 1) // stride + 1
+    out = np.zeros((x.shape[0], w.shape[0], depth, x.shape[3] - 2, x.shape[4] - 2))
+    for z, (k, i, j) in ((z, t) for z in range(depth) for t in np.ndindex(w.shape[2:])):
+        part = x[:, :, z * stride + k * apart, i:x.shape[3] - 2 + i, j:x.shape[4] - 2 + j]
+        out[:, :, z] += np.einsum("nchw,oc->nohw", part, w[:, :, k, i, j])
+    return out
+
+
+@pytest.mark.parametrize(("m", "planes"), [(4, None), (4, (2, 1, 1)), (2, None), (2, (2, 2, 1)), (2, (3, 1, 2))])
+def test_recipe_and_numpy_are_the_direct_form(m: int, planes: tuple[int, int, int] | None) -> None:
+    size, apart, stride = planes or (1, 1, 1)
+    x = RNG.uniform(-1, 1, (2, 4, 5 if planes else 1, m + 2, 2 * m + 2)).astype(np.float32)
+    w = RNG.uniform(-1, 1, (3, 4, size, 3, 3)).astype(np.float32)
+    blocked = to_blocked(x if planes else x[:, :, 0], 2)
+    attrs: dict[str, Any] = {"m": m, "height": m, "width": 2 * m - 1, "planes": planes}
+    (got,) = check("winograd_conv", [blocked, transform_weights(w, m)], attrs, rtol=1e-4, atol=1e-4)
+    want = direct(x, w, stride, apart)[..., :2 * m - 1]
+    np.testing.assert_allclose(from_blocked(got, 3), want if planes else want[:, :, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("shape", "kernel", "attributes"), [
+    ((2, 32, 4, 12, 12), (3, 3, 3), "pads = [1,1,1,1,1,1]"),
+    ((1, 32, 5, 14, 13), (3, 3, 3), "pads = [1,1,1,1,1,1], strides = [2,1,1]"),
+    ((1, 16, 6, 12, 12), (3, 3, 3), "pads = [2,1,1,2,1,1], dilations = [2,1,1]"),
+    ((2, 64, 3, 14, 14), (1, 3, 3), "pads = [0,1,1,0,1,1]"),
+])
+def test_convolutions_of_volumes_are_filtered_plane_by_plane(shape: tuple[int, ...], kernel: tuple[int, ...],
+                                                             attributes: str) -> None:
+    sizes = ",".join(map(str, shape))
+    proto = model(f"net (float[{sizes}] x) => (float y) {{ y = Conv<{attributes}>(x, w) }}", w=weight(32, shape[1], *kernel))
+    feeds = inputs(proto)
+    (want,) = interpret.run(import_onnx(proto), list(feeds.values()))
+    with tilewright.compile(proto, threads=2) as made:
+        assert any(op.op == "winograd_conv" for use in made.kernels for op in use.group.operations)
+        got = made(feeds)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=3e-5)
