@@ -44,6 +44,7 @@ from tilewright.graph.verify import verify as verify_graph
 from tilewright.graph.versions import choose_version, version_shapes
 from tilewright.hosting import HostWarning, host_function, host_node, refusal
 from tilewright.kernels import CompiledKernel, compile_kernels, kernel_key, workspace_bytes
+from tilewright.loop.externs import externs_of
 from tilewright.loop.ir import Address, Buffer, Launch, Module, Program, Span, Var, as_int, const, estimate, seq
 from tilewright.loop.lower.host_for_device import host_for_device
 from tilewright.loop.lower.pipeline import lower
@@ -208,16 +209,17 @@ def build(stages: Stages, target: Target, numerics: str, threads: int | None,
                             threads or 0, metadata, tuple([_symbol(s) for s in symbols]),
                             target.device_name,
                             device_image([k.source for k in kernels.values()], target) if target.is_gpu else b"")
+    externs = externs_of(jobs.programs.values())
     executable = None
     if not why_not_here(target):
-        library = jit.load(objects, native.symbol_addresses())
+        library = jit.load(objects, {**native.symbol_addresses(), **jit.extern_addresses(externs)})
         executable = Executable(descriptor, library.address("tw_main"), blob, threads=threads, keep=library)
         for slot, call in enumerate(plan.hosts):
             executable.set_host_call(slot, host_function(call))
     uses = [jobs.use(group, kernels) for group in plan.groups]
     return Model(descriptor, executable, stages.imported, uses, objects=objects, constants=blob,
                  weight_bytes=bytes_as_read(stages.imported), packed_bytes=weights.size, arena_bytes=arena_bytes,
-                 stages=stages, target=target, hosts=hosts)
+                 stages=stages, target=target, hosts=hosts, externs=externs)
 
 
 def device_image(sources: Sequence[str], target: Target) -> bytes:

@@ -29,6 +29,7 @@ from tilewright.core.node import walk
 from tilewright.driver import device_image
 from tilewright.graph.memory import round_up
 from tilewright.kernels import lowered_kernel, workspaces_of
+from tilewright.loop.externs import externs_of
 from tilewright.loop.ir import (
     ZERO,
     Address,
@@ -146,7 +147,8 @@ class Function:
             image = device_image([print_kernels(device_kernels(self.lowered), LANGUAGES[self.target.language])], self.target)
         places = [*[("in", k) for k in range(len(self.inputs))], *[("out", k) for k in range(len(self.outputs))]]
         entry = lower(main.replace(attrs=(("entry", "tw_main"), ("args", tuple(places)), ("noalias", False))), host)
-        library = jit.load([compile_object(emit(m, host), host) for m in (code, entry)], native.symbol_addresses())
+        symbols = {**native.symbol_addresses(), **jit.extern_addresses(externs_of([code]))}
+        library = jit.load([compile_object(emit(m, host), host) for m in (code, entry)], symbols)
         descriptor = Descriptor(self.name, tuple(map(_spec, self.inputs)), tuple(map(_spec, self.outputs)), arena_bytes,
                                 (self.name,), tuple(self.target.features),
                                 device=self.target.device_name, image=image)

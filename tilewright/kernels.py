@@ -22,6 +22,7 @@ from tilewright.core.config import config
 from tilewright.core.dtype import dtype
 from tilewright.core.errors import InternalError, TilewrightError, UserError
 from tilewright.core.passes import Dump
+from tilewright.loop.externs import refuse_on_device
 from tilewright.loop.ir import Buffer, Expr, Module, Program, Var, as_int, const
 from tilewright.loop.lower.device_pipeline import device_kernels, host_programs, lower_for_device
 from tilewright.loop.lower.pipeline import lower
@@ -104,6 +105,7 @@ def lowered_kernel(sch: Schedule, name: str, target: Target) -> Module:
     """The emitted-stage module of a scheduled kernel: for a device the host's program and the kernels that it launches."""
     observers = [] if config.dump_dir is None else [Dump(config.dump_dir / name)]
     if target.is_gpu:
+        refuse_on_device([sch.program], target.name)
         return lower_for_device(sch.program.replace(name=name), target, observers)
     return Module(lower(sch.program.replace(name=name), target, observers).programs)
 

@@ -24,6 +24,7 @@ from tilewright.graph.ir import Graph
 from tilewright.graph.passes.fuse import Group
 from tilewright.graph.symbols import numbers_of, sizes_sources, symbols_of
 from tilewright.hosting import HostNode
+from tilewright.loop.externs import ExternFunction
 from tilewright.loop.ir import Var
 from tilewright.runtime import artifact, drivers, native
 from tilewright.runtime.descriptor import Descriptor, TensorSpec, missing_features
@@ -97,12 +98,14 @@ class Model:
     def __init__(self, descriptor: Descriptor, executable: Executable | None, graph: Graph | None = None,
                  uses: Sequence[KernelUse] = (), *, objects: Sequence[bytes] = (), constants: Array | None = None,
                  weight_bytes: int = 0, packed_bytes: int = 0, arena_bytes: int = 0, stages: Any = None,
-                 target: Target | None = None, hosts: Sequence[HostNode] = ()) -> None:
+                 target: Target | None = None, hosts: Sequence[HostNode] = (),
+                 externs: Sequence[ExternFunction] = ()) -> None:
         self.descriptor, self._executable = descriptor, executable
         self._objects, self._constants = list(objects), constants
         self.graph, self.kernels, self.stages, self.target = graph, list(uses), stages, target
         self.memory = Memory(arena_bytes, weight_bytes, packed_bytes)
         self.host_nodes = list(hosts)
+        self.externs = list(externs)
         facts = descriptor.metadata.get("signature")
         self.signature = None if facts is None else Signature.of_facts(facts)
 
@@ -305,7 +308,8 @@ class Model:
     def save(self, path: str | Path) -> Path:
         """Write one shared library with code and weights, and a C header beside it; its inputs and outputs are the tensors
         that sequences are made of. Raises UserError "save-failed", and "save-host-call" for what needs this process: calls
-        back into Python, and strings; "save-device" for a device that the runtime cannot open anywhere."""
+        back into Python, and strings; "save-extern" for external functions of no known library; "save-device" for a device
+        that the runtime cannot open anywhere."""
         if not self._objects:
             raise UserError("save-loaded", "this model was loaded from a library", hint="copy that file")
         if self.signature is not None and (self.signature.string_inputs or self.signature.string_outputs):
@@ -316,8 +320,14 @@ class Model:
             raise UserError("save-device", f"the runtime opens no {self.target.device_name} devices: a library of "
                             f"{self.descriptor.name} would run nowhere", where=self.descriptor.name,
                             hint="the source of its kernels is descriptor.image")
+        homeless = [f.symbol for f in self.externs if not f.library]
+        if homeless:
+            raise UserError("save-extern", f"{self.descriptor.name} calls {', '.join(homeless)} of this process, which a "
+                            "library cannot find again", where=self.descriptor.name,
+                            hint="name the shared object that has it: extern_function(symbol, \"path/of/lib.so\")")
         return artifact.save(path, self._objects, self.descriptor, self._constants,
-                             triple=self.target.triple if self.target else None)
+                             triple=self.target.triple if self.target else None,
+                             libraries=[f.library for f in self.externs])
 
     def close(self) -> None:
         """Give the memory back; later calls raise UserError "model-closed"."""

@@ -9,6 +9,7 @@
     multiply = te.build(s, args=[a, b, c])
 """
 from tilewright.function import Function, build
+from tilewright.loop.externs import extern_function
 from tilewright.loop.ir import maximum, minimum
 from tilewright.loop.tensor_intrinsics import tensor_intrinsic
 from tilewright.tensor.compute import (
@@ -37,6 +38,7 @@ from tilewright.tensor.compute import (
     sum,
     tanh,
 )
+from tilewright.tensor.extern import call, extern
 from tilewright.tensor.rules.dispatch import schedule_program
 from tilewright.tensor.scan import scan
 from tilewright.tensor.schedule.schedule import Schedule, replay
@@ -47,8 +49,8 @@ from tilewright.tensor.stages import Axis, Stage, StageSchedule, ThreadAxis, cre
 
 __all__ = [
     "Axis", "Function", "ReduceAxis", "Schedule", "ScheduleError", "Stage", "StageSchedule", "Tensor", "ThreadAxis", "Trace",
-    "argmax", "argmin", "build", "ceil", "compute", "const_table", "create_program", "create_schedule", "erf", "exp",
-    "floor", "if_then_else", "kernel", "log", "max", "maximum", "min", "minimum", "placeholder", "prod", "reduce_axis",
-    "reducer", "replay",
-    "scan", "schedule_program", "select", "sigmoid", "sqrt", "sum", "tanh", "tensor_intrinsic",
+    "argmax", "argmin", "build", "call", "ceil", "compute", "const_table", "create_program", "create_schedule", "erf", "exp",
+    "extern", "extern_function", "floor", "if_then_else", "kernel", "log", "max", "maximum", "min", "minimum", "placeholder",
+    "prod", "reduce_axis", "reducer", "replay", "scan", "schedule_program",
+    "select", "sigmoid", "sqrt", "sum", "tanh", "tensor_intrinsic",
     "thread_axis"]

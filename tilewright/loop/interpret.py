@@ -18,9 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from tilewright.core.dtype import DType
-from tilewright.core.errors import InternalError, TilewrightError
+from tilewright.core.errors import InternalError, TilewrightError, UserError
 from tilewright.core.node import Node, walk
 from tilewright.loop import ir
+from tilewright.loop.externs import EXTERN_FAILED, extern_named
 from tilewright.loop.interpret_threads import threads, waits
 from tilewright.loop.intrinsics import intrinsic
 from tilewright.loop.printer import print_around
@@ -591,6 +592,21 @@ def _tensor_call(c: _Compiled, s: ir.TensorCall) -> Action:
     return c.stmt(s.body)
 
 
+def _extern_call(c: _Compiled, s: ir.ExternCall) -> Action:
+    function = extern_named(s.symbol)
+    args = [c.expr(ir.Address(a.buffer, a.indices) if isinstance(a, ir.Load) else a) for a in s.args]
+
+    def call(env: Env) -> None:
+        if function.reference is None:
+            raise UserError("extern-reference", f"the interpreter cannot run the external function {s.symbol}",
+                            hint="declare it with a Python function in its place: extern_function(…, reference=…)")
+        values = [a(env) for a in args]
+        status = function.reference(*[v[0][v[1]:] if isinstance(v, tuple) else v for v in values])
+        if s.status and status:
+            raise AssertFailed(EXTERN_FAILED, f"the external function {s.symbol} returned {int(status)}")
+    return call
+
+
 _EXPRS: dict[type, Callable[[_Compiled, Any], Value]] = {
     ir.Const: _const, ir.Var: _var, ir.Not: _not, ir.Select: _select, ir.Guard: _guard, ir.Cast: _cast, ir.Load: _load,
     ir.Ramp: _ramp, ir.Broadcast: _broadcast, ir.Call: _call, ir.Address: _address,
@@ -607,4 +623,4 @@ _EXPRS: dict[type, Callable[[_Compiled, Any], Value]] = {
 _STMTS: dict[type, Callable[[_Compiled, Any], Action]] = {
     ir.Store: _store, ir.Evaluate: _evaluate, ir.Seq: _seq, ir.For: _for, ir.If: _if, ir.While: _while, ir.Let: _let,
     ir.Allocate: _allocate, ir.Block: _block, ir.Launch: _launch, ir.Assert: _assert,
-    ir.TensorCall: _tensor_call}
+    ir.TensorCall: _tensor_call, ir.ExternCall: _extern_call}

@@ -16,7 +16,7 @@ import numpy as np
 
 from tilewright.core.dtype import DType, boolean, i32, i64, u32
 from tilewright.core.errors import InternalError
-from tilewright.loop.values import from_memory, fused_multiply_add, maximum, minimum, round_to, widen, wrap
+from tilewright.loop.values import from_memory, fused_multiply_add, maximum, minimum, poison, round_to, widen, wrap
 
 Meaning = Callable[..., Any]
 
@@ -113,6 +113,10 @@ def _number_of_worker(args: tuple[DType, ...], to: DType) -> bool:
 
 def _nothing(args: tuple[DType, ...], to: DType) -> bool:
     return not args
+
+
+def _anything(args: tuple[DType, ...], to: DType) -> bool:
+    return to.lanes == 1
 
 
 def _tap_operands(args: tuple[DType, ...], to: DType) -> bool:
@@ -299,6 +303,10 @@ def _declare() -> None:
                        doc="1 if the device did again what it captured up to tw_captured, 0 if that is to be done now."))
     register(Intrinsic("tw_captured", 0, _number_of_worker, lambda to, frm: 0, pure=False,
                        doc="The end of what tw_replay does again. The result is unused."))
+    register(Intrinsic("observe", 1, _anything, lambda to, frm, v: 0, pure=False,
+                       doc="The value is put to a use that nobody knows here: of an external function. No result."))
+    register(Intrinsic("unknown", 0, _anything, lambda to, frm: from_memory(to, poison(to, 1)[0]), pure=False,
+                       doc="A value that nobody knows here: of an external function."))
     register(Intrinsic("tw_tap", 3, _tap_operands, lambda to, frm, k, address, n: 0,
                        "Report a stored value of the graph: its number, address and bytes. The result is unused.",
                        pure=False))

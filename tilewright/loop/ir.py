@@ -429,6 +429,20 @@ class TensorCall(Stmt):
 
 
 @node
+class ExternCall(Stmt):
+    """A call of the C function `symbol`, of which nothing is known but what it may touch (`loop/externs.py`).
+
+    `args` are what it is passed, in order: numbers, which contain no loads, and Loads, which are places that are not read:
+    the function gets their addresses. `body` reads and writes, by ordinary loops, all that the function may read and write:
+    passes look at it, nobody runs it. With `status` the function returns an int, which ends the run unless it is 0.
+    """
+    symbol: str
+    args: tuple[Expr, ...]
+    body: Stmt
+    status: bool = False
+
+
+@node
 class Launch(Stmt):
     """Call a program of the module: a kernel from the host, or (`tasks` given) a parallel region's body for 0 … tasks-1.
 

@@ -572,6 +572,13 @@ class _Parser:
             self.fail("the tiles of an intrinsic are given by elements of buffers", at)
         return ir.TensorCall(name, places, self.suite())
 
+    def _extern(self) -> ir.Stmt:
+        symbol = self.word()
+        self.expect("(")
+        args = [ir.Load(a.buffer, a.indices) if isinstance(a, ir.Address) else a for a in self.listed(")", self.expr)]
+        status = self.accept("status")
+        return ir.ExternCall(symbol, tuple(args), self.suite(), status)
+
     def _assert(self) -> ir.Stmt:
         cond = self.expr()
         self.expect(",")
@@ -612,4 +619,4 @@ _BUILTINS: dict[str, tuple[Any, int, int]] = {  # class, operands, whether a num
 _STMTS: dict[str, Callable[[_Parser], ir.Stmt]] = {
     "for": _Parser._for, "if": _Parser._if, "while": _Parser._while, "let": _Parser._let, "alloc": _Parser._alloc,
     "block": _Parser._block, "seq": _Parser._seq, "launch": _Parser._launch, "assert": _Parser._assert,
-    "tensor": _Parser._tensor}
+    "tensor": _Parser._tensor, "extern": _Parser._extern}

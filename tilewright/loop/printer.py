@@ -34,7 +34,7 @@ from tilewright.loop import ir
 IDENT = re.compile(r"[A-Za-z_]\w*(\.\w+)*\Z", re.ASCII)
 KEYWORDS = frozenset((
     "program", "table", "for", "in", "while", "if", "elif", "else", "let", "alloc", "at", "block", "init", "body", "launch",
-    "tasks", "grid", "assert", "pass", "seq", "tensor", "and", "or", "not", "true", "false", "nan", "inf"))
+    "tasks", "grid", "assert", "pass", "seq", "tensor", "extern", "and", "or", "not", "true", "false", "nan", "inf"))
 BUILTINS = frozenset(("min", "max", "select", "guard", "ramp", "broadcast"))
 INFIX: dict[type, tuple[str, int]] = {
     ir.Or: ("or", 1), ir.And: ("and", 2), ir.Eq: ("==", 4), ir.Ne: ("!=", 4), ir.Lt: ("<", 4), ir.Le: ("<=", 4),
@@ -328,6 +328,11 @@ class _Text:
         self.line(indent, f"tensor {word(s.name)}({self.exprs(s.tiles)}):", s)
         self.suite(s.body, indent + "    ")
 
+    def _extern_call(self, s: ir.ExternCall, indent: str, last: bool) -> None:
+        args = ", ".join([f"&{self.expr(a)}" if isinstance(a, ir.Load) else self.expr(a) for a in s.args])
+        self.line(indent, f"extern {word(s.symbol)}({args}){' status' if s.status else ''}:", s)
+        self.suite(s.body, indent + "    ")
+
     def _assert(self, s: ir.Assert, indent: str, last: bool) -> None:
         values = f", ({self.exprs(s.values)})" if s.values else ""
         self.line(indent, f"assert {self.expr(s.cond)}, {s.code}, {_quoted(s.message)}{values}", s)
@@ -425,7 +430,8 @@ _ATOMS: dict[type, Callable[[_Text, Any], str]] = {
 _STMTS: dict[type, Callable[[_Text, Any, str, bool], None]] = {
     ir.Store: _Text._store, ir.Evaluate: _Text._evaluate, ir.Seq: _Text._seq, ir.For: _Text._for, ir.If: _Text._if,
     ir.While: _Text._while, ir.Let: _Text._let, ir.Allocate: _Text._allocate, ir.Block: _Text._block,
-    ir.Launch: _Text._launch, ir.Assert: _Text._assert, ir.TensorCall: _Text._tensor_call}
+    ir.Launch: _Text._launch, ir.Assert: _Text._assert, ir.TensorCall: _Text._tensor_call,
+    ir.ExternCall: _Text._extern_call}
 
 
 def _shown(write: Callable[[_Text, Any], Any]) -> Callable[[Any], str]:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from tilewright.core.dtype import DType, boolean
 from tilewright.core.errors import InternalError
-from tilewright.core.node import Node
+from tilewright.core.node import Node, walk
 from tilewright.loop import ir
 from tilewright.loop.intrinsics import INTRINSICS
 from tilewright.loop.printer import print_around
@@ -335,6 +335,18 @@ def _tensor_call(c: _Check, s: ir.TensorCall) -> None:
     c.diagnostics = found
 
 
+def _extern_call(c: _Check, s: ir.ExternCall) -> None:
+    """A function takes addresses: no buffer of its is expected in registers."""
+    found = list(c.diagnostics)
+    for a in s.args:
+        c.expr(a)
+        c.need(a.dtype.lanes == 1, f"the external function {s.symbol} is passed a vector", s)
+        c.need(isinstance(a, ir.Load) or not any(isinstance(n, ir.Load) for n in walk(a)),
+               f"a number that the external function {s.symbol} is passed is loaded in the call", s)
+    c.stmt(s.body)
+    c.diagnostics = found
+
+
 def _launch(c: _Check, s: ir.Launch) -> None:
     for a in s.args:
         c.expr(a, address=True)
@@ -378,4 +390,4 @@ _EXPRS: dict[type, Callable[[_Check, Any], None]] = {
 _STMTS: dict[type, Callable[[_Check, Any], None]] = {
     ir.Store: _store, ir.Evaluate: _evaluate, ir.Seq: _seq, ir.For: _for, ir.If: _if, ir.While: _while, ir.Let: _let,
     ir.Allocate: _allocate, ir.Block: _block, ir.Launch: _launch, ir.Assert: _assert,
-    ir.TensorCall: _tensor_call}
+    ir.TensorCall: _tensor_call, ir.ExternCall: _extern_call}

@@ -34,12 +34,14 @@ _HOST_MACHINES = {"x86_64": 62, "AMD64": 62, "aarch64": 183, "arm64": 183, "risc
 
 
 def save(path: str | Path, objects: Sequence[bytes], descriptor: Descriptor, consts: Array | Path | None = None, *,
-         triple: str | None = None, cache: Cache | None = None) -> Path:
+         triple: str | None = None, cache: Cache | None = None, libraries: Sequence[str] = ()) -> Path:
     """Writes `path`, one shared library with everything that the model needs, and its C header beside it.
 
     `objects`: object files, one of which defines tw_main. `consts`: the weights, or a file of them. `triple`: the
     machine that the objects were made for, None for this one. The files appear whole or not at all; the header has the
-    library's name with ".h", and the functions' names begin with it. Returns the header's path.
+    library's name with ".h", and the functions' names begin with it. `libraries`: shared objects that the objects call,
+    as paths or as names for the dynamic linker; they stay files of their own, looked for where they are now. Returns the
+    header's path.
     Raises UserError "save-failed" (disk full, folder missing, …), "save-host-call", "save-name", "no-compiler".
     """
     path = Path(path)
@@ -69,7 +71,7 @@ def save(path: str | Path, objects: Sequence[bytes], descriptor: Descriptor, con
             placed.append("image.o")
         run_compiler([*compiler, "-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", *architecture_flags(compiler, triple),
                       f"-I{native.NATIVE_FOLDER}", "-o", "library", "descriptor.c", *placed,
-                      *(f"{name}.o" for name in parts), *_LINK_FLAGS], folder, "linking")
+                      *(f"{name}.o" for name in parts), *_linked(libraries), *_LINK_FLAGS], folder, "linking")
         (folder / "header").write_text(c_header(descriptor, prefix))
         header = path.with_suffix(".h")
         _publish(folder / "header", header)
@@ -135,6 +137,16 @@ def _write_weights(target: Path, consts: Array | Path | None) -> int:
     with target.open("wb") as file:
         file.write(np.ascontiguousarray(consts).reshape(-1).view(np.uint8).data)
     return consts.nbytes
+
+
+def _linked(libraries: Sequence[str]) -> list[str]:
+    """The linker's words for shared objects."""
+    out: list[str] = []
+    for name in dict.fromkeys(libraries):
+        folder, file = os.path.split(name)
+        where = os.path.abspath(folder)
+        out += [f"-L{where}", f"-Wl,-rpath,{where}", f"-l:{file}"] if folder else [f"-l:{file}"]
+    return out
 
 
 def _publish(file: Path, target: Path) -> None:

@@ -28,6 +28,7 @@ from tilewright.loop.ir import (
     Block,
     Buffer,
     Expr,
+    ExternCall,
     For,
     Guard,
     IntoExpr,
@@ -152,6 +153,10 @@ class _Step:
                 return Guard(t > ZERO, Load(history, (t - 1, *n.indices)), Load(first, n.indices))
             if isinstance(n, Load | Store) and n.buffer in self.timed:
                 return n.replace(buffer=self.timed[n.buffer], indices=(t, *n.indices))
+            if isinstance(n, ExternCall) and any(isinstance(a, Guard) for a in n.args):
+                raise UserError("compute-invalid", f"the external function {n.symbol} is passed a state of the scan, which "
+                                "is in two places: the initial one and those after steps", hint="copy the state by a "
+                                "compute, and pass the copy")
             return n
 
         def renewed(s: Stmt) -> Stmt:

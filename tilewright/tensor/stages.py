@@ -22,6 +22,7 @@ from tilewright.core.errors import UserError
 from tilewright.loop.ir import Block, IntoExpr, Program, Var, as_int
 from tilewright.tensor.compute import ReduceAxis, Tensor, create_program, stages_before
 from tilewright.tensor.compute import Stage as Compute
+from tilewright.tensor.extern import Extern
 from tilewright.tensor.regions import outputs as written
 from tilewright.tensor.regions import statements
 from tilewright.tensor.schedule import state
@@ -97,6 +98,8 @@ class Stage:
     scope: str = ""
     """Of what it stores, where that is known."""
     moved: bool = False
+    of: Compute | None = None
+    """What it computes, unless it is a copy or a part of another."""
     partial: tuple[Stage, Axis] | None = None
     """The stage of partial results that `rfactor` took from this one, and its axis of them."""
 
@@ -217,6 +220,10 @@ class Stage:
         a = self.known.get(axis, axis) if not isinstance(axis, Axis) else axis
         if a in self.leaves:
             return a  # type: ignore[return-value]
+        if isinstance(self.of, Extern):
+            symbol = self.of.calling.function.symbol
+            raise _wrong(f"stage {self.name} is computed by the external function {symbol}: it has no loops",
+                         "schedule the stages around it")
         why = "was split or fused already" if a in self.touched or a in self.op.axis or a in self.op.reduce_axis else \
             "is not one of its axes"
         raise _wrong(f"stage {self.name}: {_name(axis)} {why}", f"its loops are {', '.join(x.name for x in self.leaves)}")
@@ -249,7 +256,7 @@ class StageSchedule:
             axes = [Axis(v.name, "spatial") for v in c.axes]
             over = [Axis(a.var.name, "reduce") for a in reduced]
             known = dict(zip([*c.axes, *reduced], [*axes, *over], strict=True))
-            made = Stage(c.name, StageOp(tuple(axes), tuple(over)), known, [*axes, *over])
+            made = Stage(c.name, StageOp(tuple(axes), tuple(over)), known, [*axes, *over], of=c)
             self.computes[c] = made
             self.stages.append(made)
 
@@ -397,11 +404,12 @@ class Replay:
     def _enter(self, compute: Compute, stage: Stage) -> None:
         """Find the block of a stage."""
         made = [b for b in state.blocks(self.sch.program) if any(t.buffer in written(b) for t in compute.outputs)]
-        if len(made) == 1:
+        axes = len(compute.axes) + len(compute.reduce_axis)
+        if len(made) == 1 and len(state.loops_around(self.sch.program, made[0])) == axes:
             self.block[stage] = self.sch.block(made[0].name)
         elif stage.steps or stage.kinds or stage.home or stage.inlined:
-            raise _wrong(f"stage {stage.name} has {len(made)} blocks, which the stage style does not take apart",
-                         "schedule it by Schedule(program)")
+            raise _wrong(f"stage {stage.name} has {len(made)} blocks in loops of its own, which the stage style does not "
+                         "take apart", "schedule it by Schedule(program)")
 
     # ---- copies ------------------------------------------------------------------------------------------------------
     def cache_read(self, copy: Stage, source: Place, scope: str, readers: Sequence[Stage]) -> None:

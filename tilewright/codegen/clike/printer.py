@@ -19,6 +19,7 @@ from tilewright.core.errors import InternalError, UserError
 from tilewright.core.node import walk
 from tilewright.loop import ir
 from tilewright.loop.bounds import bounds
+from tilewright.loop.externs import externs_of, refuse_on_device
 from tilewright.loop.lower.linear import flat_position, interval, linear, plus, scaled
 from tilewright.loop.simplify import simplify
 
@@ -69,7 +70,7 @@ class _Kernel:
     def __init__(self, p: ir.Program, language: Language, helpers: dict[str, str]) -> None:
         self.p, self.language, self.helpers = p, language, helpers
         self.names: dict[Any, str] = {}
-        self.used: set[str] = {*_RESERVED, *language.reserved, *_words(language)}
+        self.used: set[str] = {*_RESERVED, *language.reserved, *_words(language), *[f.symbol for f in externs_of([p])]}
         self.ranges: dict[ir.Var, Any] = {}
         self.narrow: set[ir.Var] = set()
         self.lines: list[str] = []
@@ -173,6 +174,8 @@ class _Kernel:
                                         lambda e: self.expr(e, ATOM)):
                     self.line(depth + 1, line)
                 self.line(depth, "}")
+            case ir.ExternCall():
+                self.extern_call(s, depth)
             case ir.For():
                 self.loop(s, depth)
             case ir.If(cond, then, otherwise):
@@ -191,6 +194,18 @@ class _Kernel:
                 self.stmt(body, depth)
             case _:
                 raise InternalError(f"no {self.language.name} for the statement {type(s).__name__}: a pass is missing")
+
+    def extern_call(self, s: ir.ExternCall, depth: int) -> None:
+        """A call, and before the kernels the function's declaration."""
+        if self.language.index:
+            refuse_on_device([s], self.language.name)
+        stored = {n.buffer for n in walk(s.body) if isinstance(n, ir.Store)}
+        types = [f"{'' if a.buffer in stored else 'const '}{self.type(a.dtype)} *" if isinstance(a, ir.Load)
+                 else self.type(a.dtype) for a in s.args]
+        self.helpers.setdefault(s.symbol, f"{'int' if s.status else 'void'} {s.symbol}({', '.join(types)});")
+        args = [self.address(a) if isinstance(a, ir.Load) else self.expr(a) for a in s.args]
+        text = f"{s.symbol}({', '.join(args)})"
+        self.line(depth, f"if ({text}) return;" if s.status else f"{text};")
 
     def block(self, depth: int, head: str, body: ir.Stmt) -> None:
         self.line(depth, head + " {")

@@ -20,6 +20,7 @@ from tilewright.codegen.llvm.tensor_calls import tensor_call
 from tilewright.codegen.llvm.types import memory_scalar, register_type, scalar_type
 from tilewright.core.errors import InternalError
 from tilewright.loop import ir
+from tilewright.loop.externs import EXTERN_FAILED
 from tilewright.target.target import Target
 
 _BY_VALUE_LIMIT = 64 << 10
@@ -163,6 +164,9 @@ def statement(f: Function, s: ir.Stmt) -> None:
         case ir.TensorCall():
             f.statement()
             tensor_call(f, s)
+        case ir.ExternCall():
+            f.statement()
+            _extern_call(f, s)
         case _:
             raise InternalError(f"no LLVM code for the statement {type(s).__name__}: a lowering pass is missing")
     f.statement()
@@ -306,18 +310,45 @@ def _leave_if(f: Function, bad: str, status: str, before: str = "") -> None:
 
 
 def _assert(f: Function, s: ir.Assert) -> None:
-    text = s.message.encode()
+    bad = f.op(f"xor i1 {f.value(s.cond)}, true")
+    _fail_if(f, bad, s.code, s.message, [f"i64 {f.value(v)}" for v in s.values])
+
+
+def _fail_if(f: Function, bad: str, code: int, message: str, values: list[str]) -> None:
+    """Return `code` if `bad`; the message and up to three values that fill its places go to the error record."""
+    text = message.encode()
     name = f"@message{len(f.module.globals)}"
     escaped = "".join([chr(c) if 32 <= c < 127 and c not in b'"\\' else f"\\{c:02X}" for c in text])
     f.module.globals.append(f'{name} = private unnamed_addr constant [{len(text) + 1} x i8] c"{escaped}\\00"')
-    bad = f.op(f"xor i1 {f.value(s.cond)}, true")
-    if not s.values:
+    if not values:
         f.module.declare("@tw_fail", "declare i32 @tw_fail(ptr, i32, ptr) #2")
-        _leave_if(f, bad, str(s.code), f"call i32 @tw_fail(ptr %ctx, i32 {s.code}, ptr {name})")
+        _leave_if(f, bad, str(code), f"call i32 @tw_fail(ptr %ctx, i32 {code}, ptr {name})")
         return
     f.module.declare("@tw_fail_values", "declare i32 @tw_fail_values(ptr, i32, ptr, i64, i64, i64) #2")
-    values = ", ".join([f"i64 {f.value(v)}" for v in s.values] + ["i64 0"] * (3 - len(s.values)))
-    _leave_if(f, bad, str(s.code), f"call i32 @tw_fail_values(ptr %ctx, i32 {s.code}, ptr {name}, {values})")
+    given = ", ".join(values + ["i64 0"] * (3 - len(values)))
+    _leave_if(f, bad, str(code), f"call i32 @tw_fail_values(ptr %ctx, i32 {code}, ptr {name}, {given})")
+
+
+def _extern_call(f: Function, s: ir.ExternCall) -> None:
+    """A call by the target's C calling convention, which wants integers of 32 bits extended as their signs say."""
+    types, args = [], []
+    for a in s.args:
+        if isinstance(a, ir.Load):
+            memory_of(f, a.buffer)
+            types.append("ptr")
+            args.append(f"ptr {address.address(f, a.buffer, a.indices)}")
+            continue
+        types.append(register_type(a.dtype) + (" signext" if a.dtype.is_int and a.dtype.bits == 32 else ""))
+        args.append(f"{types[-1]} {f.value(a)}")
+    result = "i32" if s.status else "void"
+    f.module.declare(f"@{s.symbol}", f"declare {result} @{s.symbol}({', '.join(types)})")
+    call = f"call {result} @{s.symbol}({', '.join(args)})"
+    if not s.status:
+        f.line(call)
+        return
+    status = f.op(call)
+    _fail_if(f, f.op(f"icmp ne i32 {status}, 0"), EXTERN_FAILED, f"the external function {s.symbol} returned {{}}",
+                 [f"i64 {f.op(f'sext i32 {status} to i64')}"])
 
 
 # ---- calls of programs -----------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from tilewright.codegen.llvm.calls import LIBRARY
-from tilewright.core.errors import InternalError
+from tilewright.core.errors import InternalError, UserError
+from tilewright.loop.externs import ExternFunction
 
 _NUMBERS = itertools.count()
 
@@ -37,6 +38,27 @@ def library_addresses() -> dict[str, int]:
             if hasattr(library, name):
                 out[name] = ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
                 break
+    return out
+
+
+@functools.cache
+def _opened(path: str) -> ctypes.CDLL:
+    """A shared object, which stays loaded; "" is what the process has."""
+    return ctypes.CDLL(path or None)
+
+
+def extern_addresses(functions: Iterable[ExternFunction]) -> dict[str, int]:
+    """Where external functions are in this process. Raises UserError "extern-unresolved"."""
+    out: dict[str, int] = {}
+    for f in functions:
+        try:
+            out[f.symbol] = ctypes.cast(getattr(_opened(f.library), f.symbol), ctypes.c_void_p).value or 0
+        except (OSError, AttributeError) as e:
+            where = f.library or "what this process has loaded"
+            why = f"it cannot be loaded: {e}" if isinstance(e, OSError) else "there is no such symbol in it"
+            raise UserError("extern-unresolved", f"the external function {f.symbol} was not found in {where}: {why}",
+                            hint=f"name its shared object, extern_function({f.symbol!r}, 'path/of/lib.so'); build one "
+                            "with cc -shared -fPIC (and extern \"C\" in C++)") from e
     return out
 
 

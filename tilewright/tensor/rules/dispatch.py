@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from tilewright.loop.externs import refuse_on_device
 from tilewright.loop.ir import Block, Program
 from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
@@ -25,6 +26,7 @@ from tilewright.tensor.rules.rows import schedule_rows
 from tilewright.tensor.rules.running import schedule_running
 from tilewright.tensor.running import running_axis
 from tilewright.tensor.schedule import state
+from tilewright.tensor.schedule.opaque import symbol_of
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError
 
@@ -37,6 +39,7 @@ def schedule_program(program: Program, target: Target, numerics: str = "default"
     stay as they are written, serial; `fallback` of the schedule then says why.
     """
     if target.is_gpu:
+        refuse_on_device([program], target.name)
         return schedule_for_gpu(program, target, numerics)
     try:
         sch = by_rules(program, target)
@@ -50,8 +53,13 @@ def schedule_program(program: Program, target: Target, numerics: str = "default"
 
 def by_rules(program: Program, target: Target) -> Schedule:
     """The schedule of the rule that fits a program. Raises ScheduleError where the rule does not fit after all."""
-    if any(dict(b.attrs).get("ordered") for b in state.blocks(program)):
+    opaque = [b.name for b in state.blocks(program) if symbol_of(b)]
+    if any(dict(b.attrs).get("ordered") for b in state.blocks(program) if b.name not in opaque):
         return Schedule(program)
+    if opaque:
+        sch = Schedule(program)
+        schedule_spatial_blocks(sch, target, skip=opaque)
+        return sch
     recurrent = Schedule(program)
     times = time_loops(recurrent)
     if times:

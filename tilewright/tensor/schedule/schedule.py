@@ -18,6 +18,7 @@ from tilewright.loop.match_tensor import match_tensor
 from tilewright.loop.tensor_intrinsics import KEY, TensorIntrinsic, tensor_intrinsic_named
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.index_map import IndexFunction, IndexMap
+from tilewright.tensor.schedule.opaque import refuse_changed, refuse_inside
 from tilewright.tensor.schedule.order import MOVING, broken_promise, out_of_turn
 from tilewright.tensor.schedule.primitives import primitive_named
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError, refuse
@@ -70,6 +71,7 @@ class Schedule:
         saved = self.program, self.prepacks, self.layouts
         self._depth = 1
         try:
+            refuse_inside(name, self.program, (*args, *kwargs.values()))
             result = run(self, *plain(args), **{k: plain(v) for k, v in kwargs.items()})
             moved = plain(args) if name == "reorder" else ()
             broken = broken_promise(saved[0], self.program, moved) if name in MOVING else None
@@ -80,6 +82,7 @@ class Schedule:
                 refuse(name, f"block {turned.name} uses a buffer whose places are used in turn", saved[0],
                        BlockRef(turned.name), "double_buffer and software_pipeline come after what moves blocks")
             self._keep_intrinsics(name, saved[0])
+            refuse_changed(name, saved[0], self.program)
         except BaseException:
             self.program, self.prepacks, self.layouts = saved
             raise
