@@ -60,14 +60,21 @@ def test_sizes_have_ranges(given: Any, span: Span) -> None:
 
 
 @pytest.mark.parametrize("shapes, code", [
-    ({"height": 3}, "shape-unknown-name"), ({"x": (4, 7)}, "shape-mismatch"), ({"x": (4, 6, 1)}, "shape-mismatch"),
+    ({"height": 3}, "shape-unknown-name"), ({"x": (4, 7)}, "shape-fixed"), ({"x": (4, 6, 1)}, "shape-mismatch"),
     ({"x": (4, 6), "batch": 5}, "shape-mismatch"), ({"batch": -1}, "shape-invalid"), ({"x": "4,6"}, "shape-invalid"),
     ({"batch": 2.5}, "shape-invalid"), ({"batch": "5..2"}, "shape-invalid"), ({"batch": "1..8~9"}, "shape-invalid"),
-    ({"batch": "1..8%0"}, "shape-invalid"), ({"x": ("n:1..4", 6), "batch": "n:1..5"}, "shape-mismatch")])
+    ({"batch": "1..8%0"}, "shape-invalid"), ({"x": ("n:1..4", 6), "batch": "n:1..5"}, "shape-mismatch"),
+    ({"x": 4}, "shape-invalid"), ({"x": (4, "n")}, "shape-fixed"), ({"x": (4, "1..6")}, "shape-fixed"),
+    ({"x": (4, "n:6..6")}, "shape-fixed")])
 def test_sizes_that_do_not_fit(shapes: Any, code: str) -> None:
     with pytest.raises(UserError) as e:
         relu(shapes=shapes)
     assert e.value.code == code
+
+
+def test_a_fixed_size_is_named() -> None:
+    with pytest.raises(UserError, match=r"dimension 1 of the input 'x' to 6, n:1\.\.8 is asked for"):
+        relu(shapes={"x": ("batch", "n:1..8")})
 
 
 def test_weights_that_are_listed_as_inputs_are_weights() -> None:

@@ -25,7 +25,8 @@ def input_types(infos: Sequence[Any], shapes: Mapping[str, Any]) -> dict[str, Te
     `shapes` maps an input's name to its whole shape, or a symbol's name to a size. A size is a number, a name, a range
     such as "1..512", "1.." or "8..512%8" (multiples of 8), each followed by "~128" where 128 is usual; a name may be
     given with its range: "batch:1..64". What nothing is said of is a symbol from 1.
-    Raises UserError `shape-unknown-name`, `shape-invalid`, `shape-mismatch`, `shape-open` (an input without a declared
+    Raises UserError `shape-unknown-name`, `shape-invalid`, `shape-mismatch`, `shape-fixed` (another size than the file's
+    number), `shape-open` (an input without a declared
     rank), `onnx-unsupported-type`, `onnx-invalid-graph`.
     """
     declared: dict[str, list[Size] | None] = {}
@@ -79,16 +80,19 @@ class _Given:
                 return
             if len(known) != len(given):
                 raise UserError("shape-mismatch", f"the input {name!r} has rank {len(known)}, {len(given)} sizes are "
-                                "given", where=where)
+                                "given", where=where, hint=f"the model declares {_show(known)}")
             for k, (old, d) in enumerate(zip(known, given, strict=True)):
                 new = self.parsed(d, old if isinstance(old, str) else f"{name}_dim{k}", where)
                 if isinstance(old, str):
                     self.bind(old, new, where)
-                elif isinstance(new, int) and new != old:
-                    raise UserError("shape-mismatch", f"the model fixes the shape {known} of {name!r}, {list(given)} is "
-                                    "given", where=where)
+                elif new != old:
+                    raise UserError("shape-fixed", f"the model fixes dimension {k} of the input {name!r} to {old}, {d} is "
+                                    "asked for", where=where, hint=f"give {old} there, or export the model with this "
+                                    "dimension open (in torch.onnx.export: dynamic_shapes or dynamic_axes)")
         elif name in self.symbols:
             self.bind(name, self.parsed(value, name, where), where)
+        elif name in self.declared:
+            _as_sequence(value, where)
         else:
             raise UserError("shape-unknown-name", f"the model has no input and no dimension {name!r}", where=where,
                             hint="known: " + ", ".join(sorted({*self.declared, *self.symbols})[:40]))
@@ -150,6 +154,10 @@ def _span(text: str, where: str) -> Span:
                 return replace(span, hint=hint)
     raise UserError("shape-invalid", f"{text!r} is no range of sizes", where=where,
                     hint='"1..512", "1..", "8..512%8" for multiples of 8, "1..512~128" where 128 is usual')
+
+
+def _show(shape: Sequence[Size]) -> str:
+    return f"[{', '.join([str(d) for d in shape])}]"
 
 
 def _as_sequence(value: Any, where: str) -> list[Any]:
