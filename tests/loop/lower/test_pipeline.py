@@ -88,3 +88,23 @@ program f(A: f32[3, 20000], C: f32[3, 20000]):
     m = lower(p)
     assert m.programs[0].attr("workspaces") == 2
     assert not any(isinstance(n, Allocate) for n in walk(m))
+
+
+def test_a_buffer_of_a_bounded_symbolic_size_is_as_large_as_it_may_be() -> None:
+    """Also where no other buffer becomes a workspace."""
+    p = parse_program("""
+program f(A: f32[3, n], C: f32[3, n], n: i64 size 1..8):
+    for t in 0..3:
+        alloc row: f32[n] local
+        for j in 0..n:
+            row[j] = A[t, j] + 1.0
+        for j in 0..n:
+            C[t, j] = row[n - 1 - j]
+""")
+    out = workspaces(p)
+    (row,) = [n.buffer for n in walk(out.body) if isinstance(n, Allocate)]
+    assert [as_int(d) for d in row.shape] == [8] and len(out.params) == 3
+    x = np.arange(15, dtype=np.float32).reshape(3, 5)
+    y = np.zeros_like(x)
+    run(out, [x, y, 5])
+    np.testing.assert_array_equal(y, x[:, ::-1] + 1)

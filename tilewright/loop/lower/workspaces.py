@@ -48,7 +48,7 @@ def workspaces(program: Program) -> Program:
     hoist = _Hoist({p for p in program.params if isinstance(p, Var)})
     body = hoist.stmt(program.body, None)
     if not hoist.found:
-        return program
+        return program.replace(body=body)
     attrs = (*program.attrs, ("workspaces", len(hoist.found)))
     return program.replace(params=(*program.params, *hoist.found), body=body, attrs=attrs)
 
