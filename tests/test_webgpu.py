@@ -1,5 +1,5 @@
 """What only WebGPU asks for: integers in 32 bits, few bindings, large weights in pieces, many blocks. Models are in
-test_devices.py."""
+test_devices.py and test_networks.py."""
 from __future__ import annotations
 
 import numpy as np
@@ -7,10 +7,9 @@ import onnx
 import pytest
 
 import tilewright
-from examples.resnet18 import resnet18
 from tests import small_models
 from tests.devices import check, needs_webgpu
-from tests.small_models import inputs, model, reference, weight
+from tests.small_models import model, weight
 from tests.test_opencl import linear_resize
 from tilewright.core.dtype import i16, i64
 from tilewright.core.errors import UserError
@@ -85,19 +84,6 @@ def test_more_blocks_than_an_axis_has() -> None:
     assert "tw_block.y" in f.source
     x = np.random.default_rng(0).integers(0, 256, n).astype(np.uint8)
     np.testing.assert_array_equal(f(x), x + np.uint8(3))
-
-
-@pytest.mark.long
-@needs_webgpu
-def test_resnet18() -> None:
-    """The whole network of examples/, at full size and within the default limits, saved and loaded."""
-    m = resnet18()
-    feeds = inputs(m)
-    (want,) = reference(m, feeds)
-    with tilewright.compile(m, target="webgpu") as made:
-        assert all("schedule_fallback" not in k.record for k in made.kernels)
-        (got,) = made.run(feeds)
-    assert np.abs(got - want).max() <= 1e-5 * np.abs(want).max()
 
 
 @pytest.mark.long
