@@ -18,6 +18,7 @@ from tests import small_models
 from tests.device_cases import CLASSES
 from tests.devices import check, count, on_devices
 from tests.small_models import inputs, model, weight
+from tests.tensor.rules.gpu_cases import CASES
 from tilewright.core.errors import UserError
 from tilewright.driver import device_image
 from tilewright.runtime import native
@@ -82,6 +83,16 @@ def test_indexing_and_reductions(target: str) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_of_schedules(name: str, target: str) -> None:
     check(CLASSES[name](), target)
+
+
+@on_devices
+@pytest.mark.parametrize("name", CASES)
+def test_every_default_schedule_runs(name: str, target: str) -> None:
+    """One class of operators each, by the rule that is meant for it."""
+    compiled = check(CASES[name].model(), target)
+    taken = [rule.split()[0] for k in compiled.kernels for rule in k.record["rules"].split("; ")]
+    assert tuple(taken) == CASES[name].rules
+    assert not [k.label for k in compiled.kernels if "schedule_fallback" in k.record]
 
 
 @on_devices
