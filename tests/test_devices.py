@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -165,14 +166,16 @@ def test_threads_share_a_device(target: str) -> None:
 
 @on_devices
 def test_a_kernel_that_the_driver_rejects(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the driver's words, with the line."""
+    """In the driver's words, with the line and the loops around it."""
     def broken(sources: list[str], device: Target) -> bytes:
-        text = device_image(sources, device).decode()
-        return text[:text.rindex("}")].encode() + b"  nonsense here;\n}\n"
+        lines = device_image(sources, device).decode().split("\n")
+        loop = next(k for k, line in enumerate(lines) if "for (" in line)
+        return "\n".join([*lines[:loop + 1], "    nonsense here;", *lines[loop + 1:]]).encode()
 
     monkeypatch.setattr(tilewright.driver, "device_image", broken)
-    with pytest.raises(UserError, match=r"run-device\].*the driver rejects a kernel(.|\n)*nonsense"):
+    with pytest.raises(UserError, match=r"run-device\].*the driver rejects a kernel") as error:
         tilewright.compile(small_models.mlp(), target=target)
+    assert re.fullmatch(r"line \d+, in the loops i0_j1_f_0, tx, k of k_\w+_0: nonsense here;", error.value.where)
 
 
 @pytest.mark.parametrize("target, variable, what", [

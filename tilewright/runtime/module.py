@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from tilewright.core.errors import UserError
+from tilewright.core.source_lines import rejected_line
 from tilewright.runtime import drivers, native
 from tilewright.runtime.array import check_output, read_input
 from tilewright.runtime.descriptor import Descriptor, TensorSpec, check_threads, to_struct
@@ -71,7 +72,7 @@ class Executable:
         drivers.announce(descriptor.device)
         handle = runtime.open(struct, threads)
         if handle is None:
-            raise _failure(runtime, runtime.error_code(), descriptor.device)
+            raise _failure(runtime, runtime.error_code(), descriptor.device, descriptor.image)
         self._handle: int | None = handle
         self._held = held
         self._flags = 0
@@ -294,11 +295,13 @@ def _placed(consts: Array) -> Array:
     return block
 
 
-def _failure(runtime: native.Runtime, status: int, device: str = "") -> UserError:
-    """The error for a status that the runtime returned on this thread."""
+def _failure(runtime: native.Runtime, status: int, device: str = "", image: bytes = b"") -> UserError:
+    """The error for a status that the runtime returned on this thread; `image`: what a driver may have rejected."""
+    words = runtime.error().decode(errors="replace")
     code = _CODES.get(status, "run-failed")
     hint = drivers.HINTS.get(device, "") if code == "device-missing" else _HINTS.get(status, "")
-    return UserError(code, runtime.error().decode(errors="replace"), hint=hint)
+    where = rejected_line(image.decode(errors="replace"), words) if code == "run-device" else ""
+    return UserError(code, words, where=where, hint=hint)
 
 
 __all__ = ["Executable", "KernelTime", "TensorSpec"]

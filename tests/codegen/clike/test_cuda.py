@@ -72,9 +72,23 @@ def test_wide_copies_of_every_type(dtype: str) -> None:
 
 @needs_nvrtc
 def test_a_rejected_source_says_why() -> None:
-    with pytest.raises(UserError, match="device-source") as error:
-        nvrtc.compile_cubin("nonsense", "sm_80")
-    assert "error" in str(error.value)
+    source = """\
+extern "C" __global__ void
+f(float *a) {
+  const int i = (int)blockIdx.x;
+  for (int j = 0; j < 3; ++j) {
+    const int k = (int)threadIdx.x;
+    if (k < 2) {
+      a[k] = b[j];
+    } else {
+      a[k] = 1.0f;
+    }
+  }
+}
+"""
+    with pytest.raises(UserError, match=r'device-source.* identifier "b" is undefined') as error:
+        nvrtc.compile_cubin(source, "sm_80")
+    assert error.value.where == "line 7, in the loops i, j, k of f: a[k] = b[j];"
 
 
 def test_a_missing_compiler_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

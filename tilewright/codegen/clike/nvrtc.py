@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tilewright.core.errors import UserError
+from tilewright.core.source_lines import rejected_line
 
 
 def is_there() -> bool:
@@ -30,7 +31,8 @@ def compile_cubin(source: str, generation: str) -> bytes:
         options = (ctypes.c_char_p * 2)(f"--gpu-architecture={generation}".encode(), b"--fmad=true")
         status = library.nvrtcCompileProgram(program, len(options), options)
         if status:
-            raise UserError("device-source", f"NVRTC rejects a kernel: {_text(library, program)}",
+            words = _text(library, program)
+            raise UserError("device-source", f"NVRTC rejects a kernel: {words}", where=rejected_line(source, words),
                             hint="this is likely a fault of the compiler: please report it with the model")
         return _bytes(library.nvrtcGetCUBINSize, library.nvrtcGetCUBIN, program)
     finally:

@@ -144,7 +144,7 @@ class _Kernel:
         return f"{outside}{head} {{\n" + "\n".join(self.lines) + "\n}\n"
 
     def blocks(self, threads: int) -> int:
-        """Blocks that fit a multiprocessor if each private word, an operand for it, what is on its way into shared memory and
+        """Blocks that fit a multiprocessor if each private word, an operand for it, what is on its way to shared memory and
         what a simple kernel needs have registers."""
         registers = max(FEW_REGISTERS, 2 * self.private + self.copied + OTHER_REGISTERS)
         return max(1, min(self.language.registers // (threads * registers), MOST_BLOCKS))

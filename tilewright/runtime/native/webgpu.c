@@ -534,7 +534,7 @@ static gpu_object layout_of(const char *arguments) {
 
 static void build(struct gpu_kernel *kernel, gpu_text code) {
   gpu_source source = {.chain = {.type = GPU_WGSL}, .code = code};
-  gpu_plain options = {.next = &source.chain};
+  gpu_plain options = {.next = &source.chain, .label = {kernel->name, strlen(kernel->name)}};
   gpu_object shader = gpu.wgpuDeviceCreateShaderModuleTrusted(device, &options, GPU_CHECK_BOUNDS);
   if (failure_code != TW_OK) return;
   kernel->layout = layout_of(kernel->arguments);
