@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.small_models import model
 from tests.tensor.rules.gpu_cases import CASES, programs
 from tilewright.core.node import Node, walk
 from tilewright.loop.interpret import run
@@ -19,6 +20,7 @@ from tilewright.loop.verify import verify
 from tilewright.target.presets import get_target
 from tilewright.target.target import Target
 from tilewright.tensor.rules.dispatch import schedule_program
+from tilewright.tensor.rules.gpu import SHARING
 from tilewright.tensor.schedule.schedule import Schedule
 
 Arrays = list[np.ndarray[Any, Any]]
@@ -132,8 +134,8 @@ def test_classes_that_share_have_barriers() -> None:
     """The test above would pass on kernels without any."""
     with_barriers = {name for name in CASES for _, _, m in scheduled(name) for p in device_kernels(m)
                      if any(isinstance(n, Evaluate) and is_barrier(n) for n in walk(p.body))}
-    sharing = {"tiles", "windows", "rows", "transpose", "steps", "attention"}
-    assert {name for name, case in CASES.items() if sharing & set(case.rules)} == with_barriers
+    assert {name for name, case in CASES.items() if SHARING & set(case.rules)} == with_barriers
+    assert {rule for case in CASES.values() for rule in case.rules} == SHARING | {"chains", "updates", "results"}
 
 
 def test_sums_of_a_tile_are_in_registers() -> None:
@@ -145,3 +147,12 @@ def test_sums_of_a_tile_are_in_registers() -> None:
                 touched = [i for n in walk(p.body) if getattr(n, "buffer", None) in local
                            for i in getattr(n, "indices", ())]
                 assert touched and all(as_int(i) is not None for i in touched)
+
+
+def test_windows_take_fewer_results_where_shared_memory_is_short() -> None:
+    """Tiles of four results of a thread along y are 65² numbers here: more than WebGPU's 16 KiB."""
+    m = model("f (float[1,64,112,112] x) => (float[1,64,56,56] y) { y = MaxPool<kernel_shape=[3,3], strides=[2,2], "
+              "pads=[1,1,1,1]>(x) }")
+    for target in ("webgpu", "opencl"):
+        (sch,) = [schedule_program(p, get_target(target)) for p in programs(m, get_target(target))]
+        assert sch.rules == ("windows max_pool",) and not sch.fallback

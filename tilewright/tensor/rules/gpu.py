@@ -30,7 +30,7 @@ from tilewright.tensor.rules.gpu_ordered import schedule_chains, schedule_steps,
 from tilewright.tensor.rules.gpu_results import schedule_results
 from tilewright.tensor.rules.gpu_rows import cut_reduction, fits_rows, schedule_block_rows
 from tilewright.tensor.rules.gpu_transpose import schedule_transpose, transposed_read
-from tilewright.tensor.rules.gpu_windows import fits_windows, schedule_windows
+from tilewright.tensor.rules.gpu_windows import DOWN, fits_windows, schedule_windows
 from tilewright.tensor.rules.prologues import inline_prologues
 from tilewright.tensor.rules.recurrence import time_loops
 from tilewright.tensor.rules.rows import is_reduction
@@ -191,7 +191,7 @@ def rules_for(sch: Schedule, block: Block, target: Target) -> list[Rule]:
             sizes = [*[(step, RESULTS) for step in STEPS], (4, 16), (1, 16), (1, 4)]
             out += [Rule("tiles", functools.partial(_tiles, target, *size)) for size in sizes]
         elif fits_windows(info):
-            out.append(Rule("windows", functools.partial(_with, schedule_windows, target)))
+            out += [Rule("windows", functools.partial(_windows, target, most)) for most in DOWN]
         elif transposed_read(block) is not None:
             out.append(Rule("transpose", functools.partial(_with, schedule_transpose, target)))
     if constant and not out and is_reduction(block) and fits_rows(sch, [block]):
@@ -206,6 +206,10 @@ def _with(rule: Callable[[Schedule, BlockRef, Target], set[str]], target: Target
 
 def _tiles(target: Target, step: int, most: int, sch: Schedule, ref: BlockRef) -> set[str]:
     return schedule_tiles(sch, sch.block(ref.name), target, step, most)
+
+
+def _windows(target: Target, most: int, sch: Schedule, ref: BlockRef) -> set[str]:
+    return schedule_windows(sch, sch.block(ref.name), target, most)
 
 
 def _rows(sch: Schedule, ref: BlockRef, target: Target) -> set[str]:

@@ -18,7 +18,7 @@ from tilewright.tensor.schedule.state import BlockRef
 THREADS = 256
 """Threads of a block."""
 DOWN = (4, 2, 1)
-"""Results of a thread along y: the first that leaves two blocks for each core."""
+"""Results of a thread along y: the first that leaves two blocks for each core and whose tile fits into shared memory."""
 
 
 def fits_windows(info: BlockInfo) -> bool:
@@ -29,16 +29,16 @@ def fits_windows(info: BlockInfo) -> bool:
     return known and bool(windows) and reduced <= windows and (info.kind == "window" or info.is_depthwise)
 
 
-def schedule_windows(sch: Schedule, ref: BlockRef, target: Target) -> set[str]:
-    """Schedule such a block and the elementwise blocks behind it; the names of those that have their schedule now. Raises
-    ScheduleError, also where a tile does not fit into shared memory."""
+def schedule_windows(sch: Schedule, ref: BlockRef, target: Target, most: int) -> set[str]:
+    """Schedule such a block, `most` results of a thread along y at most, and the elementwise blocks behind it; the names of
+    those that have their schedule now. Raises ScheduleError, also where a tile does not fit into shared memory."""
     info = classify(state.find_block(sch.program, ref))
     assert info.out is not None
     data = next(x for x in info.reads if any({w.spatial, w.reduce} <= used for w in info.windows for used in x.vars))
-    return schedule_tile(sch, ref, _axes(info, target), target, STEPS[0], [data.buffer.name])
+    return schedule_tile(sch, ref, _axes(info, target, most), target, STEPS[0], [data.buffer.name])
 
 
-def _axes(info: BlockInfo, target: Target) -> list[Axis]:
+def _axes(info: BlockInfo, target: Target, most: int) -> list[Axis]:
     """Threads along the last axes of the output that are longer than one, the innermost along x."""
     assert info.out is not None
     spatial = {it.var for it in info.block.iters if it.kind == "spatial"}
@@ -55,7 +55,8 @@ def _axes(info: BlockInfo, target: Target) -> list[Axis]:
     for v, name in zip(rest, ("threadIdx.y", "threadIdx.z"), strict=False):
         down = 1
         if name == "threadIdx.y":
-            down = next(r for r in DOWN if r == 1 or results // (r * THREADS) >= 2 * target.cores and extents[v] >= 2 * r)
+            down = next(r for r in DOWN if r == 1 or r <= most and results // (r * THREADS) >= 2 * target.cores
+                        and extents[v] >= 2 * r)
         limit = target.max_block["xyz".index(name[-1])]
         shape.append((v, name, _threads(-(-extents[v] // down), min(left, limit)), down))
         left //= shape[-1][2]
