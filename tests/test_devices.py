@@ -178,6 +178,59 @@ def test_a_kernel_that_the_driver_rejects(target: str, monkeypatch: pytest.Monke
     assert re.fullmatch(r"line \d+, in the loops i0_j1_f_0, tx, k of k_\w+_0: nonsense here;", error.value.where)
 
 
+@on_devices
+def test_a_device_that_runs_out_of_memory(target: str) -> None:
+    """In a process that may not grow by as much as a run takes; when it may, the same model runs."""
+    code = f"""
+import resource
+from pathlib import Path
+import numpy as np
+import tilewright
+from tests.small_models import inputs, model
+m = model('''f (float[12000,1] x, float[1,1000] z) => (float[12000] y) {{
+    a = Add(x, z)  b = CumSum(a, one)  y = ReduceMax<keepdims = 0>(b, one) }}''', opset=18, one=np.array([1]))
+feeds = inputs(m)
+with tilewright.compile(m, target={target!r}) as made:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (20 << 20), before[1]))
+    try:
+        made.run(feeds)
+    except tilewright.UserError as error:
+        print(error)
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    want = np.cumsum(feeds["x"] + feeds["z"], axis=1).max(axis=1)
+    print(np.allclose(made.run(feeds)[0], want, rtol=1e-4, atol=1e-4))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          cwd=native.NATIVE_FOLDER.parents[2])
+    assert re.match(rf"\[run-memory\] no memory for the model's arena: \d{{8}} bytes on {target}\n", done.stdout)
+    assert done.stdout.endswith("True\n")
+
+
+class OnAnotherDevice:
+    """An array on a CUDA device, which DLPack says first."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 0
+
+    def __dlpack__(self) -> object:
+        raise AssertionError("must not be asked")
+
+
+@on_devices
+def test_two_devices_in_one_call(target: str) -> None:
+    """Inputs and outputs are on the host: one that lies on another device is refused by name, before anything runs."""
+    m = model("f (float[3] a, float[3] b) => (float[3] y) { y = Add(a, b) }")
+    x = np.ones(3, np.float32)
+    with tilewright.compile(m, target=target) as made:
+        with pytest.raises(UserError, match=r"input-device\] input 'b' lies on another device"):
+            made(x, OnAnotherDevice())
+        with pytest.raises(UserError, match=r"output-array\] output 'y' is .*, got OnAnotherDevice"):
+            made.executable.run([x, x], [OnAnotherDevice()])
+        np.testing.assert_array_equal(made(x, x), 2 * x)
+
+
 @pytest.mark.parametrize("target, variable, what", [
     ("opencl", "OCL_ICD_VENDORS", "pocl-opencl-icd"), ("webgpu", "TILEWRIGHT_WEBGPU_LIBRARY", "mesa-vulkan-drivers")])
 def test_a_missing_driver_says_what_to_install(tmp_path: Path, target: str, variable: str, what: str) -> None:

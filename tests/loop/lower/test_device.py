@@ -183,7 +183,8 @@ def test_nests_become_kernels() -> None:
     ({"max_threads": 8}, "16 threads in a block; opencl has 8, 8 less"),
     ({"max_block": (2, 256, 64)}, "4 threads along x"),
     ({"max_grid": (1, 65535, 65535)}, "2 blocks along x"),
-    ({"shared_memory": 100}, "A_shared")])
+    ({"shared_memory": 100}, "A_shared"),
+    ({"local_memory": 12}, "16 bytes of a thread's own memory; opencl has 12, 4 less")])
 def test_limits_name_what_is_too_large(facts: dict[str, object], what: str) -> None:
     with pytest.raises(UserError, match="kernel-limit") as error:
         lower_for_device(product().program, dataclasses.replace(device(), **facts))  # type: ignore[arg-type]

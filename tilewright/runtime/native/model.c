@@ -195,7 +195,10 @@ static slot *acquire(tw_instance *self) {
     --self->running;
     pthread_cond_broadcast(&one_ended);
     pthread_mutex_unlock(&lock);
-    report(TW_ERROR_MEMORY, "no memory for the model's arena");
+    char text[128];
+    snprintf(text, sizeof text, "no memory for the model's arena: %lld bytes on %.40s", (long long)self->model->arena_bytes,
+             self->model->device != NULL ? self->model->device : "cpu");
+    report(TW_ERROR_MEMORY, text);
     return NULL;
   }
   self->contexts += fresh;
