@@ -8,7 +8,7 @@ out of bounds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,12 +45,32 @@ def compiled(text: str) -> Callable[[dict[str, int]], Any]:
     return lambda env: eval(code, {"min": min, "max": max}, env)
 
 
+Loop = tuple[str, Callable[[dict[str, int]], int], Callable[[dict[str, int]], int]]
+"""A loop within a block: its variable, start and extent."""
+
+
 @dataclass
 class Access:
     buffer: ir.Buffer
     indices: Callable[[dict[str, int]], tuple[int, ...]]
     when: Callable[[dict[str, int]], bool]
     shape: tuple[int, ...]
+    loops: tuple[Loop, ...]
+
+    def places(self, env: dict[str, int]) -> Iterator[tuple[int, ...]]:
+        """The elements that it touches in an instance; several if it is in loops within the block, a tile."""
+        yield from self._under(env, 0)
+
+    def _under(self, env: dict[str, int], k: int) -> Iterator[tuple[int, ...]]:
+        if k == len(self.loops):
+            if self.when(env):
+                yield self.indices(env)
+            return
+        var, start, extent = self.loops[k]
+        first = start(env)
+        for at in range(first, first + extent(env)):
+            env[var] = at
+            yield from self._under(env, k + 1)
 
 
 class Instances:
@@ -64,30 +84,32 @@ class Instances:
         self.predicate = compiled(source(block.predicate))
         self.loads: list[Access] = []
         self.stores: list[Access] = []
-        self._collect(block.body, "True")
+        self._collect(block.body, "True", ())
         self.starts = block.init is not None
         self.updates = bool(self.reduced) or any(a.buffer is s.buffer for a in self.loads for s in self.stores)
 
-    def _collect(self, n: Node, when: str) -> None:
+    def _collect(self, n: Node, when: str, loops: tuple[Loop, ...]) -> None:
         if isinstance(n, ir.For):
-            raise Unknown("a block that is a tile")
+            inner = (f"v{id(n.var)}", compiled(source(n.start)), compiled(source(n.extent)))
+            self._collect(n.body, when, (*loops, inner))
+            return
         if isinstance(n, ir.Load):
-            self.loads.append(self._access(n, when))
+            self.loads.append(self._access(n, when, loops))
         elif isinstance(n, ir.Guard):
             c = source(n.cond)
-            self._collect(n.a, f"({when} and {c})")
-            self._collect(n.b, f"({when} and not {c})")
+            self._collect(n.a, f"({when} and {c})", loops)
+            self._collect(n.b, f"({when} and not {c})", loops)
             return
         elif isinstance(n, ir.Store):
-            self._collect(n.value, when)
-            self.stores.append(self._access(n, when))
+            self._collect(n.value, when, loops)
+            self.stores.append(self._access(n, when, loops))
             return
         for c in n.children():
-            self._collect(c, when)
+            self._collect(c, when, loops)
 
-    def _access(self, n: ir.Load | ir.Store, when: str) -> Access:
+    def _access(self, n: ir.Load | ir.Store, when: str, loops: tuple[Loop, ...]) -> Access:
         text = "(" + "".join(source(i) + "," for i in n.indices) + ")"
-        return Access(n.buffer, compiled(text), compiled(when), tuple([ir.as_int(d) or 0 for d in n.buffer.shape]))
+        return Access(n.buffer, compiled(text), compiled(when), tuple([ir.as_int(d) or 0 for d in n.buffer.shape]), loops)
 
 
 class Run:
@@ -130,28 +152,34 @@ class Run:
         first = not any(env[v] for v in b.reduced)
         own = {s.buffer for s in b.stores}
         for a in b.loads:
-            if a.buffer in own or a.buffer not in self.written or not a.when(env):
+            if a.buffer in own or a.buffer not in self.written:
                 continue
-            at = a.indices(env)
-            if not all(0 <= i < n for i, n in zip(at, a.shape, strict=True)):
-                self.wrong.append(f"{b.name} reads {a.buffer.name}{at}")
-            elif self.count[a.buffer, at] < self.full[a.buffer, at] or not self.count[a.buffer, at]:
-                self.wrong.append(f"{b.name} reads unfinished {a.buffer.name}{at}")
+            for at in a.places(env):
+                if not all(0 <= i < n for i, n in zip(at, a.shape, strict=True)):
+                    self.wrong.append(f"{b.name} reads {a.buffer.name}{at}")
+                elif self.count[a.buffer, at] < self.full[a.buffer, at] or not self.count[a.buffer, at]:
+                    self.wrong.append(f"{b.name} reads unfinished {a.buffer.name}{at}")
+        started: set[Any] = set()
         for s in b.stores:
-            key = s.buffer, s.indices(env)
-            if not b.updates or (b.starts and first):
-                self.count[key] = 1 if b.updates or not b.reduced else 0
-            else:
-                if not b.starts and not self.count[key]:
-                    self.wrong.append(f"{b.name} updates {s.buffer.name}{key[1]}, which was never started")
-                self.count[key] += 1
-            if self.count[key] > self.full[key] > 0:
-                self.wrong.append(f"{b.name} updates {s.buffer.name}{key[1]} too often")
-            if s.buffer.scope != "local":
-                for place in range(len(self.parallel)):
-                    around, step = self.parallel[:place], self.parallel[place]
-                    if self.raced.setdefault((key, tuple(around), step[0]), step[1]) != step[1]:
-                        self.wrong.append(f"{b.name} writes {s.buffer.name}{key[1]} in several parallel iterations")
+            for at in s.places(env):
+                self.store(b, s.buffer, at, first and (s.buffer, at) not in started)
+                started.add((s.buffer, at))
+
+    def store(self, b: Instances, buffer: ir.Buffer, at: tuple[int, ...], first: bool) -> None:
+        key = buffer, at
+        if not b.updates or (b.starts and first):
+            self.count[key] = 1 if b.updates or not b.reduced else 0
+        else:
+            if not b.starts and not self.count[key]:
+                self.wrong.append(f"{b.name} updates {buffer.name}{at}, which was never started")
+            self.count[key] += 1
+        if self.count[key] > self.full[key] > 0:
+            self.wrong.append(f"{b.name} updates {buffer.name}{at} too often")
+        if buffer.scope != "local":
+            for place in range(len(self.parallel)):
+                around, step = self.parallel[:place], self.parallel[place]
+                if self.raced.setdefault((key, tuple(around), step[0]), step[1]) != step[1]:
+                    self.wrong.append(f"{b.name} writes {buffer.name}{at} in several parallel iterations")
 
 
 def wrongs(program: ir.Program) -> list[str]:
@@ -162,11 +190,12 @@ def wrongs(program: ir.Program) -> list[str]:
     most: Counter[Any] = Counter()
 
     class Counting(Run):
-        def instance(self, b: Instances, env: dict[str, int]) -> None:
-            super().instance(b, env)
-            for s in b.stores:
-                key = s.buffer, s.indices(env)
-                most[key] = max(most[key], self.count[key])
+        def store(self, b: Instances, buffer: ir.Buffer, at: tuple[int, ...], first: bool) -> None:
+            super().store(b, buffer, at, first)
+            most[buffer, at] = max(most[buffer, at], self.count[buffer, at])
 
-    Counting(program, Counter())
-    return Run(program, most).wrong
+    try:
+        Counting(program, Counter())
+        return Run(program, most).wrong
+    except NameError as e:  # an index from a variable that holds data
+        raise Unknown(str(e)) from e

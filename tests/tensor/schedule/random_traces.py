@@ -24,7 +24,15 @@ from tilewright.loop.tensor_intrinsics import tensor_intrinsic
 from tilewright.tensor.regions import inputs, outputs, statements
 from tilewright.tensor.schedule.index_map import IndexMap
 from tilewright.tensor.schedule.schedule import Schedule, replay
-from tilewright.tensor.schedule.state import BlockRef, ScheduleError, blocks, iterate, loops_around, unproved
+from tilewright.tensor.schedule.state import (
+    BlockRef,
+    ScheduleError,
+    blocks,
+    explaining,
+    iterate,
+    loops_around,
+    unproved,
+)
 from tilewright.tensor.schedule.trace import PRIMITIVES
 
 Call = tuple[str, tuple[Any, ...]]
@@ -353,6 +361,16 @@ def forced() -> Iterator[None]:
         unproved.reset(token)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Refusals look for no counterexample: there are thousands."""
+    token = explaining.set(False)
+    try:
+        yield
+    finally:
+        explaining.reset(token)
+
+
 def known_handles(sch: Schedule, args: tuple[Any, ...]) -> None:
     """Record how a handle is found, for those that no primitive of the trace has returned."""
     for a in [x for arg in args for x in (arg if isinstance(arg, list) else [arg])]:
@@ -382,7 +400,8 @@ def run_trace(program: Program, seed: int, tally: Tally, expected: list[Any], *,
         known_handles(sch, args)
         before = sch.program
         try:
-            sch.apply(name, *args)
+            with quiet():
+                sch.apply(name, *args)
         except ScheduleError as error:
             tally.refused[name] += 1
             if rng.random() < judge:

@@ -40,7 +40,15 @@ def schedule_program(program: Program, target: Target, numerics: str = "default"
     """
     if target.is_gpu:
         refuse_on_device([program], target.name)
-        return schedule_for_gpu(program, target, numerics)
+    quiet = state.explaining.set(False)  # rules try what primitives may refuse
+    try:
+        return schedule_for_gpu(program, target, numerics) if target.is_gpu else schedule_for_cpu(program, target)
+    finally:
+        state.explaining.reset(quiet)
+
+
+def schedule_for_cpu(program: Program, target: Target) -> Schedule:
+    """The rules' schedule, or the loops as they are written."""
     try:
         sch = by_rules(program, target)
         start_before_loops(sch)

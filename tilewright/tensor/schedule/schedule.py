@@ -12,11 +12,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tilewright.core.errors import UserError
+from tilewright.core.errors import TilewrightError, UserError
 from tilewright.loop.ir import Buffer, For, IntoExpr, Program, Var
 from tilewright.loop.match_tensor import match_tensor
 from tilewright.loop.tensor_intrinsics import KEY, TensorIntrinsic, tensor_intrinsic_named
 from tilewright.tensor.schedule import state
+from tilewright.tensor.schedule.counterexamples import counterexample
 from tilewright.tensor.schedule.index_map import IndexFunction, IndexMap
 from tilewright.tensor.schedule.opaque import refuse_changed, refuse_inside
 from tilewright.tensor.schedule.order import MOVING, broken_promise, out_of_turn
@@ -83,8 +84,10 @@ class Schedule:
                        BlockRef(turned.name), "double_buffer and software_pipeline come after what moves blocks")
             self._keep_intrinsics(name, saved[0])
             refuse_changed(name, saved[0], self.program)
-        except BaseException:
+        except BaseException as error:
             self.program, self.prepacks, self.layouts = saved
+            if isinstance(error, ScheduleError) and error.is_refusal and state.explaining.get():
+                raise self._with_example(error, run, args, kwargs) from error.__cause__
             raise
         finally:
             self._depth = 0
@@ -93,6 +96,26 @@ class Schedule:
         handles = () if result is None else tuple(result) if isinstance(result, tuple | list) else (result,)
         self.trace.instructions.append(Instruction(name, *given, tuple([self._remember(h) for h in handles])))
         return result
+
+    def _with_example(self, error: ScheduleError, run: Any, args: Any, kwargs: Any) -> ScheduleError:
+        """A refusal with a step that goes wrong: the edit is made after all, looked at, and taken back."""
+        saved = self.program, self.prepacks, self.layouts
+        if error.example is not None:
+            found = error.example()
+        else:
+            forced = state.unproved.set(True)
+            try:
+                run(self, *plain(args), **{k: plain(v) for k, v in kwargs.items()})
+                found = counterexample(saved[0], self.program)
+            except TilewrightError:  # there is no such edit
+                found = ""
+            finally:
+                state.unproved.reset(forced)
+                self.program, self.prepacks, self.layouts = saved
+        if not found:
+            return error
+        why = error.message.removeprefix(f"{error.primitive}: ")
+        return ScheduleError(error.primitive, f"{why}: {found}", error.program, error.mark, error.hint)
 
     def _keep_intrinsics(self, name: str, before: Program) -> None:
         """What stands for an instruction must still be it."""

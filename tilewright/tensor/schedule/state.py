@@ -5,7 +5,7 @@ everything off the path from the root to the edit is shared with the old program
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -54,20 +54,30 @@ class ScheduleError(UserError):
     """A primitive that is not legal here: says why, and shows the program with the offending part marked."""
 
     def __init__(self, primitive: str, why: str, program: Program, mark: Handle | None = None, hint: str = "") -> None:
-        self.primitive = primitive
+        self.primitive, self.program, self.mark = primitive, program, mark
+        self.example: Callable[[], str] | None = None
+        self.is_refusal = False
         name = mark.name if isinstance(mark, BlockRef) else mark
         super().__init__("schedule-illegal", f"{primitive}: {why}", where="\n" + print_program(program, mark=name),
                          hint=hint)
 
 
+explaining: ContextVar[bool] = ContextVar("explaining", default=True)
+"""Whether a refusal looks for a counterexample. Rules, which try what may be refused, do without."""
 unproved: ContextVar[bool] = ContextVar("unproved", default=False)
 """While True, `refuse` lets the edit happen: the property test runs refused edits to see that they were refused rightly."""
 
 
-def refuse(primitive: str, why: str, program: Program, mark: Handle | None = None, hint: str = "") -> None:
-    """Raise the ScheduleError of a primitive whose legality was not shown. Arguments that make no sense raise directly."""
+def refuse(primitive: str, why: str, program: Program, mark: Handle | None = None, hint: str = "",
+           example: Callable[[], str] | None = None) -> None:
+    """Raise the ScheduleError of a primitive whose legality was not shown. Arguments that make no sense raise directly.
+
+    `example` finds a step that shows what would go wrong ("" if it finds none); without it one is looked for in what the
+    edit, if it were made, would do."""
     if not unproved.get():
-        raise ScheduleError(primitive, why, program, mark, hint)
+        error = ScheduleError(primitive, why, program, mark, hint)
+        error.example, error.is_refusal = example, True
+        raise error
 
 
 def sub_statements(s: Stmt) -> tuple[Stmt, ...]:

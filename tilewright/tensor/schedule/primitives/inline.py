@@ -25,6 +25,7 @@ from tilewright.tensor.regions import (
     readers,
     writers,
 )
+from tilewright.tensor.schedule.counterexamples import other_writer
 from tilewright.tensor.schedule.nest import invert
 from tilewright.tensor.schedule.proofs import box_of_domain, missing_input, runs_whole_domain, shared_writer
 from tilewright.tensor.schedule.schedule import Schedule
@@ -63,9 +64,11 @@ def compute_inline(sch: Schedule, block: BlockRef) -> None:
         raise ScheduleError(name, f"nothing reads {buffer.name}", program, block)
     _check_no_address(sch, name, buffer)
     if len(writers(program, buffer)) > 1:
-        refuse(name, f"another block writes {buffer.name}, too", program, block)
+        refuse(name, f"another block writes {buffer.name}, too", program, block,
+               example=lambda: other_writer(program, b.name))
     if own_conditions(b):
-        refuse(name, f"it computes only a part of {buffer.name}", program, block)
+        refuse(name, f"it computes only a part of {buffer.name}", program, block,
+               example=lambda: other_writer(program, b.name))
 
     inverse = _inverse(store.indices, b)
     new = edit(program, b, None)

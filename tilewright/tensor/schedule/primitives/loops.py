@@ -153,7 +153,7 @@ def reorder(sch: Schedule, *loops: Var) -> None:
         top = find_loop(changed, order[0].var)
         wrong = order_violation(sch.program, chain, [f.var for f in order], lambda b: made_in_each_step(changed, top, b))
         if wrong is not None:
-            refuse("reorder", f"{why}: {wrong.steps}" if wrong.steps else why, sch.program, found[0].var)
+            refuse("reorder", why, sch.program, found[0].var, example=lambda: wrong.steps)
     sch.program = changed
 
 

@@ -77,7 +77,7 @@ def reschedule(sch: Schedule, loops: Sequence[Var], index_map: IndexMap) -> list
     top = find_loop(changed, made.loops[0])
     found = order_violation(sch.program, nest, made.order, lambda buffer: made_in_each_step(changed, top, buffer))
     if found is not None:
-        refuse(NAME, str(found), sch.program, given[0])
+        refuse(NAME, found.why, sch.program, given[0], example=lambda: found.steps)
     sch.program = changed
     return made.loops
 
