@@ -354,3 +354,78 @@ def test_a_shared_reduction_runs() -> None:
     s, args = row_sums()
     x = np.arange(2048, dtype=np.float32).reshape(4, 512) % 7
     np.testing.assert_array_equal(te.build(s, "opencl", args=args)(x), x.sum(1))
+
+
+def test_double_buffer_in_the_stage_style() -> None:
+    """Copies of both operands for each step of the sum, in two places that steps use in turn."""
+    a, b, c, k = matmul()
+    s = te.create_schedule(c)
+    outer, inner = s[c].split(k, 2)
+    i, j = c.op.axis
+    s[c].reorder(outer, i, j, inner)
+    for x in (a, b):
+        copy = s.cache_read(x, "local", [c])
+        s[copy].compute_at(s[c], outer)
+        s[copy].double_buffer()
+    sch = s.schedule([a, b, c])
+    x, y = (np.random.default_rng(n).integers(-3, 4, (8, 8)).astype(np.float32) for n in (0, 1))
+    out = np.zeros((8, 8), np.float32)
+    run(sch.program, [x, y, out])
+    np.testing.assert_array_equal(out, x @ y)
+    assert str(sch.trace).count("double_buffer") == 2
+    text = str(sch.program)
+    assert "alloc A_local: f32[2, 8, 2] local" in text and "alloc B_local: f32[2, 2, 8] local" in text
+    np.testing.assert_array_equal(te.build(sch)(x, y), x @ y)
+    assert str(replay(sch.trace, te.create_program("C", [a, b], [c])).program) == text
+
+
+def test_double_buffer_of_what_stays_is_refused() -> None:
+    a, _, c, _ = matmul()
+    s = te.create_schedule(c)
+    copy = s.cache_read(a, "local", [c])
+    s[copy].double_buffer()  # computed by itself: no loop holds the copy and its reader
+    with pytest.raises(ScheduleError, match="double_buffer: no serial loop holds all users of A_local"):
+        s.schedule()
+
+
+DOT8 = te.tensor_intrinsic("""
+    program stage_dot8(c: f32[1], a: f32[8], b: f32[8]):
+        for i in 0..8:
+            c[0] = c[0] + a[i] * b[i]
+""", emit={"llvm": """
+    %row = load <8 x float>, ptr $a, align 4
+    %column = load <8 x float>, ptr $b, align 4
+    %both = fmul <8 x float> %row, %column
+    %sum = call reassoc float @llvm.vector.reduce.fadd.v8f32(float 0.0, <8 x float> %both)
+    %old = load float, ptr $c, align 4
+    %new = fadd float %old, %sum
+    store float %new, ptr $c, align 4
+    declare float @llvm.vector.reduce.fadd.v8f32(float, <8 x float>)
+"""})
+
+
+def test_tensorize_in_the_stage_style() -> None:
+    a, b, k = te.placeholder((4, 8), name="A"), te.placeholder((6, 8), name="B"), te.reduce_axis(8, "k")
+    c = te.compute((4, 6), lambda i, j: te.sum(a[i, k] * b[j, k], [k]), "C")
+    s = te.create_schedule(c)
+    s[c].tensorize(k, DOT8)
+    sch = s.schedule([a, b, c])
+    assert 'intrinsic="stage_dot8"' in str(sch.program) and "tensorize(" in str(sch.trace)
+    x, y = (np.random.default_rng(n).integers(-3, 4, size).astype(np.float32) for n, size in ((0, (4, 8)), (1, (6, 8))))
+    out = np.zeros((4, 6), np.float32)
+    run(sch.program, [x, y, out])
+    np.testing.assert_array_equal(out, x @ y.T)
+    built = te.build(sch)
+    np.testing.assert_array_equal(built(x, y), x @ y.T)
+    assert "llvm.vector.reduce.fadd" in built.source
+
+
+def test_tensorize_of_another_loop_is_refused() -> None:
+    a = te.placeholder((8, 8), name="A")
+    c = te.compute((8, 8), lambda i, j: a[i, j] * 2.0, "C")
+    s = te.create_schedule(c)
+    s[c].tensorize(c.op.axis[1], DOT8)
+    with pytest.raises(ScheduleError, match="tensorize: block C is not stage_dot8"):
+        s.schedule([a, c])
+    with pytest.raises(UserError, match="is not one of its axes"):
+        s[c].tensorize(te.reduce_axis(8), DOT8)
