@@ -97,6 +97,16 @@ def test_products_and_convolutions(name: str, build: Any) -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("columns", (40, 27, 13))
+def test_a_tile_that_is_no_whole_vectors_is_kept_in_registers(name: str, columns: int) -> None:
+    """It is summed and stored in the same pieces: an access across two of them would keep the tile in memory."""
+    target = get_target(name)
+    proto = model(f"narrow (float[64,128] x) => (float[64,{columns}] y) {{ a = MatMul(x, w) y = Relu(a) }}",
+                  w=weight(128, columns))
+    assert not uses(STACK_STORE[target.arch], hot_loop(proto, target).code)
+
+
+@pytest.mark.parametrize("name", TARGETS)
 def test_depthwise(name: str) -> None:
     """All nine positions of the window in one piece of code; nothing is put aside."""
     target = get_target(name)

@@ -32,7 +32,7 @@ def finish_store(sch: Schedule, epilogue: BlockRef, home: Var | None, lanes: int
     outer = [v for v in loops if v is not last]
     if last is not loops[-1]:
         sch.reorder(*outer, last)
-    if n > lanes and n % lanes == 0:
+    if n > lanes or n & (n - 1):  # in the pieces in which the tile lies, else its elements are no registers
         mid, last = sch.split(last, [None, lanes])
         outer = [*outer, mid]
     for v in outer:

@@ -53,11 +53,12 @@ def cost_per_element(tile: Tile, rows: int, columns: int, vectors: int, target: 
     return cycles / (rows * columns * vectors)
 
 
-def registers_left(v: int, target: Target) -> int:
+def registers_left(v: int, target: Target, pieces: bool = False) -> int:
     """Registers for accumulators when a tile is `v` vectors wide. A step of the reduction needs its vectors of the second
-    operand and one broadcast; without operands in memory also those of the next step, which are loaded meanwhile."""
+    operand and one broadcast; without operands in memory also those of the next step, which are loaded meanwhile, and so
+    with `pieces` of several widths, which need a broadcast each."""
     operands = v + 1
-    return target.vector_registers - (operands if target.memory_operands else 2 * operands)
+    return target.vector_registers - (operands if target.memory_operands and not pieces else 2 * operands)
 
 
 def fits(tile: Tile, vectors: int, target: Target, tail: int = 0) -> bool:
@@ -65,7 +66,7 @@ def fits(tile: Tile, vectors: int, target: Target, tail: int = 0) -> bool:
     pieces than one."""
     last = (vectors - 1) % tile.vectors + 1 + tail
     v = max(tile.vectors, last)
-    return tile.rows * tile.columns * v <= registers_left(v, target)
+    return tile.rows * tile.columns * v <= registers_left(v, target, pieces=tail > 0)
 
 
 L1_WAYS = 8
