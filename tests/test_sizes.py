@@ -87,6 +87,22 @@ def test_symbols_that_meet_must_be_equal() -> None:
         assert "m and n differ" in str(error.value)
 
 
+@pytest.mark.parametrize("op", ["BatchNormalization", "InstanceNormalization", "GroupNormalization"])
+def test_parameters_of_channels_beside_rows_of_any_length(op: str) -> None:
+    """A parameter's only axis is that of the channels, not the last one."""
+    values = "s, b, m, v" if op[0] == "B" else "s, b"
+    text = f"""agraph (float[n,c,h,l] x, float[c2] s, float[c2] b, float[c2] m, float[c2] v) => (y) {{
+                   y = {op} {"<num_groups = 2>" if op[0] == "G" else ""} (x, {values}) }}"""
+    m = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : {21 if op[0] == "G" else 18}]> {text}')
+    channels = {"c": 4} if op[0] == "G" else {}
+    with tilewright.compile(m, shapes=channels) as made:
+        feeds = [{"x": x(*s), "s": x(s[1]), "b": x(s[1]), "m": x(s[1]), "v": x(s[1]) ** 2}
+                 for s in [(1, 4, 3, 5), (2, 4, 7, 1), (1, 4, 4, 4)]]
+        check(made, feeds)
+        with pytest.raises(UserError, match=r"run-shape(.|\n)*the channels"):
+            made(x(1, 4, 2, 3), x(3), x(3), x(3), x(3))
+
+
 def test_images_of_any_size_and_batches_of_any_number() -> None:
     nodes = [N("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]), N("Relu", ["a"], ["b"]),
              N("Conv", ["b", "v"], ["c"], pads=[1, 1, 1, 1]),

@@ -44,6 +44,8 @@ def _pairs(op: Operation) -> Iterator[tuple[Expr, Expr, str]]:
     elif op.op == "matmul":
         yield shapes[0][-1], shapes[1][-2 if len(shapes[1]) > 1 else 0], "the axes that are summed over"
         yield from _broadcast([s[:-2] for s in shapes], op.output.shape[:max(len(s) for s in shapes) - 2])
+    elif op.op in ("batch_norm", "instance_norm", "group_norm"):
+        yield from ((shape[0], shapes[0][1], "the channels") for shape in shapes[1:])
     elif record_of(op).fusion in ("elementwise", "broadcast") or op.op == "expand":
         yield from _broadcast(shapes, op.output.shape)
 
