@@ -162,7 +162,7 @@ def test_every_intrinsic_is_tested() -> None:
     others |= {"tw_worker", "tw_threads"}  # of workspaces: see tests/tensor/rules/test_symbolic_kernels.py
     others |= {"barrier", "tw_upload", "tw_move", "tw_download"}  # of devices: tests/loop/lower/test_device.py
     others |= {"tw_replay", "tw_captured"}  # tests/runtime/test_cuda.py
-    others |= {"put_bits", "wait_copies"}  # test_word_memory.py, test_pipelines.py
+    others |= {"put_bits", "wait_copies", "commit_copies"}  # test_word_memory.py, test_pipelines.py
     others |= {"observe", "unknown"}  # of external functions, never called: tests/tensor/test_extern.py
     others |= {"scale", "gelu"}  # of some targets, below; always a polynomial (test_legalize_math.py)
     assert set(INTRINSICS) == {*EXACT, *CLOSE, *INTEGER, *others}

@@ -68,7 +68,7 @@ def test_every_intrinsic_is_documented_and_has_a_test_here() -> None:
     assert tested <= set(INTRINSICS)
     assert all(r.doc.endswith(".") for r in INTRINSICS.values())
     assert {r.name for r in INTRINSICS.values() if r.arity == 0} == {
-        "barrier", "wait_copies", "tw_worker", "tw_threads", "tw_replay", "tw_captured", "unknown"}
+        "barrier", "commit_copies", "tw_worker", "tw_threads", "tw_replay", "tw_captured", "unknown"}
 
 
 def test_edges() -> None:

@@ -12,7 +12,7 @@ iterations and the threads of a block can run in another order.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -98,7 +98,7 @@ class Interpreter:
             got = self.compiled[name] = _Compiled(self, self.programs[name])
         return got
 
-    def ordered(self, n: int) -> Iterable[int]:
+    def ordered(self, n: int) -> Sequence[int]:
         """0 … n-1 in the order in which this run executes independent iterations."""
         if self.order == "forward":
             return range(n)

@@ -7,6 +7,9 @@ that is not there yet, or not any more. Threads that arrive at different barrier
 
 An instruction of a warp is run once, when all threads of the warp have arrived there; other warps do not wait. A buffer of
 scope "warp", allocated between the loops over threads, is a memory of its own for each warp.
+
+What an asynchronous copy writes arrives at once (forward), not before the thread waits for it (reverse), or either
+(random); in a kernel in which nothing waits for copies, at once.
 """
 from __future__ import annotations
 
@@ -22,17 +25,25 @@ from tilewright.loop.tensor_intrinsics import tensor_intrinsic_named
 
 Env = list[Any]
 Steps = Callable[[Env], Iterator[Any]]
-BARRIER = "barrier"
+BARRIER, WAIT, COMMIT = "barrier", "wait_copies", "commit_copies"
+COPIES = ir.Var("copies")
+"""Stands for a thread's copies that may not have arrived: groups of actions and the values that they were given, the last
+group still open."""
 
 
 def waits(s: ir.Stmt) -> bool:
-    """Whether threads wait for each other in a statement: at a barrier, or for an instruction of their warp."""
-    return any(isinstance(n, ir.Call) and n.name == BARRIER or isinstance(n, ir.TensorCall) and _together(n)
+    """Whether threads wait in a statement: at a barrier, for an instruction of their warp for copies (or begin some)."""
+    return any(isinstance(n, ir.Call) and n.name in (BARRIER, WAIT, COMMIT)
+               or isinstance(n, ir.TensorCall) and (_together(n) or tensor_intrinsic_named(n.name).asynchronous)
                for n in walk(s))
 
 
 def _together(s: ir.TensorCall) -> bool:
     return tensor_intrinsic_named(s.name).threads > 1
+
+
+def _waits_for_copies(p: ir.Program) -> bool:
+    return any(isinstance(n, ir.Call) and n.name == WAIT for n in walk(p.body))
 
 
 def threads(c: Any, loop: ir.For) -> Callable[[Env], None]:
@@ -49,7 +60,7 @@ def threads(c: Any, loop: ir.For) -> Callable[[Env], None]:
         inside = inside.body
     starts, extents = [c.expr(s.start) for s in loops], [c.expr(s.extent) for s in loops]
     slots = [c.slot(s.var) for s in loops]
-    body = _steps(c, inside)
+    body, copies = _steps(c, inside), c.slot(COPIES)
     across = next((k for k, s in enumerate(loops) if s.kind == "threadIdx.x"), None)
 
     def run(env: Env) -> None:
@@ -58,6 +69,7 @@ def threads(c: Any, loop: ir.For) -> Callable[[Env], None]:
         memories: dict[Any, Any] = {}
         for index in itertools.product(*spans):
             own = list(env)
+            own[copies] = [[]]
             for slot, i in zip(slots, index, strict=True):
                 own[slot] = i
             for depth, slot, make in owned:
@@ -114,6 +126,13 @@ def _steps(c: Any, s: ir.Stmt) -> Steps:
     match s:
         case ir.Evaluate(ir.Call(name)) if name == BARRIER:
             return lambda env: iter((s,))
+        case ir.Evaluate(ir.Call(name, (flying,))) if name == WAIT:
+            return _whole(_arrival(c.slot(COPIES), ir.as_int(flying) or 0))
+        case ir.Evaluate(ir.Call(name)) if name == COMMIT:
+            slot = c.slot(COPIES)
+            return _whole(lambda env: env[slot].append([]))
+        case ir.TensorCall() if not _together(s):
+            return _whole(_copy(c, c.stmt(s.body), c.slot(COPIES)) if _waits_for_copies(c.p) else c.stmt(s.body))
         case ir.TensorCall():
             together = _Instruction(s, c.stmt(s.body))
             return lambda env: iter((together,))
@@ -137,6 +156,28 @@ def _whole(action: Callable[[Env], None]) -> Steps:
         action(env)
         return iter(())
     return steps
+
+
+def _copy(c: Any, action: Callable[[Env], None], copies: int) -> Callable[[Env], None]:
+    """A copy that may be made later, with the values that variables have now."""
+    def copy(env: Env) -> None:
+        if c.owner.ordered(2)[0]:
+            env[copies][-1].append((action, list(env)))
+        else:
+            action(env)
+    return copy
+
+
+def _arrival(copies: int, flying: int) -> Callable[[Env], None]:
+    """A thread's copies are made, but those of its `flying` newest groups; if there are none of these, the open one's, too
+    (PTX ISA, cp.async.wait_group and wait_all)."""
+    def arrive(env: Env) -> None:
+        groups = env[copies]
+        done = max(0, len(groups) - 1 - flying) if flying else len(groups)
+        for action, then in [copy for group in groups[:done] for copy in group]:
+            action(then)
+        env[copies] = groups[done:] or [[]]
+    return arrive
 
 
 def _sequence(parts: list[Steps]) -> Steps:

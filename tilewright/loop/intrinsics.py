@@ -293,8 +293,11 @@ def _declare() -> None:
     register(Intrinsic("barrier", 0, _nothing, lambda to, frm: 0,
                        "The threads of a block wait here for each other; what they wrote before, all see after.",
                        pure=False))
-    register(Intrinsic("wait_copies", 0, _nothing, lambda to, frm: 0,
-                       "The thread waits here until what its asynchronous copies write has arrived.", pure=False))
+    register(Intrinsic("wait_copies", 1, _number_of_kernel, lambda to, frm, n: 0,
+                       "The thread waits here until what its asynchronous copies write has arrived, but for those of its "
+                       "newest groups, so many.", pure=False))
+    register(Intrinsic("commit_copies", 0, _nothing, lambda to, frm: 0,
+                       "The thread's asynchronous copies since the last such place are a group.", pure=False))
     for name, what in (("tw_upload", "the device from the host"), ("tw_move", "the device from the device"),
                        ("tw_download", "the host from the device")):
         register(Intrinsic(name, 3, _copy_operands, _copy_bytes, pure=False,

@@ -30,11 +30,12 @@ class Language:
     `number`: a parameter, from {type}, {name}, {const} and {at}, its place; `extra`: parameters behind these; `begin`: a
     line per buffer that goes before the body, e.g. to add its offset ("" for none). `index`: expressions of the bound axes.
     `shared`: an array shared by a block's threads; `warp`: a thread's part of an array of its warp ("" where there are
-    none); `local`: a private one, all from {type}, {name}, {n}. `barrier` and `wait` (for asynchronous copies) are
-    statements. `functions`: intrinsic → a template of its operands {0}, {1}, … for f32; `double` has those of f64. `helper`:
-    the head of a helper function, from {type}, {name}, {params}, each one a `param`. `wide`: copies {n} elements of {type}
-    from {source} to {to}, {vector} is the type's name in those of vectors (`vectors`, where it is another); "" if there is
-    none. `suffix`: what a literal ends with, by type. `reinterpret`: the bits of {0} as a {type}; "" for a helper function.
+    none); `local`: a private one, all from {type}, {name}, {n}. `barrier` is a statement, as are `wait` (for all copies that
+    are asynchronous), `wait_group` (but those of the {n} newest groups) and `commit` (a group). `functions`: intrinsic → a
+    template of its operands {0}, {1}, … for f32; `double` has those of f64. `helper`: the head of a helper function, from
+    {type}, {name}, {params}, each one a `param`. `wide`: copies {n} elements of {type} from {source} to {to}, {vector} is
+    the type's name in those of vectors (`vectors`, where it is another); "" if there is none. `suffix`: what a literal ends
+    with, by type. `reinterpret`: the bits of {0} as a {type}; "" for a helper function.
 
     What is C's way unless a language says otherwise: `define` names a value, `loop` heads a loop from {start} to {end},
     `cast`, `select` (of {cond}, {a}, {b}), `shift` ({0} and {2} around the sign {1}), `truth` (what false and true are
@@ -67,6 +68,8 @@ class Language:
     registers: int = 0
     warp: str = ""
     wait: str = ""
+    wait_group: str = ""
+    commit: str = ""
     suffix: Mapping[str, str] = field(default_factory=lambda: {"f32": "f", "i64": "L"})
     infinity: str = "INFINITY"
     nan: str = "NAN"

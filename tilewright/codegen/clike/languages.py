@@ -83,6 +83,8 @@ CUDA = Language(
     index={f"{kind}.{x}": f"(int){kind}.{x}" for kind in ("blockIdx", "threadIdx") for x in "xyz"},
     shared="__shared__ __align__(16) {type} {name}[{n}];", barrier="__syncthreads();",
     warp="__align__(16) {type} {name}[{n}];", wait='asm volatile("cp.async.wait_all;" ::: "memory");',
+    wait_group='asm volatile("cp.async.wait_group {n};" ::: "memory");',
+    commit='asm volatile("cp.async.commit_group;" ::: "memory");',
     helper="static __device__ __forceinline__ {type} {name}({params})",
     table="static __constant__ {type} {name}[{n}] = {{{values}}};",
     wide="*({vector}{n} *)({to}) = *(const {vector}{n} *)({source});", suffix={"f32": "f", "i64": "LL"},
@@ -93,7 +95,7 @@ CUDA = Language(
 # HIP's language is CUDA's (AMD's HIP programming guide, "HIP C++ language extensions"); its run-time compiler knows the
 # built-in names, its compiler driver has them in a header. The second of its launch bounds means something else.
 HIP = dataclasses.replace(
-    CUDA, name="hip", wait="", kernel=CUDA.kernel.replace(", {blocks}", ""),
+    CUDA, name="hip", wait="", wait_group="", commit="", kernel=CUDA.kernel.replace(", {blocks}", ""),
     prelude="#ifndef __HIPCC_RTC__\n#include <hip/hip_runtime.h>\n#endif\n" + CUDA.prelude)
 
 _METAL = {**{name: f"precise::{name}({{0}})" for name in _MATH if name != "erf"}, "floor": "floor({0})", "ceil": "ceil({0})",

@@ -166,8 +166,10 @@ class _Kernel:
             case ir.Evaluate(ir.Call("put_bits", (ir.Address() as place, mask, bits))):
                 put = self.language.atomic["put"]
                 self.line(depth, put.format(self.place(place), self.expr(mask, ATOM), self.expr(bits)))
-            case ir.Evaluate(ir.Call("wait_copies")):
-                self.line(depth, self.language.wait)
+            case ir.Evaluate(ir.Call("wait_copies", (newest,))):
+                self.line(depth, self.language.wait_group.format(n=n) if (n := ir.as_int(newest)) else self.language.wait)
+            case ir.Evaluate(ir.Call("commit_copies")):
+                self.line(depth, self.language.commit)
             case ir.Evaluate(ir.Call("prefetch")):
                 pass  # a hint: threads that wait for memory make room for others
             case ir.TensorCall():

@@ -35,6 +35,10 @@ from tilewright.target.target import Target
 AXES = tuple(f"{kind}Idx.{x}" for kind in ("block", "thread") for x in "xyz")
 
 
+def _compact_warps(program: Program) -> Program:
+    return compact_storage(program, "warp")
+
+
 def _compact_shared(program: Program) -> Program:
     return compact_storage(program, "shared")
 
@@ -45,6 +49,7 @@ def _gather(program: Program) -> Program:
 
 KERNEL: Pipeline[Program] = Pipeline("kernel", [
     # In: flat loops of any kind; phases of threads one after another; allocations where the schedule left them.
+    _compact_warps,  # before steps of pipelines are told apart: each has registers for its own fragments alone
     split_pipelines,
     virtual_threads,
     # No "vthread" loops.
