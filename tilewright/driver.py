@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from tilewright.codegen.clike.nvrtc import compile_cubin
 from tilewright.codegen.llvm import jit
 from tilewright.codegen.llvm.compile import compile_object
 from tilewright.codegen.llvm.emit import emit
-from tilewright.core.config import config
+from tilewright.core.config import Numerics, config
 from tilewright.core.errors import InternalError, UserError
 from tilewright.core.node import allow_deep_programs
 from tilewright.core.passes import Dump, Observer, Verify
@@ -59,7 +59,7 @@ from tilewright.target.presets import get_target, host_of
 from tilewright.target.target import Target
 from tilewright.tensor.work import work_of
 
-NUMERICS = ("default", "strict")
+NUMERICS = get_args(Numerics)
 FALLBACKS = ("host", "error")
 Progress = Callable[[int, int], None]
 """Told how many kernels are ready, and of how many."""
@@ -87,8 +87,9 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
     `shapes` sets symbolic dimensions or whole input shapes by name; each of `versions` gives sizes to symbols that stay
     open ({"batch": 1, "seq": 128}): runs of these sizes, the first version that fits, use code made for them, over the same
     weights where the layouts agree. `threads` is the number of threads of a run;
-    `numerics` "strict" uses no algorithm that changes the order of sums beyond a declared reduction; `verify` compares one
-    run on random inputs with the graph interpreter; `progress(done, total)` is told how many kernels are ready.
+    `numerics` "strict" uses no algorithm that changes the order of sums beyond a declared reduction, "tf32" lets devices
+    that have it round the operands of f32 products to TF32 (ten bits of mantissa); `verify` compares one run on random
+    inputs with the graph interpreter; `progress(done, total)` is told how many kernels are ready.
     Operators that have a meaning but no compiled form (docs/operators.md) run on the host, called back by the compiled code
     around them: with a `HostWarning`, listed in `Model.host_nodes`; `fallback` "error" refuses them, all at once.
     `custom_ops`: operators of the user's own (`tilewright.custom_op`), compiled like any other.
@@ -97,7 +98,7 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
     """
     options = numerics or config.numerics
     if options not in NUMERICS:
-        raise UserError("numerics-unknown", f"numerics is {' or '.join(NUMERICS)}, not {options!r}")
+        raise UserError("numerics-unknown", f"numerics is {', '.join(NUMERICS[:-1])} or {NUMERICS[-1]}, not {options!r}")
     if fallback not in FALLBACKS:
         raise UserError("fallback-unknown", f"fallback is {' or '.join(FALLBACKS)}, not {fallback!r}")
     device = get_target(target)

@@ -201,7 +201,9 @@ def tensor_cores(p: Product, target: Target) -> te.Schedule | None:
     that the nest does what the instruction does: filling, loading from shared memory, multiplying, storing. The sums are
     f32. The instructions are library values (tilewright/loop/instructions/nvidia.py), so other hardware adds its own there.
     Only CUDA has them, from compute capability 8.0 on. The tiles' rows are padded in shared memory (`storage_align`), so
-    that the eight rows which a load reads at once lie in different banks.
+    that the eight rows which a load reads at once lie in different banks. The compiler's own rule for such products, with
+    tiles chosen by size, copies on their way during the product, and any size and layout, is
+    tilewright/tensor/rules/gpu_tensor_cores.py.
     """
     if target.language != "cuda" or not target.has("mma"):
         return None

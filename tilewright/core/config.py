@@ -15,7 +15,7 @@ from typing import Any, Generic, Literal, TypeVar, cast, get_args, overload
 from tilewright.core.errors import UserError
 
 T = TypeVar("T")
-Numerics = Literal["default", "strict"]
+Numerics = Literal["default", "strict", "tf32"]
 _overrides: ContextVar[dict[str, Any] | None] = ContextVar("tilewright_settings", default=None)
 
 
@@ -116,7 +116,8 @@ class Config:
     webgpu_library = Setting("TILEWRIGHT_WEBGPU_LIBRARY", lambda: None, _optional_path,
                              "File of the wgpu-native library, for WebGPU devices (default: that of the wgpu package).")
     numerics = Setting("TILEWRIGHT_NUMERICS", _default_numerics, _numerics,
-                       "'strict' keeps the order of sums; 'default' also allows faster algorithms of bounded error.")
+                       "'strict' keeps the order of sums; 'default' also allows faster algorithms of bounded error, 'tf32' "
+                       "also to round operands of products to TF32 on devices that have it.")
 
     def settings(self) -> Iterator[Setting[Any]]:
         """Every setting, in the order of declaration."""

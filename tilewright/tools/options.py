@@ -22,7 +22,8 @@ Shapes = Annotated[list[str], typer.Option("--shape", "-s", metavar="NAME=N", he
 Threads = Annotated[int | None, typer.Option("--threads", "-j", help="Threads of a run; all that there are if left out.",
                                              show_default=False)]
 Numerics = Annotated[str | None, typer.Option("--numerics", help="'strict' keeps the order of sums; 'default' also allows "
-                                              "faster algorithms of bounded error.", show_default=False)]
+                                              "faster algorithms of bounded error, 'tf32' also to round operands of "
+                                              "products to TF32 on devices that have it.", show_default=False)]
 Inputs = Annotated[list[str], typer.Option("--input", "-i", metavar="FILE", help="file.npz with inputs by name, or "
                                            "NAME=file.npy; may be repeated. What is not given is random.")]
 Seed = Annotated[int, typer.Option("--seed", help="Of random inputs.")]

@@ -1,9 +1,12 @@
-"""Products on tensor cores: a schedule with fragments in warps; what each thread holds; sources that NVRTC takes."""
+"""Products on tensor cores: the instructions in a schedule; what each thread holds; sources that NVRTC takes. (How the
+default rule uses them: tests/tensor/rules/test_gpu_tensor_cores.py.)"""
 from __future__ import annotations
 
 import ctypes
 import re
 import subprocess
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +19,23 @@ from tilewright.codegen.clike import nvrtc
 from tilewright.codegen.clike.languages import CUDA, OPENCL
 from tilewright.codegen.clike.printer import print_kernels
 from tilewright.core.errors import UserError
+from tilewright.core.node import walk
 from tilewright.loop.instructions import nvidia
+from tilewright.loop.instructions.nvidia import Loads, MatrixProduct
 from tilewright.loop.interpret import run
-from tilewright.loop.ir import Program, Var, as_int, const, maximum
+from tilewright.loop.ir import Load, Program, Store, as_int, const, maximum
 from tilewright.loop.lower.device_pipeline import device_kernels, lower_for_device
 from tilewright.loop.tensor_intrinsics import Fragment, TensorIntrinsic, fill
 from tilewright.loop.verify import verify
 from tilewright.target.presets import get_target
 from tilewright.tensor import compute as te
+from tilewright.tensor.rules.gpu_tensor_cores import Tile, multiply_fragments
 from tilewright.tensor.schedule.schedule import Schedule, replay
-from tilewright.tensor.schedule.state import BlockRef
+from tilewright.tensor.schedule.trace import Instruction, Trace
 
-F16 = (nvidia.LDMATRIX_A_F16, nvidia.LDMATRIX_B_F16, nvidia.MMA_F16)
-BY_ELEMENT = (nvidia.MMA_LOAD_A_F16, nvidia.MMA_LOAD_B_F16, nvidia.MMA_F16)
-BF16 = (nvidia.LDMATRIX_A_BF16, nvidia.LDMATRIX_B_BF16, nvidia.MMA_BF16)
-TF32 = (nvidia.MMA_LOAD_A_TF32, nvidia.MMA_LOAD_B_TF32, nvidia.MMA_TF32)
+F16, BF16, TF32 = (nvidia.PRODUCTS[t] for t in ("f16", "bf16", "tf32"))
+BY_ELEMENT = MatrixProduct(Loads(*[nvidia.MMA_LOAD_A_F16] * 3), Loads(*[nvidia.MMA_LOAD_B_F16] * 3), nvidia.MMA_F16,
+                           nvidia.CP_ASYNC_F16)
 
 
 def product(m: int, n: int, k: int, t: str, epilogue: bool = False) -> Program:
@@ -43,89 +48,19 @@ def product(m: int, n: int, k: int, t: str, epilogue: bool = False) -> Program:
     return te.create_program("product", [a, b, bias], [d])
 
 
-def on_tensor_cores(program: Program, intrinsics: tuple[TensorIntrinsic, ...], warps: tuple[int, int] = (2, 2),
-                    tiles: tuple[int, int] = (2, 2), step: int = 2, by_threads: bool = False,
-                    turned: bool = False, vector: int = 4, fills_by: str = "zy") -> Schedule:
-    """A block computes `warps` × `tiles` × (16, 8) results; operands come through shared memory, `step` products deep at a
-    time. `by_threads`: each thread stores the elements that it holds, through an epilogue (`turned`: others)."""
-    load_a, load_b, mma = intrinsics
-    depth = load_a.operands[0].shape[1].value  # type: ignore[attr-defined]
-    allow = {"allow": "tf32"} if load_a.rounds else {}
+def on_tensor_cores(program: Program, kind: MatrixProduct, warps: tuple[int, int] = (2, 2),
+                    fragments: tuple[int, int] = (2, 2), depth: int = 2, stages: int = 1) -> Schedule:
+    """A block computes `warps` × `fragments` × (16, 8) results, `depth` instructions deep at a time."""
     sch = Schedule(program)
-    block = sch.block("C")
-    if by_threads:
-        sch.set_scope(block, 0, "warp")
-        store = sch.block("D")
-    else:
-        store = sch.cache_write(block, 0, "warp")
-    i, j, k = sch.loops(block)
-    i0, i1, i2, i3 = sch.split(i, [None, warps[0], tiles[0], 16])
-    j0, j1, j2, j3 = sch.split(j, [None, warps[1], tiles[1], 8])
-    k0, k1, k2 = sch.split(k, [None, step, depth])
-    sch.reorder(i0, j0, k0, i1, j1, k1, i2, j2, i3, j3, k2)
-    sch.reverse_compute_at(store, j0)
-    init = sch.decompose_reduction(block, k0)
-    copies = [sch.cache_read(block, name, "shared") for name in "AB"]
-    loads = [sch.cache_read(block, name, "warp") for name in ("A_shared", "B_shared")]
-    for load in loads:
-        sch.compute_at(load, k1)
-    for copy in copies:
-        sch.compute_at(copy, k0)
-    sch.bind(i0, "blockIdx.y")
-    sch.bind(j0, "blockIdx.x")
-    for copy in copies:
-        sch.cooperative_fetch(copy, [("threadIdx.z", warps[0]), ("threadIdx.y", warps[1]), ("threadIdx.x", 32)], vector)
-        sch.storage_align(copy, 0, 0, 16, 8)
-    for load, intrinsic in zip(loads, (load_a, load_b), strict=True):
-        sch.tensorize(_fragments(sch, load, intrinsic), intrinsic, **allow)
-    sch.unroll(i2)
-    sch.unroll(j2)
-    sch.tensorize(i3, mma)
-    _, _, *first, r, _ = sch.loops(init)  # without those of one step
-    fills = dict(zip([v for v in (i1, j1, i2, j2) if as_int(sch.loop(v).extent) != 1], first, strict=True))
-    sch.tensorize(r, nvidia.MMA_FILL)
-    for v in (i2, j2):
-        if v in fills:
-            sch.unroll(fills[v])
-    last = _own_elements(sch, store, warps, turned) if by_threads else _stored(sch, store, warps)
-    for z, y, axes in ((i1, j1, "zy"), (fills.get(i1), fills.get(j1), fills_by), (*last, "zy")):
-        for v, axis in ((z, axes[0]), (y, axes[1])):
-            if v is not None:
-                sch.bind(v, f"threadIdx.{axis}")
+    multiply_fragments(sch, sch.block("C"), kind, Tile(warps, fragments, depth, stages))
     return sch
 
 
-def _fragments(sch: Schedule, load: BlockRef, intrinsic: TensorIntrinsic) -> Var:
-    *_, r, c = sch.loops(load)
-    m, n = (d.value for d in intrinsic.operands[0].shape)  # type: ignore[attr-defined]
-    (r0, r1), (c0, c1) = sch.split(r, [None, m]), sch.split(c, [None, n])
-    sch.reorder(r0, c0, r1, c1)
-    sch.unroll(r0)
-    sch.unroll(c0)
-    return r1
-
-
-def _stored(sch: Schedule, store: BlockRef, warps: tuple[int, int]) -> tuple[Var, Var]:
-    *_, r, c = sch.loops(store)
-    (r0, r1, r2), (c0, c1, c2) = sch.split(r, [warps[0], None, 16]), sch.split(c, [warps[1], None, 8])
-    sch.reorder(r0, c0, r1, c1, r2, c2)
-    sch.unroll(r1)
-    sch.unroll(c1)
-    sch.tensorize(r2, nvidia.MMA_STORE)
-    return r0, c0
-
-
-def _own_elements(sch: Schedule, store: BlockRef, warps: tuple[int, int], turned: bool) -> tuple[Var, Var]:
-    """The rows of a fragment are 2 × 8, its columns 4 × 2: a thread has (of 8 rows) one and (of 4 pairs) one."""
-    *_, r, c = sch.loops(store)
-    r0, r1, r2, r3 = sch.split(r, [warps[0], None, 2, 8])
-    c0, c1, c2, c3 = sch.split(c, [warps[1], None, 4, 2])
-    lanes = (c2, r3) if turned else (r3, c2)
-    sch.reorder(r0, c0, *lanes, r1, c1, r2, c3)
-    sch.bind(sch.fuse(*lanes), "threadIdx.x")
-    for v in (r1, c1, r2, c3):
-        sch.unroll(v)
-    return r0, c0
+def altered(sch: Schedule, program: Program, change: Callable[[list[Instruction]], None]) -> Schedule:
+    """The schedule with some instructions of its trace changed."""
+    instructions = list(sch.trace.instructions)
+    change(instructions)
+    return replay(Trace(instructions), program)
 
 
 def operands(program: Program) -> list[Any]:
@@ -139,9 +74,9 @@ CASES = {"f16": ("f16", F16), "f16 by element": ("f16", BY_ELEMENT), "bf16": ("b
 @pytest.mark.parametrize("case", CASES)
 def test_a_product_in_every_order(case: str) -> None:
     """Warps and their threads in adversarial orders compute the product."""
-    t, intrinsics = CASES[case]
+    t, kind = CASES[case]
     program = product(16, 16, 32 if t != "f32" else 16, t)
-    sch = on_tensor_cores(program, intrinsics, (1, 2), (1, 1))
+    sch = on_tensor_cores(program, kind, (1, 2), (1, 1))
     assert str(replay(sch.trace, program).program) == str(sch.program)
     module = lower_for_device(sch.program, get_target("sm_80"))
     verify(module, "emitted")
@@ -154,7 +89,7 @@ def test_a_product_in_every_order(case: str) -> None:
 
 def test_an_epilogue_on_what_each_thread_holds() -> None:
     program = product(32, 16, 16, "f16", epilogue=True)
-    sch = on_tensor_cores(program, F16, (2, 1), (1, 2), step=1, by_threads=True)
+    sch = on_tensor_cores(program, F16, (2, 1), (1, 2), depth=1)
     module = lower_for_device(sch.program, get_target("sm_80"))
     a, b, bias = operands(program)
     for order in ("forward", "reverse", "random"):
@@ -170,16 +105,16 @@ def test_an_epilogue_on_what_each_thread_holds() -> None:
 @pytest.mark.parametrize("generation", ["sm_80", "sm_90"])
 @pytest.mark.parametrize("case", CASES)
 def test_sources_become_cubins(case: str, generation: str) -> None:
-    t, intrinsics = CASES[case]
-    module = lower_for_device(on_tensor_cores(product(128, 64, 64, t), intrinsics).program, get_target(generation))
+    t, kind = CASES[case]
+    module = lower_for_device(on_tensor_cores(product(128, 64, 64, t), kind).program, get_target(generation))
     source = print_kernels(device_kernels(module), CUDA)
-    assert source.count("mma.sync") == 4 and source.count("ldmatrix") == (4 if intrinsics in (F16, BF16) else 0)
+    assert source.count("mma.sync") == 4 and source.count("ldmatrix") == (4 if kind in (F16, BF16) else 0)
     assert nvrtc.compile_cubin(CUDA.prelude + source, generation)[:4] == b"\x7fELF"
 
 
 @needs_nvrtc
 def test_an_epilogue_becomes_a_cubin() -> None:
-    module = lower_for_device(on_tensor_cores(product(64, 32, 32, "f16", True), F16, by_threads=True).program,
+    module = lower_for_device(on_tensor_cores(product(64, 32, 32, "f16", True), F16).program,
                               get_target("sm_80"))
     assert nvrtc.compile_cubin(CUDA.prelude + print_kernels(device_kernels(module), CUDA), "sm_80")[:4] == b"\x7fELF"
 
@@ -225,6 +160,31 @@ def test_templates_hold_what_the_fragments_say(intrinsic: TensorIntrinsic, tmp_p
                 assert own == (0 if intrinsic is nvidia.MMA_FILL else at)
 
 
+@pytest.mark.parametrize("intrinsic", [nvidia.LDMATRIX_A_F16, nvidia.LDMATRIX_B_F16, nvidia.LDMATRIX_TURNED_A_F16,
+                                       nvidia.LDMATRIX_TURNED_B_F16], ids=lambda t: t.name)
+def test_matrix_loads_hold_what_the_fragments_say(intrinsic: TensorIntrinsic) -> None:
+    """ldmatrix as the PTX ISA defines it: threads 8q … 8q + 7 give the rows of matrix q, of eight 16-bit elements each;
+    thread t gets elements 2(t % 4) and the next of row t / 4 of each matrix, of its column if transposed."""
+    held, memory = intrinsic.operands
+    fragment, stride = intrinsic.fragments["f"], 40
+    text = intrinsic.emit["cuda"]
+    count, transposed = int(re.search(r"\.x(\d)", text)[1]), ".trans" in text  # type: ignore[index]
+    place = re.search(r"shared\(\$\w \+ (.*)\);", text)[1].replace("/", "//")  # type: ignore[index]
+    rows = [eval(place.replace(f"(${memory.name}.0)", str(stride)).replace("$lane", str(t))) for t in range(8 * count)]
+    got = {}
+    for t in range(32):
+        for q in range(count):
+            for e in range(2):
+                r, c = (2 * (t % 4) + e, t // 4) if transposed else (t // 4, 2 * (t % 4) + e)
+                got[t, 2 * q + e] = rows[8 * q + r] + c
+    read = next(n for n in walk(intrinsic.body.body) if isinstance(n, Load))
+    (i, j), turned = held.shape, read.indices[0] is not next(
+        n for n in walk(intrinsic.body.body) if isinstance(n, Store)).indices[0]
+    for x in range(as_int(i) or 0):
+        for y in range(as_int(j) or 0):
+            assert got[fragment.lane(x, y), fragment.register(x, y)] == (y * stride + x if turned else x * stride + y)
+
+
 # ---- refusals ------------------------------------------------------------------------------------------------------------
 def test_rounding_is_asked_for() -> None:
     sch = Schedule(product(16, 8, 8, "f32"))
@@ -261,14 +221,21 @@ def test_a_device_without_tensor_cores() -> None:
 
 
 def test_more_sums_than_a_thread_has_registers() -> None:
-    sch = on_tensor_cores(product(256, 128, 32, "f16"), F16, (1, 1), (16, 16), step=1)
+    sch = on_tensor_cores(product(256, 128, 32, "f16"), F16, (1, 1), (16, 16), depth=1)
     with pytest.raises(UserError, match=r"kernel-limit.* registers of a thread for what its warp holds; sm_80 has 255"):
         lower_for_device(sch.program, get_target("sm_80"))
 
 
 def test_registers_of_other_warps() -> None:
     """The sums of warp (z, y) are started by warp (y, z)."""
-    sch = on_tensor_cores(product(64, 32, 32, "f16"), F16, fills_by="yz")
+    program = product(64, 32, 32, "f16")
+
+    def turn(instructions: list[Instruction]) -> None:
+        binds = [k for k, i in enumerate(instructions) if i.name == "bind" and i.args[1] in ("threadIdx.z", "threadIdx.y")]
+        for k, axis in zip(binds[2:4], "yz", strict=True):  # behind those of the product
+            instructions[k] = replace(instructions[k], args=(instructions[k].args[0], f"threadIdx.{axis}"))
+
+    sch = altered(on_tensor_cores(program, F16), program, turn)
     with pytest.raises(UserError, match=r"kernel-warp.*may read elements of C_warp that it did not write itself"):
         lower_for_device(sch.program, get_target("sm_80"))
 
@@ -295,7 +262,7 @@ def test_half_a_warp() -> None:
     init = sch.decompose_reduction(block, k0)
     copy = sch.cache_read(block, "A", "shared")
     loads = [sch.cache_read(block, name, "warp") for name in ("A_shared", "B")]
-    for load, intrinsic in zip(loads, BY_ELEMENT[:2], strict=True):
+    for load, intrinsic in zip(loads, (BY_ELEMENT.a.any, BY_ELEMENT.b.any), strict=True):
         sch.compute_at(load, k0)
         sch.tensorize(sch.loops(load)[-2], intrinsic)
     sch.compute_at(copy, i0)
@@ -310,8 +277,17 @@ def test_half_a_warp() -> None:
 
 def test_elements_of_other_threads() -> None:
     program = product(32, 16, 16, "f16", epilogue=True)
-    sch = on_tensor_cores(program, F16, (1, 1), step=1, by_threads=True)
+    sch = on_tensor_cores(program, F16, (1, 1), depth=1)
     assert "bias" in print_kernels(device_kernels(lower_for_device(sch.program, get_target("sm_80"))), CUDA)
-    sch = on_tensor_cores(program, F16, (1, 1), step=1, by_threads=True, turned=True)
+
+    def turn(instructions: list[Instruction]) -> None:
+        """Threads along the other axis first."""
+        last = max(k for k, i in enumerate(instructions) if i.name == "fuse")
+        a, b = instructions[last].args
+        order = [{a: b, b: a}.get(x, x) for x in instructions[last - 1].args]
+        instructions[last - 1:last + 1] = [replace(instructions[last - 1], args=tuple(order)),
+                                           replace(instructions[last], args=(b, a))]
+
+    sch = altered(sch, program, turn)
     with pytest.raises(UserError, match=r"kernel-warp.*another thread of the warp may hold"):
         print_kernels(device_kernels(lower_for_device(sch.program, get_target("sm_80"))), CUDA)

@@ -42,6 +42,27 @@ def test_other_reducers_are_padded_with_their_identity() -> None:
     assert "-2147483648" in body(sch)
 
 
+def test_rows_are_read_again() -> None:
+    """What is beyond the end is the beginning, without a condition; not along the sum, where zeros are wanted."""
+    sch = Schedule(matmul(5, 8, 6))
+    sch.pad_einsum(sch.block("C"), [12, 3, 4], wrap=True)
+    assert "A_pad[v0_1, v1_1] = guard(v1_1 < 6, A[v0_1 % 5, v1_1], 0:i32)" in body(sch)
+    check(sch, matmul(5, 8, 6))
+    sch = Schedule(matmul(5, 8, 6))
+    sch.pad_einsum(sch.block("C"), [12, 3, 1], wrap=True)
+    assert "A_pad[v0_1, v1_1] = A[v0_1 % 5, v1_1]" in body(sch) and "guard" not in body(sch)
+    check(sch, matmul(5, 8, 6))
+
+
+def test_zeros_are_zeros_in_any_type() -> None:
+    a, b, r = te.placeholder((5, 6), "i8", "A"), te.placeholder((6, 3), "i8", "B"), te.reduce_axis(6, "k")
+    program = te.create_program("f", [a, b], [te.compute(
+        (5, 3), lambda i, j: te.sum(a[i, r].cast("i32") * b[r, j].cast("i32"), axis=[r]), name="C")])
+    sch = Schedule(program)
+    sch.pad_einsum(sch.block("C"), [1, 1, 4])
+    check(sch, program)
+
+
 def test_it_refuses() -> None:
     sch = Schedule(matmul(5, 8, 6))
     c = sch.block("C")

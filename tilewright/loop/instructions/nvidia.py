@@ -13,6 +13,8 @@ TF32 rounds its operands to ten bits of mantissa, so its loads are tensorized wi
 """
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from tilewright.loop.tensor_intrinsics import Fragment, TensorIntrinsic, tensor_intrinsic
 
 A16 = Fragment("mma.m16n8k16.a", (16, 16), lambda i, k: i % 8 * 4 + k % 8 // 2, lambda i, k: k // 8 * 4 + i // 8 * 2 + k % 2)
@@ -45,6 +47,18 @@ _MATRIX_B = """
     const unsigned at = (unsigned)__cvta_generic_to_shared($b + $lane % 16 * ($b.0));
     unsigned *r = (unsigned *)($f);
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory");
+"""
+_TURNED_A = """
+    const unsigned at = (unsigned)__cvta_generic_to_shared($a + ($lane % 8 + $lane / 16 * 8) * ($a.0) + $lane / 8 % 2 * 8);
+    unsigned *r = (unsigned *)($f);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+"""
+_TURNED_B = """
+    const unsigned at = (unsigned)__cvta_generic_to_shared($b + $lane % 8 * ($b.0) + $lane / 8 % 2 * 8);
+    unsigned *r = (unsigned *)($f);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
                  : "=r"(r[0]), "=r"(r[1]) : "r"(at) : "memory");
 """
 _PRODUCT = """
@@ -82,6 +96,18 @@ def _of(t: str) -> tuple[TensorIntrinsic, ...]:
                 for j in 0..8:
                     f[k, j] = b[k, j]
     """, {"cuda": _MATRIX_B}, threads=32, requires="mma", fragments={"f": B16}, aligned={"b": 8})
+    turned_a = tensor_intrinsic(f"""
+        program ldmatrix_turned_a_{t}(f: {t}[16, 16] warp, a: {t}[16, 16] shared strides[0, 1]):
+            for i in 0..16:
+                for k in 0..16:
+                    f[i, k] = a[k, i]
+    """, {"cuda": _TURNED_A}, threads=32, requires="mma", fragments={"f": A16}, aligned={"a": 8})
+    turned_b = tensor_intrinsic(f"""
+        program ldmatrix_turned_b_{t}(f: {t}[16, 8] warp, b: {t}[8, 16] shared strides[0, 1]):
+            for k in 0..16:
+                for j in 0..8:
+                    f[k, j] = b[j, k]
+    """, {"cuda": _TURNED_B}, threads=32, requires="mma", fragments={"f": B16}, aligned={"b": 8})
     product = tensor_intrinsic(f"""
         program mma_m16n8k16_{t}(c: f32[16, 8] warp, a: {t}[16, 16] warp, b: {t}[16, 8] warp):
             for i in 0..16:
@@ -89,11 +115,14 @@ def _of(t: str) -> tuple[TensorIntrinsic, ...]:
                     for k in 0..16:
                         c[i, j] = c[i, j] + f32(a[i, k]) * f32(b[k, j])
     """, {"cuda": _PRODUCT.replace("@", t)}, threads=32, requires="mma", fragments={"c": C, "a": A16, "b": B16})
-    return load_a, load_b, matrix_a, matrix_b, product
+    return load_a, load_b, matrix_a, matrix_b, turned_a, turned_b, product
 
 
-MMA_LOAD_A_F16, MMA_LOAD_B_F16, LDMATRIX_A_F16, LDMATRIX_B_F16, MMA_F16 = _of("f16")
-MMA_LOAD_A_BF16, MMA_LOAD_B_BF16, LDMATRIX_A_BF16, LDMATRIX_B_BF16, MMA_BF16 = _of("bf16")
+(MMA_LOAD_A_F16, MMA_LOAD_B_F16, LDMATRIX_A_F16, LDMATRIX_B_F16, LDMATRIX_TURNED_A_F16, LDMATRIX_TURNED_B_F16,
+ MMA_F16) = _of("f16")
+(MMA_LOAD_A_BF16, MMA_LOAD_B_BF16, LDMATRIX_A_BF16, LDMATRIX_B_BF16, LDMATRIX_TURNED_A_BF16, LDMATRIX_TURNED_B_BF16,
+ MMA_BF16) = _of("bf16")
+
 
 def _copy(t: str, n: int) -> TensorIntrinsic:
     """cp.async (PTX ISA, "Asynchronous copy"): 16 bytes from global into shared memory past the registers."""
@@ -174,3 +203,39 @@ MMA_TF32 = tensor_intrinsic("""
                  "{%0, %1, %2, %3};" : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 """}, threads=32, requires="mma", fragments={"c": C, "a": A8, "b": B8})
+
+
+class Loads(NamedTuple):
+    """The instructions that load one operand of a product from shared memory: whose rows lie one behind the other, whose
+    columns do, and of any layout."""
+    rows: TensorIntrinsic
+    columns: TensorIntrinsic
+    any: TensorIntrinsic
+
+
+class MatrixProduct(NamedTuple):
+    """The instructions of a product of one type of operands: c[16, 8] += a[16, depth] · b[depth, 8]."""
+    a: Loads
+    b: Loads
+    multiply: TensorIntrinsic
+    copy: TensorIntrinsic
+
+    @property
+    def depth(self) -> int:
+        """Elements of the sum that one instruction adds up."""
+        return self.a.any.fragments["f"].shape[1]
+
+    @property
+    def rounds(self) -> str:
+        """The type to which operands are rounded, "" if they are not."""
+        return self.a.any.rounds
+
+
+PRODUCTS = {
+    "f16": MatrixProduct(Loads(LDMATRIX_A_F16, LDMATRIX_TURNED_A_F16, MMA_LOAD_A_F16),
+                         Loads(LDMATRIX_B_F16, LDMATRIX_TURNED_B_F16, MMA_LOAD_B_F16), MMA_F16, CP_ASYNC_F16),
+    "bf16": MatrixProduct(Loads(LDMATRIX_A_BF16, LDMATRIX_TURNED_A_BF16, MMA_LOAD_A_BF16),
+                          Loads(LDMATRIX_B_BF16, LDMATRIX_TURNED_B_BF16, MMA_LOAD_B_BF16), MMA_BF16, CP_ASYNC_BF16),
+    "tf32": MatrixProduct(Loads(*[MMA_LOAD_A_TF32] * 3), Loads(*[MMA_LOAD_B_TF32] * 3), MMA_TF32, CP_ASYNC_F32),
+}
+"""By the type that the tensor cores multiply; TF32 of operands that are f32."""

@@ -1,9 +1,9 @@
 """The default schedule of any program on a device of blocks and threads.
 
-In: an unscheduled Program and a target of kind "gpu". Out: a Schedule in which every nest is a kernel: products in tiles of
-shared memory and registers, attention block by block of keys, reductions with the threads of a block to a row, windows over
-tiles with their borders, transposed reads through shared memory, everything else with a thread per result. Like the rules
-for CPUs (dispatch.py) these know blocks and facts, no operator, model or shape.
+In: an unscheduled Program and a target of kind "gpu". Out: a Schedule in which every nest is a kernel: products on tensor
+cores or in tiles of shared memory and registers, attention block by block of keys, reductions with the threads of a block to
+a row, windows over tiles with their borders, transposed reads through shared memory, everything else with a thread per
+result. Like the rules for CPUs (dispatch.py) these know blocks and facts, no operator, model or shape.
 
 Each block has a list of rules, the best first; one that refuses gives way to the next, and `Schedule.fallback` says why.
 `Schedule.rules` says which rule took which block.
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from tilewright.core.errors import UserError
 from tilewright.core.node import walk
+from tilewright.loop.instructions.nvidia import MatrixProduct
 from tilewright.loop.ir import Allocate, Block, Program, as_int
 from tilewright.loop.lower.device_pipeline import lower_for_device
 from tilewright.target.target import Target
@@ -29,6 +30,7 @@ from tilewright.tensor.rules.gpu_contraction import RESULTS, STEPS, group_size, 
 from tilewright.tensor.rules.gpu_ordered import schedule_chains, schedule_steps, schedule_updates
 from tilewright.tensor.rules.gpu_results import schedule_results
 from tilewright.tensor.rules.gpu_rows import cut_reduction, fits_rows, schedule_block_rows
+from tilewright.tensor.rules.gpu_tensor_cores import product_of, schedule_tensor_cores
 from tilewright.tensor.rules.gpu_transpose import schedule_transpose, transposed_read
 from tilewright.tensor.rules.gpu_windows import DOWN, fits_windows, schedule_windows
 from tilewright.tensor.rules.prologues import inline_prologues
@@ -41,7 +43,7 @@ from tilewright.tensor.schedule.state import BlockRef, ScheduleError
 
 TILED_FLOPS = 1 << 14
 """Products of fewer operations gain nothing from tiles."""
-SHARING = frozenset({"tiles", "attention", "rows", "windows", "transpose", "steps"})
+SHARING = frozenset({"tensor_cores", "tiles", "attention", "rows", "windows", "transpose", "steps"})
 """Rules that use shared memory."""
 ALL = ""
 """In place of a block's name: rules for all blocks of a program."""
@@ -64,7 +66,8 @@ class _Refused(Exception):
 
 def schedule_for_gpu(program: Program, target: Target, numerics: str = "default") -> Schedule:
     """Schedule a program by rules; where one refuses a block, the next simpler one takes it. `numerics` "strict" leaves out
-    the one that adds up in another order than the program's reductions: attention in tiles of keys."""
+    those that round sums otherwise than the program does: attention in tiles of keys, tensor cores. "tf32" lets tensor cores
+    round operands of f32 to TF32."""
     level: dict[str, int] = {}
     reasons: list[str] = []
     while True:
@@ -124,7 +127,7 @@ def _by_rules(sch: Schedule, target: Target, level: dict[str, int], numerics: st
     apart = [] if done or ordered else _operands_apart(sch.program)
     if not done and not ordered:
         inline_prologues(sch, keep=[*chains, *apart])
-    found = attention_of(sch, apart) if numerics == "default" and not done and not ordered else None
+    found = attention_of(sch, apart) if numerics != "strict" and not done and not ordered else None
     tiles = tiles_of(found, target) if found is not None else []
     if found is not None and level.get(ALL, 0) < len(tiles):
         take(ALL, [*[Rule("attention", functools.partial(_attention, found, tile, target)) for tile in tiles],
@@ -142,7 +145,7 @@ def _by_rules(sch: Schedule, target: Target, level: dict[str, int], numerics: st
             continue
         block = state.find_block(sch.program, BlockRef(name))
         if _is_whole_nest(sch, block):
-            take(name, rules_for(sch, block, target))
+            take(name, rules_for(sch, block, target, numerics))
     return ruled
 
 
@@ -175,7 +178,7 @@ def _is_whole_nest(sch: Schedule, block: Block) -> bool:
     return bool(loops) and len(state.blocks_under(loops[0])) == 1 and all(f.kind == "serial" for f in loops)
 
 
-def rules_for(sch: Schedule, block: Block, target: Target) -> list[Rule]:
+def rules_for(sch: Schedule, block: Block, target: Target, numerics: str = "default") -> list[Rule]:
     """The rules for a block, the best first."""
     serial = Rule("serial", lambda s, ref: {ref.name})
     if _is_ordered(block):
@@ -188,6 +191,9 @@ def rules_for(sch: Schedule, block: Block, target: Target) -> list[Rule]:
     if constant and len(outputs(block)) == 1:
         product = info.m and info.n and min(info.extent(info.m), info.extent(info.n)) > 1 or group_size(block) is not None
         if info.kind == "contraction" and product and info.flops >= TILED_FLOPS and not info.is_depthwise:
+            multiplied = product_of(block, target, numerics)
+            if multiplied is not None:
+                out.append(Rule("tensor_cores", functools.partial(_tensor_cores, target, multiplied)))
             sizes = [*[(step, RESULTS) for step in STEPS], (4, 16), (1, 16), (1, 4)]
             out += [Rule("tiles", functools.partial(_tiles, target, *size)) for size in sizes]
         elif fits_windows(info):
@@ -210,6 +216,10 @@ def _tiles(target: Target, step: int, most: int, sch: Schedule, ref: BlockRef) -
 
 def _windows(target: Target, most: int, sch: Schedule, ref: BlockRef) -> set[str]:
     return schedule_windows(sch, sch.block(ref.name), target, most)
+
+
+def _tensor_cores(target: Target, product: MatrixProduct, sch: Schedule, ref: BlockRef) -> set[str]:
+    return schedule_tensor_cores(sch, sch.block(ref.name), target, product)
 
 
 def _rows(sch: Schedule, ref: BlockRef, target: Target) -> set[str]:

@@ -130,7 +130,7 @@ def schedule_tile(sch: Schedule, ref: BlockRef, axes: list[Axis], target: Target
     home = outer_k[-1] if outer_k else blocks[-1]
     info = classify(state.find_block(sch.program, ref))
     names = dict.fromkeys(staged or [x.buffer.name for x in (info.a, info.b) if x is not None])
-    copies = [_operand(sch, ref, name, home) for name in names]
+    copies = [operand_tile(sch, ref, name, home) for name in names]
     wanted = sum(_tile_bytes(sch, c, home) for c in copies)
     if wanted > target.shared_memory:
         raise ScheduleError("cache_read", f"the tiles take {wanted} bytes of shared memory", sch.program, ref)
@@ -297,7 +297,7 @@ def _to_the_end(at: int, *indices: Expr) -> tuple[Expr, ...]:
     return (*indices[:at], *indices[at + 1:], indices[at])
 
 
-def _operand(sch: Schedule, ref: BlockRef, name: str, home: Var) -> BlockRef:
+def operand_tile(sch: Schedule, ref: BlockRef, name: str, home: Var) -> BlockRef:
     """The block that brings an operand's tile into shared memory: a copy, or, where the operand is a view or has borders for
     this product alone, the block that makes it."""
     product = state.find_block(sch.program, ref)

@@ -247,8 +247,9 @@ class Schedule:
     def decompose_padding(self, block: BlockRef) -> tuple[BlockRef, ...]:
         return tuple(self.apply("decompose_padding", block))
 
-    def pad_einsum(self, block: BlockRef, multiples: Sequence[int]) -> list[BlockRef]:
-        return self.apply("pad_einsum", block, list(multiples))  # type: ignore[no-any-return]
+    def pad_einsum(self, block: BlockRef, multiples: Sequence[int], wrap: bool = False) -> list[BlockRef]:
+        more = (wrap,) if wrap else ()
+        return self.apply("pad_einsum", block, list(multiples), *more)  # type: ignore[no-any-return]
 
     def rfactor(self, block: BlockRef, loop: Var, axis: int = 0) -> BlockRef:
         return self.apply("rfactor", block, loop, axis)  # type: ignore[no-any-return]

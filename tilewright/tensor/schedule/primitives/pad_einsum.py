@@ -11,7 +11,8 @@
                                                         block C_store(vi = i, vj = j): C[vi, vj] = C_pad[vi, vj]
 
 Where a reduced axis is padded, what is added must change nothing: zeros in all factors of a sum's products, or the reducer's
-identity where its term is one operand.
+identity where its term is one operand. What the other axes read beyond the end reaches no result; with `wrap` they read the
+first elements again, A[vi % 5, vk], so that no condition stands in their way.
 """
 from __future__ import annotations
 
@@ -23,6 +24,7 @@ from tilewright.loop.ir import (
     Add,
     Block,
     Buffer,
+    Cast,
     Const,
     Expr,
     For,
@@ -62,9 +64,10 @@ NAME = "pad_einsum"
 
 
 @primitive
-def pad_einsum(sch: Schedule, block: BlockRef, multiples: Sequence[int]) -> list[BlockRef]:
+def pad_einsum(sch: Schedule, block: BlockRef, multiples: Sequence[int], wrap: bool = False) -> list[BlockRef]:
     """Pad the extent of each iteration variable of `block` to a multiple (1: as it is). Returns the blocks that pad the
-    operands, in order of first use, then the one that copies the result out of its padded buffer.
+    operands, in order of first use, then the one that copies the result out of its padded buffer. `wrap`: beyond the end of
+    a spatial axis operands are read from their beginning again, instead of being zero.
 
     The block must be a reduction in a nest of its own, a serial loop from 0 for each variable; a padded variable must be an
     index by itself wherever it is used. Legal if what is added does not change a reduction. Raises ScheduleError.
@@ -94,10 +97,11 @@ def pad_einsum(sch: Schedule, block: BlockRef, multiples: Sequence[int]) -> list
     renamed: dict[Buffer, Buffer] = {}
     new = program
     size = {i.var: i.extent for i in b.iters}
+    again = {i.var for i in b.iters if wrap and i.kind == "spatial"}
     for load in [n for n in walk(b.body) if isinstance(n, Load) and n.buffer is not target]:
         if load.buffer in renamed or not padded & set(load.indices):
             continue
-        copy, buffer = _copy(new, b, load, padded, extent, size, filler)
+        copy, buffer = _copy(new, b, load, padded, extent, size, filler, again)
         renamed[load.buffer] = buffer
         names.append(BlockRef(copy.name))
         before.append(build_nest(copy, whole(copy), [])[0])
@@ -153,7 +157,7 @@ def _filler(program: Program, b: Block, term: Expr, start: Expr, padded: set[Var
         return None
     if isinstance(term, Load) and isinstance(start, Const):
         return start
-    factors = _factors(term)
+    factors = [_widened(f) for f in _factors(term)]
     is_sum = isinstance(b.body, Store) and isinstance(b.body.value, Add)
     every = all(isinstance(f, Load) for f in factors)
     covered = {v for f in factors if isinstance(f, Load) for v in f.indices}
@@ -168,21 +172,27 @@ def _factors(e: Expr) -> list[Expr]:
     return [*_factors(e.a), *_factors(e.b)] if isinstance(e, Mul) else [e]
 
 
+def _widened(e: Expr) -> Expr:
+    """What a number is converted from: a zero stays one."""
+    return _widened(e.a) if isinstance(e, Cast) else e
+
+
 def _padded_buffer(buffer: Buffer, indices: Sequence[Expr], padded: set[Var], extent: dict[Var, Expr]) -> Buffer:
     shape = [extent[e] if isinstance(e, Var) and e in padded else n for e, n in zip(indices, buffer.shape, strict=True)]
     return buffer.replace(name=f"{buffer.name}_pad", shape=tuple(shape), scope="global", strides=None, data=None)
 
 
 def _copy(program: Program, b: Block, load: Load, padded: set[Var], extent: dict[Var, Expr], size: dict[Var, Expr],
-          filler: Expr | None) -> tuple[Block, Buffer]:
-    """The block that writes a padded copy of an operand, and its buffer."""
+          filler: Expr | None, again: set[Var]) -> tuple[Block, Buffer]:
+    """The block that writes a padded copy of an operand, and its buffer. Along the variables `again` it begins anew."""
     buffer = _padded_buffer(load.buffer, load.indices, padded, extent)
     v = tuple([Var(f"v{k}") for k in range(buffer.rank)])
-    inside = conjunction([Lt(x, size[e]) for x, e in zip(v, load.indices, strict=True)
-                          if isinstance(e, Var) and e in padded])
+    along = [(x, e) for x, e in zip(v, load.indices, strict=True) if isinstance(e, Var) and e in padded]
+    inside = conjunction([Lt(x, size[e]) for x, e in along if e not in again])
+    at = substitute(Load(load.buffer, v), {x: x % size[e] for x, e in along if e in again})
     outside = const(0, buffer.dtype) if filler is None else filler
     iters = tuple([IterVar(x, n) for x, n in zip(v, buffer.shape, strict=True)])
-    body = Store(buffer, v, Guard(inside, Load(load.buffer, v), outside))
+    body = Store(buffer, v, at if inside == TRUE else Guard(inside, at, outside))
     return Block(fresh_name(program, buffer.name), iters, v, TRUE, body), buffer
 
 
