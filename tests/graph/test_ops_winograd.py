@@ -47,8 +47,8 @@ def test_recipe_and_numpy_are_the_direct_form(m: int, planes: tuple[int, int, in
     ((2, 32, 17, 20), (3, 3), "pads = [2,2,2,2], dilations = [2,2]"),
     ((1, 64, 25, 24), (3, 3), "pads = [3,0,2,1], dilations = [3,4]"),
 ])
-def test_volumes_are_filtered_plane_by_plane_and_dilated_windows_image_by_image(shape: tuple[int, ...], kernel: tuple[int, ...],
-                                                             attributes: str) -> None:
+def test_volumes_go_plane_by_plane_and_dilated_windows_image_by_image(shape: tuple[int, ...], kernel: tuple[int, ...],
+                                                                      attributes: str) -> None:
     sizes = ",".join(map(str, shape))
     proto = model(f"net (float[{sizes}] x) => (float y) {{ y = Conv<{attributes}>(x, w) }}", w=weight(32, shape[1], *kernel))
     feeds = inputs(proto)

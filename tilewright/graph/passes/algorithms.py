@@ -76,7 +76,7 @@ def cheapest_tile(op: Operation, target: Target, numerics: str) -> int:
 
 def _tiles(size: int, apart: int, m: int) -> int:
     """Tiles of m outputs along an axis, in each of its `apart` images."""
-    return -(-(-(-size // apart)) // m)
+    return -(-size // (apart * m))
 
 
 def _winograd(op: Operation, m: int, b: GraphBuilder) -> Value:
