@@ -103,6 +103,23 @@ def test_parameters_of_channels_beside_rows_of_any_length(op: str) -> None:
             made(x(1, 4, 2, 3), x(3), x(3), x(3), x(3))
 
 
+@pytest.mark.parametrize("text, right, wrong", [
+    ("(float[n,c] x, float[d] s) => (y) { y = LayerNormalization(x, s) }", [(2, 6), (6,)], [(2, 6), (3,)]),
+    ("(float[n,c,l] x, float[4,3,3] w) => (y) { y = Conv(x, w) }", [(2, 3, 8), (4, 3, 3)], [(2, 2, 8), (4, 3, 3)]),
+    ("(float[n,c,l] x, float[4,3,3] w) => (y) { y = ConvTranspose(x, w) }", [(2, 4, 8), (4, 3, 3)], [(2, 2, 8), (4, 3, 3)]),
+    ("(float[t,n,3] x, float[1,8,3] w, float[1,8,8] r, int32[m] lengths) => (y) "
+     "{ y = RNN <hidden_size = 8> (x, w, r, , lengths) }", [(5, 2, 3), (1, 8, 3), (1, 8, 8), (2,)],
+     [(5, 4, 3), (1, 8, 3), (1, 8, 8), (2,)])])
+def test_operands_that_are_too_small_are_refused_before_they_are_read(text: str, right: Any, wrong: Any) -> None:
+    with tilewright.compile(parsed(f"agraph {text}")) as made:
+        def feed(shapes: Any) -> dict[str, Any]:
+            return {i.name: x(*s) if i.dtype.is_float else np.ones(s, np.int32)
+                    for i, s in zip(made.inputs, shapes, strict=True)}
+        check(made, [feed(right)])
+        with pytest.raises(UserError, match="run-shape"):
+            made.run(feed(wrong))
+
+
 def test_images_of_any_size_and_batches_of_any_number() -> None:
     nodes = [N("Conv", ["x", "w"], ["a"], pads=[1, 1, 1, 1]), N("Relu", ["a"], ["b"]),
              N("Conv", ["b", "v"], ["c"], pads=[1, 1, 1, 1]),

@@ -46,6 +46,16 @@ def _pairs(op: Operation) -> Iterator[tuple[Expr, Expr, str]]:
         yield from _broadcast([s[:-2] for s in shapes], op.output.shape[:max(len(s) for s in shapes) - 2])
     elif op.op in ("batch_norm", "instance_norm", "group_norm"):
         yield from ((shape[0], shapes[0][1], "the channels") for shape in shapes[1:])
+    elif op.op in ("layer_norm", "rms_norm"):
+        yield from _broadcast(shapes[1:], shapes[0])
+    elif op.op == "conv":
+        yield shapes[0][1], shapes[1][1] * op.attrs["group"], "the channels"
+    elif op.op == "conv_transpose":
+        yield shapes[0][1], shapes[1][0], "the channels"
+    elif op.op in ("rnn", "gru", "lstm"):
+        lengths = op.inputs[-1]
+        if lengths is not None and lengths.rank == 1:
+            yield lengths.shape[0], shapes[0][1], "the batch"
     elif record_of(op).fusion in ("elementwise", "broadcast") or op.op == "expand":
         yield from _broadcast(shapes, op.output.shape)
 
