@@ -1,12 +1,24 @@
 """reverse_compute_at: epilogues in the tiles of their producers, and what is refused."""
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.tensor.schedule.refusals import check, refused
-from tests.tensor.schedule.schedule_operators import conv2d, matmul_relu, max_pool, padded, relu, softmax
+from tests.tensor.schedule.schedule_operators import (
+    arguments,
+    conv2d,
+    matmul_relu,
+    max_pool,
+    padded,
+    relu,
+    results,
+    softmax,
+)
 from tilewright.core.dtype import i32
-from tilewright.loop.ir import Const, Program, as_int
+from tilewright.loop.interpret import run
+from tilewright.loop.ir import Buffer, Const, Program, as_int, const
+from tilewright.loop.lower.pipeline import lower
 from tilewright.tensor import compute as te
 from tilewright.tensor.compute import compute, create_program, if_then_else, placeholder, reduce_axis
 from tilewright.tensor.schedule.schedule import Schedule
@@ -151,3 +163,59 @@ def test_refused_part_of_a_fused_loop() -> None:
     fo, _ = sch.split(f, [None, 4])
     with refused(sch, "may not have computed all of conv", "block biased"):
         sch.reverse_compute_at(sch.block("biased"), fo)
+
+
+def lines(back: int) -> Program:
+    """Each row of C is made of the same row of B and of one `back` rows before."""
+    a = placeholder((6, 5), "i32", "A")
+    b = compute((6, 5), lambda i, j: a[i, j] * const(2, i32), name="B")
+    c = compute((6, 5), lambda i, j: b[i, j] + if_then_else(i >= back, b[i - back, 4 - j], const(0, i32)), name="C")
+    return create_program("lines", [a], [c])
+
+
+@pytest.mark.parametrize("back", [1, 2])
+def test_rows_of_earlier_steps_are_there(back: int) -> None:
+    program = lines(back)
+    sch = Schedule(program)
+    i, _ = sch.loops(sch.block("B"))
+    sch.reverse_compute_at(sch.block("C"), i)
+    check(sch, program)
+    with refused(sch, "may touch the same elements of B"):
+        sch.parallel(i)
+    lowered = lower(sch.program).programs[0]
+    given = [x.copy() for x in arguments(program)]
+    scratch = [np.zeros([as_int(d) or 0 for d in p.shape], np.int32) for p in lowered.params[2:] if isinstance(p, Buffer)]
+    run(lowered, [*given, *scratch])
+    assert np.array_equal(given[1], results(program)[1])
+
+
+def test_rows_of_later_steps_are_not() -> None:
+    a = placeholder((6,), "i32", "A")
+    b = compute((6,), lambda i: a[i] * const(2, i32), name="B")
+    c = compute((6,), lambda i: b[i] + if_then_else(i < 5, b[i + 1], const(0, i32)), name="C")
+    sch = Schedule(create_program("later", [a], [c]))
+    with refused(sch, "block C(i0 = 0) reads B[1], which block B(i0 = 1) writes only later"):
+        sch.reverse_compute_at(sch.block("C"), sch.loops(sch.block("B"))[0])
+
+
+def test_a_row_within_an_inner_loop_is_not_whole() -> None:
+    sch = Schedule(lines(1))
+    with refused(sch, "may not have computed all of B that block C reads"):
+        sch.reverse_compute_at(sch.block("C"), sch.loops(sch.block("B"))[1])
+
+
+def test_producers_that_run_whole_in_each_step_are_enough() -> None:
+    """The border and the inside of P are blocks of their own: each runs whole before the reader, in one step."""
+    a = placeholder((3, 6), "i32", "A")
+    p = compute((3, 8), lambda i, j: if_then_else((j >= 1) & (j < 7), a[i, j - 1], const(0, i32)), name="P")
+    c = compute((3, 6), lambda i, j: p[i, j] + p[i, j + 2], name="C")
+    d = compute((3, 6), lambda i, j: c[i, j] * const(3, i32), name="D")
+    program = create_program("bordered", [a], [d])
+    sch = Schedule(program)
+    u = sch.add_unit_loop(sch.block("D"))
+    sch.compute_at(sch.block("C"), u)
+    sch.compute_at(sch.block("P"), u)
+    sch.decompose_padding(sch.block("P"))
+    check(sch, program)
+    sch.compute_at(sch.block("C"), sch.loops(sch.block("D"))[1])
+    check(sch, program)

@@ -57,30 +57,35 @@ def reduces_over(block: Block, loops: Sequence[For]) -> For | None:
     return next((f for f in loops if f.var in used and as_int(f.extent) != 1), None)
 
 
-def runs_whole_domain(program: Program, block: Block) -> bool:
-    """Whether the loops around a block surely run its whole domain."""
-    loops = loops_around(program, block)
-    algebra = Algebra(loops)
+def runs_whole_domain(program: Program, block: Block, below: Stmt | None = None) -> bool:
+    """Whether the loops around a block surely run its whole domain; with `below` those under this statement by themselves,
+    whatever the ones around it."""
+    around = loops_around(program, block)
+    loops = around if below is None else loops_between(below, block)
+    algebra = Algebra(around)
     running = {f.var: f for f in effective(block, loops, algebra)}
     seen: set[Var] = set()
     for i, e in zip(block.iters, block.bindings, strict=True):
         s = algebra.span(e, running)
         if s is None or not s.exact or s.vars & seen or as_int(s.lo) != 0 or not algebra.at_most(i.extent, s.width + 1):
-            if not _is_digit_of_whole(e, block, algebra):
+            if not _is_digit_of_whole(e, block, algebra, {f.var for f in loops}):
                 return False
         else:
             seen |= s.vars
     return cuts_only_overshoot(block, algebra, loops)
 
 
-def _is_digit_of_whole(e: Expr, block: Block, algebra: Algebra) -> bool:
-    """Whether `e` and the other bindings are the digits f // E, f % E of a fused number that runs over all of them."""
+def _is_digit_of_whole(e: Expr, block: Block, algebra: Algebra, moving: set[Var]) -> bool:
+    """Whether `e` and the other bindings are the digits f // E, f % E of a fused number of loops `moving` that runs over all
+    of them."""
     e = algebra.simplify(e)
     if not isinstance(e, FloorDiv | FloorMod):
         return False
     root = e.a
     while isinstance(root, FloorDiv | FloorMod):
         root = root.a
+    if not vars_of(root) <= moving:
+        return False
     digits = []
     size: Expr = ONE
     for i, b in zip(block.iters, block.bindings, strict=True):
@@ -121,9 +126,10 @@ def missing_input(program: Program, block: Block, only: Block | None = None) -> 
     reads = accesses(block)[0]
     for buffer in inputs(block):
         for q in writers(program, buffer) if only is None else [only] if buffer in outputs(only) else []:
-            if _made_in_earlier_steps(program, q, block, buffer, reads):
+            behind = order[id(q)] < order[id(block)]
+            if _made_in_earlier_steps(program, q, block, buffer, reads, behind):
                 continue
-            if order[id(q)] > order[id(block)]:
+            if not behind:
                 return f"block {q.name} writes {buffer.name} only after block {block.name} reads it"
             shared = shared_loops(program, q, block)
             if not shared:
@@ -133,7 +139,7 @@ def missing_input(program: Program, block: Block, only: Block | None = None) -> 
             carried = reduces_over(q, shared)
             if carried is not None:
                 return f"block {q.name} is still reducing {buffer.name} over loop {carried.var.name}"
-            if not _covers(program, q, block, buffer, reads, shared):
+            if not _covers(program, q, block, buffer, reads, shared) and not runs_whole_domain(program, q, shared[-1].body):
                 return (f"in one step of loop {shared[-1].var.name}, block {q.name} may not have computed all of "
                         f"{buffer.name} that block {block.name} reads")
     return None
@@ -151,9 +157,11 @@ def _covers(program: Program, q: Block, block: Block, buffer: Buffer, reads: Seq
     return written.exact and contains(written, read, Algebra(shared).assuming(holds))
 
 
-def _made_in_earlier_steps(program: Program, q: Block, block: Block, buffer: Buffer, reads: Sequence[Access]) -> bool:
+def _made_in_earlier_steps(program: Program, q: Block, block: Block, buffer: Buffer, reads: Sequence[Access],
+                           behind: bool) -> bool:
     """Whether `q`, the only writer of a buffer, makes one row of it in each step of a serial loop around both blocks, all
     that is read of a row, and `block` reads rows of earlier steps only: then their order within a step does not matter.
+    If `block` comes `behind` it, it may read the row of its own step, too, where no loop inside is around both.
     (What is before the first row is never made; a block that names it does so behind a guard.)"""
     if [w.name for w in writers(program, buffer)] != [q.name]:
         return False
@@ -166,11 +174,12 @@ def _made_in_earlier_steps(program: Program, q: Block, block: Block, buffer: Buf
         made = block_boxes([a for a in accesses(q)[1] if a.buffer is buffer], q, qi, Algebra([*around, *qi]))[buffer]
         read = block_boxes([a for a in reads if a.buffer is buffer], block, bi, Algebra([*around, *bi]))[buffer]
         algebra = Algebra(around)
+        own = 1 if behind and loop is shared[-1] else 0
         for d in range(buffer.rank):
             row = made.start[d]
             if not vars_of(algebra.simplify(row - loop.var)) and (
                     as_int(algebra.simplify(made.extent[d])) == 1 and made.exact
-                    and algebra.at_most(read.start[d] + read.extent[d], row)):
+                    and algebra.at_most(read.start[d] + read.extent[d], row + own)):
                 rest = [e for e in range(buffer.rank) if e != d]
                 if contains(_part(made, rest), _part(read, rest), algebra, clip=False):
                     return True
