@@ -12,7 +12,7 @@ _WHERE = {"compile": "tilewright.driver", "load": "tilewright.driver", "build": 
           "custom_op": "tilewright.graph.ops.custom", "kernel": "tilewright.tensor.script",
           "UserError": "tilewright.core.errors", "InternalError": "tilewright.core.errors",
           **dict.fromkeys(("placeholder", "compute", "reduce_axis", "create_program"), "tilewright.tensor.compute"),
-          **dict.fromkeys(("create_schedule", "thread_axis"), "tilewright.tensor.stages"),
+          "create_schedule": "tilewright.tensor.stages", "thread_axis": "tilewright.tensor.stage",
           "Schedule": "tilewright.tensor.schedule.schedule", "schedule_html": "tilewright.tools.html"}
 _MODULES = ("te",)
 

@@ -45,7 +45,8 @@ from tilewright.tensor.schedule.schedule import Schedule, replay
 from tilewright.tensor.schedule.state import ScheduleError
 from tilewright.tensor.schedule.trace import Trace
 from tilewright.tensor.script import kernel
-from tilewright.tensor.stages import Axis, Stage, StageSchedule, ThreadAxis, create_schedule, thread_axis
+from tilewright.tensor.stage import Axis, Stage, ThreadAxis, thread_axis
+from tilewright.tensor.stages import StageSchedule, create_schedule
 
 __all__ = [
     "Axis", "Function", "ReduceAxis", "Schedule", "ScheduleError", "Stage", "StageSchedule", "Tensor", "ThreadAxis", "Trace",

@@ -144,7 +144,7 @@ def test_cache_write_gives_the_computation_another_stage() -> None:
     check_product(sch)
     text = str(sch.program)
     assert "alloc C_local" in text and "block C_store" in text and text.count("unrolled") == 2
-    assert s[local].op.reduce_axis == (s[local]._leaf(ki) and local.op.reduce_axis) and i in s[c].op.axis and j != i
+    assert s[local].op.reduce_axis == (s[local].leaf(ki) and local.op.reduce_axis) and i in s[c].op.axis and j != i
     with pytest.raises(UserError, match="k is not one of its axes"):
         s[c].split(k, 2)
 
