@@ -244,6 +244,119 @@ NETS["recurrent_speech"] = Net(
      dict(batch=8, time=201)], ("torchscript",))
 
 
+class RelativeAttention(nn.Module):
+    """Self-attention with Transformer-XL's relative positions: rows of scores by distance, shifted by a reshape."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.qkv, self.out = heads, nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.positions = nn.Linear(width, width, bias=False)
+        self.content_bias = nn.Parameter(torch.randn(heads, width // heads))
+        self.position_bias = nn.Parameter(torch.randn(heads, width // heads))
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        n, t, width = x.shape
+        q, k, v = (y.view(n, t, self.heads, -1) for y in self.qkv(x).chunk(3, -1))
+        speeds = torch.exp(torch.arange(0, width, 2) * (-math.log(1e4) / width))
+        angles = torch.arange(t - 1, -t, -1).float()[:, None] * speeds
+        p = self.positions(torch.stack([angles.sin(), angles.cos()], -1).flatten(1)).view(2 * t - 1, self.heads, -1)
+        by_content = torch.einsum("nihd,njhd->nhij", q + self.content_bias, k)
+        by_distance = torch.einsum("nihd,jhd->nhij", q + self.position_bias, p)
+        shifted = F.pad(by_distance, (1, 0)).view(n, self.heads, 2 * t, t)[:, :, 1:].reshape(n, self.heads, t, 2 * t - 1)
+        scores = (by_content + shifted[..., :t]) / math.sqrt(width // self.heads)
+        weights = scores.masked_fill(padding[:, None, None, :], -1e9).softmax(-1)
+        return self.out(torch.einsum("nhij,njhd->nihd", weights, v).reshape(n, t, width))
+
+
+class ConformerBlock(nn.Module):
+    """Half a feed-forward layer, attention, a gated depthwise convolution, the other half."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.SiLU(),
+                                                 nn.Linear(2 * width, width)) for _ in range(2))
+        self.before, self.attend = nn.LayerNorm(width), RelativeAttention(width, 4)
+        self.norm, self.gates = nn.LayerNorm(width), nn.Conv1d(width, 2 * width, 1)
+        self.depth = nn.Sequential(nn.Conv1d(width, width, 7, padding=3, groups=width), nn.BatchNorm1d(width), nn.SiLU(),
+                                   nn.Conv1d(width, width, 1))
+        self.last = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        x = x + self.first(x) / 2
+        x = x + self.attend(self.before(x), padding)
+        y = F.glu(self.gates(self.norm(x).transpose(1, 2)), 1).masked_fill(padding[:, None], 0)
+        x = x + self.depth(y).transpose(1, 2)
+        return self.last(x + self.second(x) / 2)
+
+
+class Conformer(nn.Module):
+    """A speech encoder: of recordings of several lengths, scores of 30 symbols per frame and how many frames there are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Sequential(nn.Conv2d(1, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 16, 3, 2), nn.ReLU())
+        self.into, self.out = nn.Linear(144, 48), nn.Linear(48, 30)
+        self.blocks = nn.ModuleList([ConformerBlock(48) for _ in range(2)])
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.into(self.front(features[:, None]).transpose(1, 2).flatten(2))
+        lengths = ((lengths - 1) // 2 - 1) // 2
+        padding = torch.arange(x.shape[1])[None] >= lengths[:, None]
+        for block in self.blocks:
+            x = block(x, padding)
+        return self.out(x).log_softmax(-1), lengths
+
+
+NETS["conformer"] = Net(
+    Conformer, lambda s: {"features": _uniform(s["batch"], s["time"], 40),
+                          "lengths": torch.linspace(s["time"] // 2 + 4, s["time"], s["batch"]).long()},
+    {"features": {0: "batch", 1: "time"}, "lengths": {0: "batch"}}, {"batch": "1..8~1", "time": "16..800~200"},
+    [dict(batch=2, time=57), dict(batch=1, time=16), dict(batch=1, time=200), dict(batch=3, time=101),
+     dict(batch=4, time=402)])
+
+
+# ---- graphs ----------------------------------------------------------------------------------------------------------
+class MessagePassing(nn.Module):
+    """Two rounds of graph attention with a GRU: messages along edges that are data, a softmax over each node's edges by
+    scattered maxima and sums, then means and maxima over the nodes of each graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.update, self.out = nn.Linear(7, 32), nn.GRUCell(32, 32), nn.Linear(64, 4)
+        self.message = nn.ModuleList([nn.Linear(67, 32) for _ in range(2)])
+        self.score = nn.ModuleList([nn.Linear(32, 1) for _ in range(2)])
+
+    def forward(self, nodes: Tensor, edges: Tensor, features: Tensor, graph: Tensor, graphs: Tensor) -> Tensor:
+        x = F.relu(self.into(nodes))
+        (source, target), n, g = edges.unbind(0), x.shape[0], graphs.shape[0]
+        for message, score in zip(self.message, self.score, strict=True):
+            m = F.leaky_relu(message(torch.cat([x[source], x[target], features], -1)))
+            s = score(m)
+            most = torch.full((n, 1), -1e9).scatter_reduce(0, target[:, None], s, "amax")
+            weight = (s - most[target]).exp()
+            total = torch.zeros(n, 1).index_add(0, target, weight)
+            x = self.update(torch.zeros(n, 32).index_add(0, target, m * weight / total[target]), x)
+        count = torch.zeros(g, 1).index_add(0, graph, torch.ones(n, 1))
+        mean = torch.zeros(g, 32).index_add(0, graph, x) / count.clamp(min=1)
+        most = torch.full((g, 32), -1e9).scatter_reduce(0, graph[:, None].expand(-1, 32), x, "amax")
+        return self.out(torch.cat([mean, most], -1))
+
+
+def _graphs(s: Sizes) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(s["nodes"])
+    return {"nodes": _uniform(s["nodes"], 7), "edges": torch.randint(0, s["nodes"], (2, s["edges"]), generator=random),
+            "features": _uniform(s["edges"], 3), "graph": torch.arange(s["nodes"]) * s["graphs"] // s["nodes"],
+            "graphs": _uniform(s["graphs"])}
+
+
+NETS["message_passing"] = Net(
+    MessagePassing, _graphs,
+    {"nodes": {0: "nodes"}, "edges": {1: "edges"}, "features": {0: "edges"}, "graph": {0: "nodes"}, "graphs": {0: "graphs"}},
+    {"nodes": "1..1000~100", "edges": "1..5000~400", "graphs": "1..64~4"},
+    [dict(nodes=11, edges=30, graphs=3), dict(nodes=1, edges=1, graphs=1), dict(nodes=100, edges=400, graphs=4),
+     dict(nodes=57, edges=7, graphs=8), dict(nodes=333, edges=2000, graphs=17)], ("dynamo",))
+
+
 # ---- images ----------------------------------------------------------------------------------------------------------
 IMAGE_AXES = {"image": {0: "batch", 2: "height", 3: "width"}}
 IMAGE_RANGES = {"batch": "1..8~1", "height": "16..256~64", "width": "16..256~64"}
@@ -423,6 +536,74 @@ NETS["diffusion"] = Net(
     [dict(batch=2, rows=6, columns=8, text=5), dict(batch=1, rows=16, columns=16, text=16),
      dict(batch=1, rows=1, columns=1, text=1), dict(batch=3, rows=5, columns=11, text=77),
      dict(batch=4, rows=17, columns=16, text=9)])
+
+
+class Generator(nn.Module):
+    """An image from an image, as in pix2pix: strided convolutions, transposed ones back up beside their like, instance and
+    batch norms, reflected borders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        def down(channels: int, out: int) -> nn.Module:
+            return nn.Sequential(nn.Conv2d(channels, out, 4, 2, 1, bias=False), nn.InstanceNorm2d(out, affine=True),
+                                 nn.LeakyReLU(0.2))
+        def up(channels: int, out: int) -> nn.Module:
+            return nn.Sequential(nn.ConvTranspose2d(channels, out, 4, 2, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
+        self.down1, self.down2, self.down3 = down(3, 12), down(12, 24), down(24, 40)
+        self.up3, self.up2 = up(40, 24), up(48, 12)
+        self.up1 = nn.ConvTranspose2d(24, 3, 3, 2, 1, output_padding=1)
+        self.last = nn.Sequential(nn.ReflectionPad2d(3), nn.Conv2d(3, 3, 7), nn.Tanh())
+
+    def forward(self, image: Tensor) -> Tensor:
+        a = self.down1(image)
+        b = self.down2(a)
+        c = self.up3(self.down3(b))
+        return self.last(self.up1(torch.cat([self.up2(torch.cat([c, b], 1)), a], 1)))
+
+
+EIGHTHS = "8..256%8~64"
+NETS["generator"] = Net(
+    Generator, lambda s: {"image": _uniform(s["batch"], 3, 8 * s["rows"], 8 * s["columns"])}, IMAGE_AXES,
+    {"batch": "1..8~1", "height": EIGHTHS, "width": EIGHTHS},
+    [dict(batch=2, rows=4, columns=6), dict(batch=1, rows=8, columns=8), dict(batch=1, rows=2, columns=2),
+     dict(batch=3, rows=5, columns=9), dict(batch=1, rows=13, columns=17)])
+
+
+class ShiftedWindows(nn.Module):
+    """Swin's attention in windows of 4×4, then in shifted ones with a mask made for the image's size; four places merged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.merge = nn.Conv2d(3, 24, 2, 2), nn.Linear(96, 48, bias=False)
+        self.norm, self.qkv, self.out = nn.LayerNorm(24), nn.Linear(24, 72), nn.Linear(24, 24)
+        self.mlp = nn.Sequential(nn.LayerNorm(24), nn.Linear(24, 48), nn.GELU(), nn.Linear(48, 24))
+        self.bias = nn.Parameter(torch.randn(3, 16, 16))
+
+    def block(self, x: Tensor, shift: int) -> Tensor:
+        n, h, w, width = x.shape
+        y = torch.roll(self.norm(x), (-shift, -shift), (1, 2)) if shift else self.norm(x)
+        y = y.view(n, h // 4, 4, w // 4, 4, width).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, width)
+        q, k, v = self.qkv(y).view(-1, 16, 3, 3, width // 3).permute(2, 0, 3, 1, 4)
+        scores = q @ k.transpose(-1, -2) * (width // 3) ** -0.5 + self.bias
+        if shift:
+            bands = [sum((torch.arange(size) >= size - k).long() for k in (4, shift)) for size in (h, w)]
+            region = (bands[0][:, None] * 3 + bands[1]).view(h // 4, 4, w // 4, 4).permute(0, 2, 1, 3).reshape(-1, 16)
+            mask = torch.where(region[:, None] != region[:, :, None], -100.0, 0.0)
+            scores = (scores.view(n, -1, 3, 16, 16) + mask[None, :, None]).view(-1, 3, 16, 16)
+        y = self.out((scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, width))
+        y = y.view(n, h // 4, w // 4, 4, 4, width).permute(0, 1, 3, 2, 4, 5).reshape(n, h, w, width)
+        x = x + (torch.roll(y, (shift, shift), (1, 2)) if shift else y)
+        return x + self.mlp(x)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.block(self.block(self.embed(image).permute(0, 2, 3, 1), 0), 2)
+        return self.merge(torch.cat([x[:, ::2, ::2], x[:, 1::2, ::2], x[:, ::2, 1::2], x[:, 1::2, 1::2]], -1))
+
+
+NETS["shifted_windows"] = Net(
+    ShiftedWindows, NETS["generator"].inputs, IMAGE_AXES, {"batch": "1..8~1", "height": EIGHTHS, "width": EIGHTHS},
+    [dict(batch=2, rows=4, columns=3), dict(batch=1, rows=8, columns=8), dict(batch=1, rows=1, columns=1),
+     dict(batch=3, rows=5, columns=2), dict(batch=1, rows=7, columns=9)])
 
 
 # ---- detection -------------------------------------------------------------------------------------------------------
