@@ -22,23 +22,11 @@ from tilewright.core.errors import InternalError, TilewrightError, UserError
 from tilewright.core.node import Node, walk
 from tilewright.loop import ir
 from tilewright.loop.externs import EXTERN_FAILED, extern_named
+from tilewright.loop.interpret_expressions import EXPRESSIONS, Env, Value
 from tilewright.loop.interpret_threads import threads, waits
-from tilewright.loop.intrinsics import intrinsic
 from tilewright.loop.printer import print_around
-from tilewright.loop.values import (
-    convert,
-    divide_truncating,
-    from_memory,
-    maximum,
-    minimum,
-    poison,
-    round_to,
-    vector_kind,
-    wrap,
-)
+from tilewright.loop.values import poison, round_to, vector_kind
 
-Env = list[Any]
-Value = Callable[[Env], Any]
 Action = Callable[[Env], None]
 Order = Literal["forward", "reverse", "random"]
 
@@ -295,7 +283,7 @@ class _Compiled:
 
     # -- expressions and statements
     def expr(self, e: ir.Expr) -> Value:
-        return _EXPRS[type(e)](self, e)
+        return EXPRESSIONS[type(e)](self, e)
 
     def stmt(self, s: ir.Stmt) -> Action:
         return _STMTS[type(s)](self, s)
@@ -308,144 +296,6 @@ def _as_type(t: DType, memory: Any, offset: int) -> tuple[Any, int]:
         return memory, offset
     raw = memory.view(np.uint8)[offset * memory.itemsize:]
     return raw[:len(raw) // want.itemsize * want.itemsize].view(want), 0
-
-
-# ---- expressions -----------------------------------------------------------------------------------------------------
-def _const(c: _Compiled, e: ir.Const) -> Value:
-    t = e.type
-    value = e.value if t.is_int or t.kind == "handle" else bool(e.value) if t.is_bool else round_to(t, e.value)
-    return lambda env: value
-
-
-def _var(c: _Compiled, e: ir.Var) -> Value:
-    slot = c.slot_of(e)
-    return lambda env: env[slot]
-
-
-def _arithmetic(on_float: Callable[[Any, Any], Any] | None, on_int: Callable[[Any, Any], Any],
-                divides: bool = False) -> Callable[[_Compiled, Any], Value]:
-    """A binary operation: floats round in their own type, integers wrap."""
-    def build(c: _Compiled, e: Any) -> Value:
-        a, b, t = c.expr(e.a), c.expr(e.b), e.dtype
-        if t.is_float and on_float is not None:
-            return lambda env: on_float(a(env), b(env))
-        if not t.is_int:
-            raise InternalError(f"{type(e).__name__} of {t} in {e!r}")
-        if divides:
-            def nonzero(env: Env, inner: Value = b) -> Any:
-                v = inner(env)
-                if not np.all(v):
-                    raise c.fail("division by zero", e, env)
-                return v
-            b = nonzero
-        if t.lanes > 1:
-            return lambda env: wrap(t, on_int(a(env), b(env)))
-        lo, hi = t.range()
-
-        def scalar(env: Env) -> Any:
-            v = on_int(a(env), b(env))
-            return v if lo <= v <= hi else wrap(t, v)
-        return scalar
-    return build
-
-
-def _extreme(f: Callable[[Any, Any], Any]) -> Callable[[_Compiled, Any], Value]:
-    def build(c: _Compiled, e: Any) -> Value:
-        a, b = c.expr(e.a), c.expr(e.b)
-        return lambda env: f(a(env), b(env))
-    return build
-
-
-def _relation(f: Callable[[Any, Any], Any]) -> Callable[[_Compiled, Any], Value]:
-    """Comparisons, and `and`/`or`, which evaluate both sides."""
-    def build(c: _Compiled, e: Any) -> Value:
-        a, b = c.expr(e.a), c.expr(e.b)
-        if e.dtype.lanes > 1:
-            return lambda env: f(a(env), b(env))
-        return lambda env: bool(f(a(env), b(env)))
-    return build
-
-
-def _not(c: _Compiled, e: ir.Not) -> Value:
-    a = c.expr(e.a)
-    return (lambda env: ~a(env)) if e.dtype.lanes > 1 else (lambda env: not a(env))
-
-
-def _select(c: _Compiled, e: ir.Select) -> Value:
-    cond, a, b = c.expr(e.cond), c.expr(e.a), c.expr(e.b)
-    if e.cond.dtype.lanes > 1:
-        return lambda env: np.where(cond(env), a(env), b(env))
-
-    def select(env: Env) -> Any:
-        x, y = a(env), b(env)
-        return x if cond(env) else y
-    return select
-
-
-def _guard(c: _Compiled, e: ir.Guard) -> Value:
-    cond, a, b = c.expr(e.cond), c.expr(e.a), c.expr(e.b)
-    return lambda env: a(env) if cond(env) else b(env)
-
-
-def _cast(c: _Compiled, e: ir.Cast) -> Value:
-    a, to, frm = c.expr(e.a), e.type, e.a.dtype
-    return lambda env: convert(to, frm, a(env))
-
-
-def _load(c: _Compiled, e: ir.Load) -> Value:
-    at, t = c.element(e), e.dtype
-    if t.lanes > 1 or t.is_bool:
-        return lambda env: from_memory(t, (m := at(env))[0][m[1]])
-    if t.is_int:
-        def load_int(env: Env) -> Any:
-            memory, k = at(env)
-            return int(memory[k])
-        return load_int
-
-    def load(env: Env) -> Any:
-        memory, k = at(env)
-        return memory[k]
-    return load
-
-
-def _ramp(c: _Compiled, e: ir.Ramp) -> Value:
-    base, stride, t = c.expr(e.base), c.expr(e.stride), e.dtype
-    kind = vector_kind(t)
-
-    def ramp(env: Env) -> Any:
-        first, step = base(env), stride(env)
-        return np.array([wrap(t, first + k * step) for k in range(e.lanes)], kind)
-    return ramp
-
-
-def _broadcast(c: _Compiled, e: ir.Broadcast) -> Value:
-    a, n, kind = c.expr(e.a), e.lanes, vector_kind(e.dtype)
-    return lambda env: np.full(n, a(env), kind)
-
-
-def _call(c: _Compiled, e: ir.Call) -> Value:
-    record = intrinsic(e.name)
-    if len(e.args) != record.arity:
-        raise InternalError(f"{e.name} takes {record.arity} operands: {e!r}")
-    if e.name == "barrier":
-        raise InternalError("a barrier where no threads are: only nested loops over threadIdx have them")
-    args = [c.expr(a) for a in e.args]
-    meaning, to, frm = record.meaning, e.type, e.args[0].dtype
-    if len(args) == 1:
-        a = args[0]
-        return lambda env: meaning(to, frm, a(env))
-    return lambda env: meaning(to, frm, *[a(env) for a in args])
-
-
-def _address(c: _Compiled, e: ir.Address) -> Value:
-    """(memory, position); one past the end is allowed, as for an empty buffer or a prefetch."""
-    slot = c.slot_of(e.buffer)
-    indices = [c.expr(i) for i in e.indices]
-
-    def address(env: Env) -> Any:
-        memory, position, _, strides = env[slot]
-        return memory, position + sum([f(env) * s for f, s in zip(indices, strides, strict=True)])
-    return address
 
 
 # ---- statements ------------------------------------------------------------------------------------------------------
@@ -607,19 +457,6 @@ def _extern_call(c: _Compiled, s: ir.ExternCall) -> Action:
     return call
 
 
-_EXPRS: dict[type, Callable[[_Compiled, Any], Value]] = {
-    ir.Const: _const, ir.Var: _var, ir.Not: _not, ir.Select: _select, ir.Guard: _guard, ir.Cast: _cast, ir.Load: _load,
-    ir.Ramp: _ramp, ir.Broadcast: _broadcast, ir.Call: _call, ir.Address: _address,
-    ir.Add: _arithmetic(lambda a, b: a + b, lambda a, b: a + b),
-    ir.Sub: _arithmetic(lambda a, b: a - b, lambda a, b: a - b),
-    ir.Mul: _arithmetic(lambda a, b: a * b, lambda a, b: a * b),
-    ir.Div: _arithmetic(lambda a, b: a / b, divide_truncating, divides=True),
-    ir.FloorDiv: _arithmetic(None, lambda a, b: a // b, divides=True),
-    ir.FloorMod: _arithmetic(None, lambda a, b: a % b, divides=True),
-    ir.Min: _extreme(minimum), ir.Max: _extreme(maximum),
-    ir.And: _relation(lambda a, b: a & b), ir.Or: _relation(lambda a, b: a | b),
-    ir.Eq: _relation(lambda a, b: a == b), ir.Ne: _relation(lambda a, b: a != b),
-    ir.Lt: _relation(lambda a, b: a < b), ir.Le: _relation(lambda a, b: a <= b)}
 _STMTS: dict[type, Callable[[_Compiled, Any], Action]] = {
     ir.Store: _store, ir.Evaluate: _evaluate, ir.Seq: _seq, ir.For: _for, ir.If: _if, ir.While: _while, ir.Let: _let,
     ir.Allocate: _allocate, ir.Block: _block, ir.Launch: _launch, ir.Assert: _assert,

@@ -273,3 +273,16 @@ def test_a_thread_waits_for_its_own_copies() -> None:
         sch.bind(i, "blockIdx.x")
         (kernel,) = device_kernels(lower_for_device(sch.program, get_target("sm_80")))
         assert len(barriers(kernel)) == is_async
+
+
+def test_two_places_that_are_all_of_the_buffer() -> None:
+    """With two tiles in all, nothing shares a place: others may use the buffer."""
+    program = conv2d()  # two channels of the padded input, read by a nest of its own
+    sch = Schedule(program)
+    loop = sch.loops(sch.block("pad"))[1]
+    sch.double_buffer(sch.block("pad"), loop)
+    check(sch, program)
+    assert "alloc pad: i32[2, 1, 1, 7, 8]" in str(sch.program)
+    rows = Schedule(program)
+    with refused(rows, "may read elements of pad that it did not write itself"):
+        rows.double_buffer(rows.block("pad"), rows.loops(rows.block("pad"))[2])

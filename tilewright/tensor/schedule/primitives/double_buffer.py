@@ -63,7 +63,17 @@ def double_buffer(sch: Schedule, block: BlockRef, loop: Var | None = None, index
     if not path_to(target, b) or target.kind != "serial":
         raise ScheduleError("double_buffer", f"loop {target.var.name} is no serial loop around block {b.name}", program,
                             target.var)
-    in_turn(sch, "double_buffer", target, made[index], 2)
+    in_turn(sch, "double_buffer", target, made[index], 2, _all_have_places(sch, target, made[index], 2))
+
+
+def _all_have_places(sch: Schedule, loop: For, buffer: Buffer, places: int) -> bool:
+    """Whether so many places are all of the buffer, so that no two elements share one."""
+    try:
+        dim, tile = _moving(sch, "double_buffer", loop, buffer)
+    except ScheduleError:
+        return False
+    size = as_int(buffer.shape[dim])
+    return size is not None and size <= places * tile
 
 
 def _shared_loop(program: Program, block: Block, buffer: Buffer) -> For | None:
@@ -75,15 +85,15 @@ def _shared_loop(program: Program, block: Block, buffer: Buffer) -> For | None:
     return None
 
 
-def in_turn(sch: Schedule, name: str, loop: For, buffer: Buffer, places: int) -> None:
+def in_turn(sch: Schedule, name: str, loop: For, buffer: Buffer, places: int, enough: bool = False) -> None:
     """Give a buffer so many places, which the steps of a loop use one after another: element v of the dimension that moves
-    with the loop, T elements a step, goes to place v // T % places, there to v % T."""
+    with the loop, T elements a step, goes to place v // T % places, there to v % T. `enough`: that is a place for each."""
     program = sch.program
     users = [q for q in blocks_under(loop) if any(a.buffer is buffer for part in accesses(q) for a in part)]
     if is_parameter(program, buffer):
         raise ScheduleError(name, f"{buffer.name} is a parameter of the program: the caller decides how it lies", program,
                             BlockRef(users[0].name))
-    if not private(program, users, buffer):
+    if not enough and not private(program, users, buffer):
         refuse(name, f"a step of loop {loop.var.name} may read elements of {buffer.name} that it did not write itself, or "
                "others use it, too", program, loop.var)
     dim, tile = _moving(sch, name, loop, buffer)
