@@ -97,7 +97,7 @@ def prefetch_next(sch: Schedule, block: BlockRef, buffer: str, loop: Var, along:
     found = [a for a in accesses(b)[0] if a.buffer is source]
     algebra = Algebra([*outer, *inner])
     box = block_boxes(found, b, inner, algebra)[source]
-    extents = [as_int(algebra.simplify(e)) for e in box.extent]
+    extents = [_within(as_int(algebra.simplify(e)), as_int(n)) for e, n in zip(box.extent, source.shape, strict=True)]
     moving = next((k for k, e in enumerate(extents) if e != 1), len(extents))
     sizes = [as_int(f.extent) for f in steps]
     if None in extents or None in sizes or not steps or any(
@@ -114,6 +114,11 @@ def prefetch_next(sch: Schedule, block: BlockRef, buffer: str, loop: Var, along:
     *starts, last = [algebra.simplify(substitute(s, {along: along + 1})) for s in box.start]
     starts = [*starts, algebra.simplify(last + first * (LINE // source.dtype.nbytes))]
     return _insert(sch, home, source, starts, -(-rate // per), algebra)
+
+
+def _within(extent: int | None, size: int | None) -> int | None:
+    """What lies inside of a dimension: reads under a condition may reach further."""
+    return extent if extent is None or size is None else min(extent, size)
 
 
 def _ratio(lines: int, turns: int) -> tuple[int, int]:
