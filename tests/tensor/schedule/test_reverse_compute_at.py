@@ -219,3 +219,18 @@ def test_producers_that_run_whole_in_each_step_are_enough() -> None:
     check(sch, program)
     sch.compute_at(sch.block("C"), sch.loops(sch.block("D"))[1])
     check(sch, program)
+
+
+def test_a_layout_with_free_places_hides_nothing() -> None:
+    """C lies in pairs of columns, of which the last has a place that nothing is stored to."""
+    a = placeholder((4, 5), "i32", "A")
+    c = compute((4, 5), lambda i, j: a[i, j] * const(2, i32), name="C")
+    d = compute((4, 5), lambda i, j: c[i, j] + c[i, 4 - j], name="D")
+    program = create_program("pairs", [a], [d])
+    sch = Schedule(program)
+    sch.transform_layout(sch.block("C"), "C", lambda i, j: [i, j // 2, j % 2])
+    i, j = sch.loops(sch.block("C"))
+    with refused(sch, "block D(i0 = 0, j1 = 0) reads C[0, 2, 0], which block C(i0 = 0, j1 = 4) writes only later"):
+        sch.reverse_compute_at(sch.block("D"), j)
+    sch.reverse_compute_at(sch.block("D"), i)
+    check(sch, program)

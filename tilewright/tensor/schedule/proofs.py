@@ -41,6 +41,7 @@ from tilewright.tensor.regions import (
     outputs,
     writers,
 )
+from tilewright.tensor.schedule.nest import invert
 from tilewright.tensor.schedule.state import blocks, loops_around
 from tilewright.tensor.span import Algebra, vars_of
 
@@ -139,7 +140,8 @@ def missing_input(program: Program, block: Block, only: Block | None = None) -> 
             carried = reduces_over(q, shared)
             if carried is not None:
                 return f"block {q.name} is still reducing {buffer.name} over loop {carried.var.name}"
-            if not _covers(program, q, block, buffer, reads, shared) and not runs_whole_domain(program, q, shared[-1].body):
+            if not (_covers(program, q, block, buffer, reads, shared) or runs_whole_domain(program, q, shared[-1].body)
+                    or _runs_what_is_read(program, q, block, buffer, reads, shared[-1])):
                 return (f"in one step of loop {shared[-1].var.name}, block {q.name} may not have computed all of "
                         f"{buffer.name} that block {block.name} reads")
     return None
@@ -155,6 +157,31 @@ def _covers(program: Program, q: Block, block: Block, buffer: Buffer, reads: Seq
     written = block_boxes([a for a in accesses(q)[1] if a.buffer is buffer], q, qi, algebra)[buffer]
     read = block_boxes([a for a in reads if a.buffer is buffer], block, bi, Algebra([*shared, *bi]))[buffer]
     return written.exact and contains(written, read, Algebra(shared).assuming(holds))
+
+
+def _runs_what_is_read(program: Program, q: Block, block: Block, buffer: Buffer, reads: Sequence[Access], loop: For) -> bool:
+    """Whether `q` runs, in a step of `loop`, all instances that may store something of the box that `block` reads in it: for
+    layouts that leave places free, so that no box of elements is all written."""
+    found = [a for a in accesses(q)[1] if a.buffer is buffer]
+    if len(found) != 1:
+        return False
+    around = [*loops_around(program, loop), loop]
+    qi, bi = loops_between(loop.body, q), loops_between(loop.body, block)
+    read = block_boxes([a for a in reads if a.buffer is buffer], block, bi, Algebra([*around, *bi]))[buffer]
+    algebra = Algebra([*around, *qi])
+    running = {f.var: f for f in effective(q, qi, algebra)}
+    seen: set[Var] = set()
+    for i, e, (start, extent) in zip(q.iters, q.bindings, invert(found[0], q, read, Algebra(around)), strict=True):
+        s = algebra.span(e, running)
+        if s is None or not s.exact or s.vars & seen:
+            return False
+        seen |= s.vars
+        end = s.lo + s.width + 1
+        if not (algebra.at_most(s.lo, start) or algebra.at_most(s.lo, ZERO)):
+            return False
+        if not (algebra.at_most(start + extent, end) or algebra.at_most(i.extent, end)):
+            return False
+    return cuts_only_overshoot(q, algebra, qi)
 
 
 def _made_in_earlier_steps(program: Program, q: Block, block: Block, buffer: Buffer, reads: Sequence[Access],
