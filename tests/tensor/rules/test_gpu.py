@@ -63,18 +63,18 @@ def differs(name: str, k: int, module: Module, order: str, seed: int = 0) -> boo
     program, sch, _ = scheduled(name)[k]
     host = module.programs[0]
     given = arrays(program, CASES[name].span)
-    packed = [_packed(sch, b, x) for b, x in zip(program.params, given, strict=True)]
+    laid_out = [packed(sch, b, x) for b, x in zip(program.params, given, strict=True)]
     count = host.attr("workspaces", 0)
     spaces = [b for b in host.params[len(host.params) - count:] if isinstance(b, Buffer)] if count else []
     scratch = [np.full([as_int(d) or 0 for d in b.shape], 99, b.dtype.numpy()) for b in spaces]
-    run(module, [*packed, *scratch], order=order, seed=seed, entry=host.name)  # type: ignore[arg-type]
+    run(module, [*laid_out, *scratch], order=order, seed=seed, entry=host.name)  # type: ignore[arg-type]
     same = [np.allclose(got, want, rtol=1e-5, atol=1e-5, equal_nan=True)
-            for b, got, want in zip(program.params, packed, wanted(name, k), strict=True)
+            for b, got, want in zip(program.params, laid_out, wanted(name, k), strict=True)
             if isinstance(b, Buffer) and b.name not in sch.prepacks]
     return not all(same)
 
 
-def _packed(sch: Schedule, b: Any, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def packed(sch: Schedule, b: Any, x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """A parameter as the kernel wants it."""
     if b.name not in sch.prepacks:
         return x

@@ -12,12 +12,13 @@ import tilewright
 from tests.codegen.clike.test_cuda import needs_nvrtc
 from tests.small_models import model, weight
 from tests.tensor.rules.gpu_cases import programs
+from tests.tensor.rules.test_gpu import packed
 from tilewright.codegen.clike import nvrtc
 from tilewright.codegen.clike.cubin import resource_usage
 from tilewright.codegen.clike.languages import CUDA
 from tilewright.codegen.clike.printer import print_kernels
 from tilewright.loop.interpret import run
-from tilewright.loop.ir import Buffer, Module, Program, as_int
+from tilewright.loop.ir import Buffer, Program, as_int
 from tilewright.loop.lower.device_pipeline import device_kernels, lower_for_device
 from tilewright.loop.verify import verify
 from tilewright.target.presets import get_target
@@ -54,8 +55,16 @@ CASES: dict[str, tuple[onnx.ModelProto, tuple[str, ...]]] = {
     "a matrix times itself": (model("""f (float16[32,48] x) => (float16[32,32] y) {
         t = Transpose<perm=[1,0]>(x)  y = MatMul(x, t) }"""), ("tiles",)),
     "a few rows": (model("f (float16[3,64] x) => (float16[3,96] y) { y = MatMul(x, w) }", w=half(64, 96)), ("tiles",)),
-    "a convolution": (model("f (float16[1,16,9,9] x) => (float16[1,16,9,9] y) { y = Conv<pads=[1,1,1,1]>(x, w) }",
-                            w=half(16, 16, 3, 3)), ("tiles",)),
+    "a convolution": (model("""f (float16[1,16,2,9] x) => (float16[1,16,2,9] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w, b)  y = Relu(a) }""", w=half(16, 16, 3, 3), b=half(16)), ("tensor_cores",)),
+    "strides": (model("f (float16[1,16,5,17] x) => (float16[1,12,3,9] y) { y = Conv<pads=[1,1,1,1], strides=[2,2]>(x, w) }",
+                      w=half(12, 16, 3, 3)), ("tensor_cores",)),
+    "a window of one place": (model("f (float16[1,16,6,16] x) => (float16[1,24,6,16] y) { y = Conv(x, w) }",
+                                    w=half(24, 16, 1, 1)), ("tensor_cores",)),
+    "weights that are no constants": (model("""f (float16[1,16,2,8] x, float16[16,16,3,3] w) => (float16[1,16,2,8] y) {
+        y = Conv<pads=[1,1,1,1]>(x, w) }"""), ("tensor_cores",)),
+    "groups": (model("f (float16[1,32,6,8] x) => (float16[1,32,6,8] y) { y = Conv<pads=[1,1,1,1], group=2>(x, w) }",
+                     w=half(32, 16, 3, 3)), ("tiles",)),
 }
 
 
@@ -75,15 +84,16 @@ def arrays(p: Program) -> list[np.ndarray[Any, Any]]:
             if isinstance(b, Buffer)]
 
 
-def check(program: Program, module: Module) -> None:
+def check(program: Program, sch: Schedule) -> None:
+    module = lower_for_device(sch.program, get_target("sm_80"))
     verify(module, "emitted")
     want = arrays(program)
     run(program, want)
     for order in ("reverse", "random"):
-        got = arrays(program)
+        got = [packed(sch, b, x) for b, x in zip(program.params, arrays(program), strict=True)]
         run(module, got, order=order, entry=program.name)  # type: ignore[arg-type]
-        for x, y in zip(got, want, strict=True):
-            np.testing.assert_array_equal(x, y)
+        for b, x, y in zip(program.params, got, want, strict=True):
+            assert b.name in sch.prepacks or np.array_equal(x, y)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -94,7 +104,7 @@ def test_what_tensor_cores_take_they_compute(name: str) -> None:
     for program, sch in found:
         if any(rule.startswith("tensor_cores") for rule in sch.rules):
             assert str(replay(sch.trace, program).program) == str(sch.program)
-            check(program, lower_for_device(sch.program, get_target("sm_80")))
+            check(program, sch)
 
 
 def test_f32_is_rounded_only_where_that_is_asked_for() -> None:
@@ -106,8 +116,8 @@ def test_f32_is_rounded_only_where_that_is_asked_for() -> None:
     found = scheduled(m, numerics="tf32")
     assert rules(found) == ("tensor_cores",) * 2
     for program, sch in found:
+        check(program, sch)
         module = lower_for_device(sch.program, get_target("sm_80"))
-        check(program, module)
         assert "tf32.tf32" in print_kernels(device_kernels(module), CUDA)
 
 
@@ -126,14 +136,14 @@ def test_decisions_may_be_others() -> None:
     for k, value in ((depth, 1), (stages, 4)):
         other = replay(sch.trace.with_decision(k, value), program)
         assert str(other.program) != str(sch.program)
-        check(program, lower_for_device(other.program, get_target("sm_80")))
+        check(program, other)
 
 
 @needs_nvrtc
-@pytest.mark.parametrize("generation", ["sm_80", "sm_90"])
-@pytest.mark.parametrize("numerics", ["default", "tf32"])
+@pytest.mark.parametrize("generation, numerics", [("sm_80", "default"), ("sm_90", "default"), ("sm_80", "tf32")])
 def test_cubins_without_spills(generation: str, numerics: str) -> None:
-    """At the sizes of a transformer's layers: rows in whole tiles, and not; a batch of products; a long sum."""
+    """At the sizes of a transformer's layers: rows in whole tiles, and not; a batch of products; a long sum; and of ResNet's
+    convolutions, which are gathered element by element."""
     t = {"default": "float16", "tf32": "float"}[numerics]
     made = {"default": half, "tf32": weight}[numerics]
     for text, weights in ((f"f ({t}[128,768] x) => ({t}[128,3072] y) {{ a = MatMul(x, w)  y = Relu(a) }}",
@@ -141,7 +151,9 @@ def test_cubins_without_spills(generation: str, numerics: str) -> None:
                           (f"f ({t}[197,3072] x) => ({t}[197,768] y) {{ y = Gemm<transB=1>(x, w, c) }}",
                            {"w": (768, 3072), "c": (768,)}),
                           (f"f ({t}[12,128,64] x, {t}[12,64,128] z) => ({t}[12,128,128] y) {{ y = MatMul(x, z) }}", {}),
-                          (f"f ({t}[2048,4096] x, {t}[4096,4096] z) => ({t}[2048,4096] y) {{ y = MatMul(x, z) }}", {})):
+                          (f"f ({t}[2048,4096] x, {t}[4096,4096] z) => ({t}[2048,4096] y) {{ y = MatMul(x, z) }}", {}),
+                          (f"f ({t}[1,256,14,14] x) => ({t}[1,256,14,14] y) {{ y = Conv<pads=[1,1,1,1]>(x, w, c) }}",
+                           {"w": (256, 256, 3, 3), "c": (256,)})):
         found = scheduled(model(text, **{k: made(*shape) for k, shape in weights.items()}), generation, numerics)
         assert rules(found) == ("tensor_cores",)
         source = print_kernels(device_kernels(lower_for_device(found[0][1].program, get_target(generation))), CUDA)

@@ -18,7 +18,7 @@ import numpy as np
 from tests.tensor.schedule.dependence_trace import Unknown, wrongs
 from tests.tensor.schedule.schedule_operators import arguments, results
 from tilewright.core.errors import TilewrightError
-from tilewright.core.node import alpha_equal, transform
+from tilewright.core.node import alpha_equal, transform, walk
 from tilewright.loop.ir import Block, For, Load, Program, Seq, Store, Var, as_int
 from tilewright.loop.tensor_intrinsics import tensor_intrinsic
 from tilewright.tensor.regions import inputs, outputs, statements
@@ -152,7 +152,7 @@ def _pad_einsum(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     if not reducing:
         return None
     b = rng.choice(reducing)
-    return BlockRef(b.name), [rng.choice([1, 1, 2, 4]) for _ in b.iters]
+    return BlockRef(b.name), [rng.choice([1, 1, 2, 4]) for _ in b.iters], rng.random() < 0.3
 
 
 def _one_loop(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
@@ -187,6 +187,18 @@ def _related(rng: random.Random, p: Program, consumer: bool) -> tuple[Any, ...] 
 def _cache_read(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
     b = _block(rng, p)
     return BlockRef(b.name), rng.randrange(max(1, len(inputs(b)))), rng.choice(["local", "global", "shared"])
+
+
+def _reindex(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
+    """All variables that an input is indexed with, in some order."""
+    b = _block(rng, p)
+    loads = [n for n in walk(b.body) if isinstance(n, Load) and n.buffer in inputs(b)]
+    if not loads:
+        return None
+    load = rng.choice(loads)
+    used = {v for i in load.indices for v in walk(i) if isinstance(v, Var)}
+    axes = [k for k, it in enumerate(b.iters) if it.var in used]
+    return BlockRef(b.name), load.buffer.name, rng.sample(axes, len(axes))
 
 
 def _cache_write(rng: random.Random, p: Program) -> tuple[Any, ...] | None:
@@ -335,7 +347,7 @@ CALLS: dict[str, tuple[float, Callable[[random.Random, Program], tuple[Any, ...]
     "sample_tile": (0.2, _sample_tile), "sample_choice": (0.2, _sample_choice),
     "compute_at": (4, lambda r, p: _related(r, p, True)), "reverse_compute_at": (4, lambda r, p: _related(r, p, False)),
     "cache_read": (2, _cache_read), "cache_write": (2, _cache_write), "set_scope": (0.3, _set_scope),
-    "add_unit_loop": (0.3, _any_block), "split_axis": (0.5, _axis),
+    "add_unit_loop": (0.3, _any_block), "split_axis": (0.5, _axis), "reindex": (0.5, _reindex),
     "blockize": (0.5, _inner_loop), "tensorize": (0.5, _tensorize),
     "double_buffer": (1, _buffer_in_turn), "software_pipeline": (1, _software_pipeline),
     "prefetch": (0.2, _prefetch), "prefetch_next": (0.3, _prefetch_next),

@@ -191,7 +191,7 @@ def rules_for(sch: Schedule, block: Block, target: Target, numerics: str = "defa
     if constant and len(outputs(block)) == 1:
         product = info.m and info.n and min(info.extent(info.m), info.extent(info.n)) > 1 or group_size(block) is not None
         if info.kind == "contraction" and product and info.flops >= TILED_FLOPS and not info.is_depthwise:
-            multiplied = product_of(block, target, numerics)
+            multiplied = product_of(block, target, numerics) if group_size(block) is None else None
             if multiplied is not None:
                 out.append(Rule("tensor_cores", functools.partial(_tensor_cores, target, multiplied)))
             sizes = [*[(step, RESULTS) for step in STEPS], (4, 16), (1, 16), (1, 4)]

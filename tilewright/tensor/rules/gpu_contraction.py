@@ -290,10 +290,10 @@ def _lay_out_weights(sch: Schedule, ref: BlockRef, axes: list[Axis]) -> None:
         assert x is not None
         at = [d for d, i in enumerate(x.indices) if any(i is a.var for a in axes)]
         if x.buffer.name in sch.program.attr("weights", ()) and len(at) == 1 and at[0] != x.buffer.rank - 1:
-            sch.transform_layout(ref, x.buffer.name, functools.partial(_to_the_end, at[0]))
+            sch.transform_layout(ref, x.buffer.name, functools.partial(to_the_end, at[0]))
 
 
-def _to_the_end(at: int, *indices: Expr) -> tuple[Expr, ...]:
+def to_the_end(at: int, *indices: Expr) -> tuple[Expr, ...]:
     return (*indices[:at], *indices[at + 1:], indices[at])
 
 

@@ -1,4 +1,4 @@
-"""Schedule rule for devices with tensor cores: products whose tiles are multiplied by whole warps.
+"""Schedule rule for devices with tensor cores: products and convolutions whose tiles are multiplied by whole warps.
 
 In: a Schedule and its contraction block, of 16-bit floats that are summed in f32 (or of f32, where rounding to TF32 is asked
 for), and the facts of a target that has the instructions. Out: one kernel; or a refusal, and a simpler rule takes the block.
@@ -9,13 +9,16 @@ for), and the facts of a target that has the instructions. Out: one kernel; or a
 
 Axes that are no multiples of the tile are padded (`pad_einsum`): rows and columns beyond the end read the first ones again,
 which takes no condition, and are not stored; terms beyond the end of the sum are zero. Where neighbours lie at multiples of
-16 bytes, copies are asynchronous. The loop over k loads one step ahead or more.
+16 bytes, copies are asynchronous. The loop over k loads one step ahead or more. A convolution is a product for each place of
+its window (implicit GEMM): rows are channels of the result, columns places of a row of the image, and what is copied into
+shared memory is gathered on the way (`reindex`).
 
 How large tiles are, how deep a step and how many steps are on their way are decisions of the schedule; their defaults are
 those of least cost by `_cost`, which knows the target's facts. Its constants come from data sheets: nothing was measured.
 """
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass, replace
@@ -27,9 +30,9 @@ from tilewright.loop.ir import Add, Block, Buffer, Cast, FloorMod, IterVar, Load
 from tilewright.loop.tensor_intrinsics import TensorIntrinsic
 from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify
-from tilewright.tensor.regions import outputs
-from tilewright.tensor.rules.epilogue import merge_chain
-from tilewright.tensor.rules.gpu_contraction import bind_blocks, loops_of, operand_tile
+from tilewright.tensor.regions import consumers, outputs, producers
+from tilewright.tensor.rules.epilogue import is_view, merge_chain, writes_border
+from tilewright.tensor.rules.gpu_contraction import bind_blocks, loops_of, operand_tile, to_the_end
 from tilewright.tensor.schedule import state
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef, ScheduleError
@@ -49,6 +52,10 @@ HELD = 176
 MULTIPLY, READ_A, READ_B, COPIED = 2.0, 4.0, 2.0, 32.0
 """Cycles of a multiprocessor for an instruction's product and for its operands' reads from shared memory (128 bytes per
 cycle), and bytes that it copies from the second-level cache per cycle (NVIDIA A100 Tensor Core GPU Architecture, 2020)."""
+APART = 0.25
+"""How much of these three does not overlap."""
+LONG = 64
+"""Columns that are enough for a tile."""
 BUSY = 256
 """Threads that hide each other's latencies on a core."""
 WIDEST = 16
@@ -99,15 +106,24 @@ def product_of(block: Block, target: Target, numerics: str) -> nvidia.MatrixProd
 
 
 def _axes(info: BlockInfo) -> tuple[IterVar, IterVar, IterVar] | None:
-    """The axes of a tile: the largest of M, N and K, where each is an index by itself wherever it is used."""
-    if info.kind != "contraction" or not info.m or not info.n or not info.k:
+    """The axes of a tile: the largest of M, N and K, where each is an index of the result, and of the operands but for
+    windows, by itself. Of the axes of N that are long enough it is the innermost."""
+    if info.kind != "contraction" or not info.m or not info.n or not info.k or info.out is None:
         return None
-    m, n, k = (max(axes, key=lambda it: as_int(it.extent) or 0) for axes in (info.m, info.n, info.k))
+    m, k = (max(axes, key=lambda it: as_int(it.extent) or 0) for axes in (info.m, info.k))
+    order = [v for dim in info.out.vars for v in dim]
+    n = max(info.n, key=lambda it: (min(as_int(it.extent) or 0, LONG), order.index(it.var)))
+    operands = [x for x in (info.a, info.b) if x is not None and not (info.windows and _gathered(x, info))]
     own = {m.var, n.var, k.var}
-    if all(isinstance(i, Var) for x in (info.a, info.b, info.out) if x is not None
-           for i, used in zip(x.indices, x.vars, strict=True) if used & own):
+    if all(isinstance(i, Var) for x in (*operands, info.out) for i, used in zip(x.indices, x.vars, strict=True)
+           if used & own):
         return m, n, k
     return None
+
+
+def _gathered(x: Access, info: BlockInfo) -> bool:
+    """Whether an operand is read through windows."""
+    return any({w.spatial, w.reduce} <= used for w in info.windows for used in x.vars)
 
 
 def _is_plain(block: Block) -> bool:
@@ -191,7 +207,8 @@ def _cost(t: Tile, extents: tuple[int, int, int], others: int, target: Target,
     blocks = others * -(-m // t.rows) * -(-n // t.columns)
     (fm, fn), warps = t.fragments, math.prod(t.warps)
     copied = (t.rows + t.columns) * product.depth * product.copy.operands[0].dtype.nbytes
-    step = max(MULTIPLY * fm * fn * warps, (READ_A * fm + READ_B * fn) * warps, copied / COPIED)
+    parts = MULTIPLY * fm * fn * warps, (READ_A * fm + READ_B * fn) * warps, copied / COPIED
+    step = max(parts) + APART * sum(parts)
     turns = -(-blocks // target.cores)
     stored = 4 * t.rows * t.columns / COPIED
     return turns * (-(-k // product.depth) * step + stored) / min(1.0, turns * t.threads / BUSY), -t.threads
@@ -204,6 +221,7 @@ def multiply_fragments(sch: Schedule, ref: BlockRef, product: nvidia.MatrixProdu
     axes = _axes(classify(state.find_block(sch.program, ref)))
     if axes is None:
         raise ScheduleError("tensorize", "the tiles of the product are no matrices", sch.program, ref)
+    _as_matrices(sch, ref, axes)
     if _idle(tile, as_int(axes[0].extent) or 0, as_int(axes[1].extent) or 0):
         raise ScheduleError("bind", f"{tile.warps} warps of {tile.fragments} fragments are more than the result has",
                             sch.program, ref)
@@ -251,6 +269,29 @@ def multiply_fragments(sch: Schedule, ref: BlockRef, product: nvidia.MatrixProdu
     return {ref.name, epilogue.name, *[b.name for b in (*copies, *loads, init)]}
 
 
+def _as_matrices(sch: Schedule, ref: BlockRef, axes: tuple[IterVar, IterVar, IterVar]) -> None:
+    """What is read through windows is gathered as a matrix (a convolution is a product then; Chetlur et al., "cuDNN", 2014,
+    section 3), along the columns; constant weights get their rows as the last axis."""
+    m, n, k = axes
+    info = classify(state.find_block(sch.program, ref))
+    for x, own in ((info.a, m), (info.b, n)):
+        assert x is not None
+        if info.windows and _gathered(x, info):
+            numbers = [i for i, it in enumerate(info.block.iters) if it.var in x.all_vars and it.var is not own.var]
+            last = next(i for i, it in enumerate(info.block.iters) if it.var is own.var)
+            _inline_views(sch, sch.reindex(ref, x.buffer.name, [*numbers, last]))
+        elif x.buffer.name in sch.program.attr("weights", ()) and x.indices[-1] not in (m.var, n.var, k.var):
+            at = x.indices.index(own.var)
+            sch.transform_layout(ref, x.buffer.name, functools.partial(to_the_end, at))
+
+
+def _inline_views(sch: Schedule, ref: BlockRef) -> None:
+    """Borders and moved elements that a copy alone reads become part of it."""
+    for p in producers(sch.program, state.find_block(sch.program, ref)):
+        if (writes_border(p) or is_view(classify(p))) and len(consumers(sch.program, p)) == 1:
+            sch.compute_inline(sch.block(p.name))
+
+
 def _result_in_warps(sch: Schedule, ref: BlockRef, axes: tuple[IterVar, IterVar, IterVar], tile: Tile,
                      product: nvidia.MatrixProduct) -> BlockRef:
     """Pad the product to whole tiles and let warps hold its result. The block that stores it, merged of all that follows."""
@@ -260,7 +301,9 @@ def _result_in_warps(sch: Schedule, ref: BlockRef, axes: tuple[IterVar, IterVar,
     sizes = dict(zip([it.var for it in axes], (tile.rows, tile.columns, tile.depth * product.depth), strict=True))
     if any((as_int(it.extent) or 0) % sizes[it.var] for it in axes):
         block = state.find_block(sch.program, ref)
-        *_, store = sch.pad_einsum(ref, [sizes.get(it.var, 1) for it in block.iters], wrap=True)
+        *padded, store = sch.pad_einsum(ref, [sizes.get(it.var, 1) for it in block.iters], wrap=True)
+        for copy in padded:
+            _inline_views(sch, copy)
         if epilogue is not None:
             sch.compute_inline(store)
         else:

@@ -251,6 +251,9 @@ class Schedule:
         more = (wrap,) if wrap else ()
         return self.apply("pad_einsum", block, list(multiples), *more)  # type: ignore[no-any-return]
 
+    def reindex(self, block: BlockRef, buffer: str, axes: Sequence[int]) -> BlockRef:
+        return self.apply("reindex", block, buffer, list(axes))  # type: ignore[no-any-return]
+
     def rfactor(self, block: BlockRef, loop: Var, axis: int = 0) -> BlockRef:
         return self.apply("rfactor", block, loop, axis)  # type: ignore[no-any-return]
 

@@ -17,7 +17,7 @@ WHERE: dict[str, str] = {
     "unroll": "kinds", "vectorize": "kinds", "parallel": "kinds", "annotate": "kinds",
     "compute_at": "compute_at", "reverse_compute_at": "reverse_compute_at",
     "compute_inline": "inline", "reverse_compute_inline": "inline",
-    "cache_read": "cache", "cache_write": "cache", "set_scope": "cache",
+    "reindex": "reindex", "cache_read": "cache", "cache_write": "cache", "set_scope": "cache",
     "decompose_reduction": "decompose", "decompose_padding": "decompose",
     "rfactor": "rfactor", "prefetch": "prefetch", "prefetch_next": "prefetch",
     "transform_layout": "transform_layout",
