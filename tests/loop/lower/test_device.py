@@ -179,16 +179,16 @@ def test_nests_become_kernels() -> None:
     np.testing.assert_array_equal(out, np.arange(64)[::-1] + 1)
 
 
-@pytest.mark.parametrize("facts, what", [
-    ({"max_threads": 8}, "16 threads in a block; opencl has 8, 8 less"),
-    ({"max_block": (2, 256, 64)}, "4 threads along x"),
-    ({"max_grid": (1, 65535, 65535)}, "2 blocks along x"),
-    ({"shared_memory": 100}, "A_shared"),
-    ({"local_memory": 12}, "16 bytes of a thread's own memory; opencl has 12, 4 less")])
-def test_limits_name_what_is_too_large(facts: dict[str, object], what: str) -> None:
+@pytest.mark.parametrize("facts, what, where", [
+    ({"max_threads": 8}, "16 threads in a block; opencl has 8, 8 less", "loops ty, tx"),
+    ({"max_block": (2, 256, 64)}, "4 threads along x; opencl has 2, 2 less", "loop tx"),
+    ({"max_grid": (1, 65535, 65535)}, "2 blocks along x; opencl has 1, 1 less", "loop j1_0"),
+    ({"shared_memory": 100}, "284 bytes of shared memory; opencl has 100, 184 less", "buffers A_shared 156, B_shared 128"),
+    ({"local_memory": 12}, "16 bytes of a thread's own memory; opencl has 12, 4 less", "buffers C_local 16")])
+def test_limits_name_what_is_too_large(facts: dict[str, object], what: str, where: str) -> None:
     with pytest.raises(UserError, match="kernel-limit") as error:
         lower_for_device(product().program, dataclasses.replace(device(), **facts))  # type: ignore[arg-type]
-    assert what in str(error.value)
+    assert error.value.message == f"product_0 wants {what}" and error.value.where == where
 
 
 def single_threads(threads: int) -> Schedule:
