@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.small_models import model
+from tests.small_models import model, weight
 from tests.tensor.rules.gpu_cases import CASES, programs
 from tilewright.core.node import Node, walk
 from tilewright.loop.interpret import run
@@ -157,3 +157,16 @@ def test_windows_take_fewer_results_where_shared_memory_is_short() -> None:
     for target in ("webgpu", "opencl"):
         (sch,) = [schedule_program(p, get_target(target)) for p in programs(m, get_target(target))]
         assert sch.rules == ("windows max_pool",) and not sch.fallback
+
+
+@pytest.mark.parametrize("inputs, conv, weights", [
+    ("2,96,13,13", "strides=[3,3], pads=[1,1,1,1]", (255, 96, 3, 3)), ("4,64,171", "pads=[3,3]", (64, 64, 7)),
+    ("4,96,28,28", "strides=[2,2], pads=[3,3,3,3]", (255, 96, 7, 7)), ("1,3,224,224", "strides=[16,16]", (768, 3, 16, 16)),
+    ("1,3,224,224", "strides=[4,4], pads=[2,2,2,2]", (64, 3, 11, 11))])
+def test_convolutions_find_tiles_that_fit(inputs: str, conv: str, weights: tuple[int, ...]) -> None:
+    """Several images, sums in parts, wide windows, little shared memory: none is left to a thread per result."""
+    m = model(f"f (float[{inputs}] x) => (y) {{ y = Conv<{conv}>(x, w) }}", w=weight(*weights))
+    for target in ("webgpu", "sm_75", "sm_80"):
+        for p in programs(m, get_target(target)):
+            sch = schedule_program(p, get_target(target))
+            assert sch.rules == ("tiles conv",) and not sch.fallback, (target, sch.rules, sch.fallback)

@@ -77,7 +77,7 @@ class _Kernel:
         self.threads: dict[str, int] = {}
         self.private = 0
         self.copied = sum(n.value.dtype.lanes for n in walk(p.body) if isinstance(n, ir.Store) and n.buffer.scope == "shared"
-                          and isinstance(n.value, ir.Load))
+                          and any(isinstance(v, ir.Load) and v.buffer.scope == "global" for v in walk(n.value)))
         self.outside: list[str] = []
         self.atomic = {n.args[0].buffer for n in walk(p.body)  # type: ignore[attr-defined]
                        if isinstance(n, ir.Call) and n.name == "put_bits"}
@@ -144,8 +144,8 @@ class _Kernel:
         return f"{outside}{head} {{\n" + "\n".join(self.lines) + "\n}\n"
 
     def blocks(self, threads: int) -> int:
-        """Blocks that fit a multiprocessor if each private word, an operand for it, what is on its way to shared memory and
-        what a simple kernel needs have registers."""
+        """Blocks that fit a multiprocessor if each private word, an operand for it, each word on its way to shared memory,
+        and what a simple kernel needs have registers."""
         registers = max(FEW_REGISTERS, 2 * self.private + self.copied + OTHER_REGISTERS)
         return max(1, min(self.language.registers // (threads * registers), MOST_BLOCKS))
 

@@ -194,7 +194,7 @@ def rules_for(sch: Schedule, block: Block, target: Target, numerics: str = "defa
             multiplied = product_of(block, target, numerics) if group_size(block) is None else None
             if multiplied is not None:
                 out.append(Rule("tensor_cores", functools.partial(_tensor_cores, target, multiplied)))
-            sizes = [*[(step, RESULTS) for step in STEPS], (4, 16), (1, 16), (1, 4)]
+            sizes = [*[(step, RESULTS) for step in STEPS], (4, 16), (1, 16), (1, 4), (1, 1)]
             out += [Rule("tiles", functools.partial(_tiles, target, *size)) for size in sizes]
         elif fits_windows(info):
             out += [Rule("windows", functools.partial(_windows, target, most)) for most in DOWN]

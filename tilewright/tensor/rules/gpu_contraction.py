@@ -220,9 +220,9 @@ def _power_of_two(n: int, limit: int) -> int:
 
 
 def _split_reduction(sch: Schedule, block: Block, loops: dict[Var, Var], step: int) -> tuple[list[Var], list[Var]]:
-    """The reduction's loops outside and inside a step: windows are inside, as far as a step has room."""
+    """The reduction's loops outside and inside a step: as many elements as a step has room for, and windows that overlap."""
     info = classify(block)
-    windows = {w.reduce for w in info.windows}
+    windows = {w.reduce for w in info.windows if w.stride < w.dilation * (info.extents[w.reduce] or 1)}
     room = step
     outer: list[Var] = []
     inner: list[Var] = []
@@ -232,7 +232,8 @@ def _split_reduction(sch: Schedule, block: Block, loops: dict[Var, Var], step: i
         if n <= max(room, 1) or it.var in windows and n <= STEPS[0]:
             inner.insert(0, loop)
         elif room > 1:
-            o, i = sch.split(loop, [None, room])
+            whole = [d for d in range(-(-room // 2), room + 1) if n % d == 0]  # steps that need no condition in them
+            o, i = sch.split(loop, [None, max(whole, default=room)])
             outer.insert(0, o)
             inner.insert(0, i)
         else:
@@ -401,9 +402,11 @@ def loops_of(block: Block, inner: list[Var]) -> dict[Var, Var]:
     """The loop among `inner` of each iteration variable that has one; those of a single turn are in no binding, but in order
     of the others."""
     found = {it.var: v for it, b in zip(block.iters, block.bindings, strict=True) for v in inner if v in vars_of(b)}
-    left = iter([v for v in inner if v not in found.values()])
-    idle = [it.var for it, b in zip(block.iters, block.bindings, strict=True) if as_int(b) is not None]
-    return {**found, **dict(zip([v for v in idle if v not in found], left, strict=False))}
+    left = [v for v in inner if v not in found.values()]
+    idle = [(it.var, b) for it, b in zip(block.iters, block.bindings, strict=True) if it.var not in found]
+    if len(left) != len(idle):
+        idle = [(v, b) for v, b in idle if as_int(b) is not None]
+    return {**found, **dict(zip([v for v, _ in idle], left, strict=False))}
 
 
 def bind_blocks(sch: Schedule, blocks: list[Var]) -> None:
