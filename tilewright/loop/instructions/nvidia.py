@@ -70,44 +70,28 @@ _PRODUCT = """
 """
 
 
+def _load(name: str, t: str, fragment: Fragment, source: str, code: str, *, turned: bool = False, rows: bool = False,
+          rounds: str = "") -> TensorIntrinsic:
+    """The load of a fragment from a matrix, or from one that is `turned`: its transpose. `rows`: from shared memory, where
+    eight elements of a row lie one behind the other and aligned."""
+    m, n = fragment.shape
+    shape, element = (f"{n}, {m}", "j, i") if turned else (f"{m}, {n}", "i, j")
+    return tensor_intrinsic(f"""
+        program {name}(f: {t}[{m}, {n}] warp, {source}: {t}[{shape}]{" shared strides[0, 1]" if rows else ""}):
+            for i in 0..{m}:
+                for j in 0..{n}:
+                    f[i, j] = {source}[{element}]
+    """, {"cuda": code}, threads=32, requires="mma", fragments={"f": fragment}, aligned={source: 8} if rows else {},
+        rounds=rounds)
+
+
 def _of(t: str) -> tuple[TensorIntrinsic, ...]:
     """Loads, by matrix instructions where rows are in shared memory and aligned, and the product, for one element type."""
-    load_a = tensor_intrinsic(f"""
-        program mma_load_a_{t}(f: {t}[16, 16] warp, a: {t}[16, 16]):
-            for i in 0..16:
-                for k in 0..16:
-                    f[i, k] = a[i, k]
-    """, {"cuda": _PAIRS_A}, threads=32, requires="mma", fragments={"f": A16})
-    load_b = tensor_intrinsic(f"""
-        program mma_load_b_{t}(f: {t}[16, 8] warp, b: {t}[16, 8]):
-            for k in 0..16:
-                for j in 0..8:
-                    f[k, j] = b[k, j]
-    """, {"cuda": _PAIRS_B}, threads=32, requires="mma", fragments={"f": B16})
-    matrix_a = tensor_intrinsic(f"""
-        program ldmatrix_a_{t}(f: {t}[16, 16] warp, a: {t}[16, 16] shared strides[0, 1]):
-            for i in 0..16:
-                for k in 0..16:
-                    f[i, k] = a[i, k]
-    """, {"cuda": _MATRIX_A}, threads=32, requires="mma", fragments={"f": A16}, aligned={"a": 8})
-    matrix_b = tensor_intrinsic(f"""
-        program ldmatrix_b_{t}(f: {t}[16, 8] warp, b: {t}[16, 8] shared strides[0, 1]):
-            for k in 0..16:
-                for j in 0..8:
-                    f[k, j] = b[k, j]
-    """, {"cuda": _MATRIX_B}, threads=32, requires="mma", fragments={"f": B16}, aligned={"b": 8})
-    turned_a = tensor_intrinsic(f"""
-        program ldmatrix_turned_a_{t}(f: {t}[16, 16] warp, a: {t}[16, 16] shared strides[0, 1]):
-            for i in 0..16:
-                for k in 0..16:
-                    f[i, k] = a[k, i]
-    """, {"cuda": _TURNED_A}, threads=32, requires="mma", fragments={"f": A16}, aligned={"a": 8})
-    turned_b = tensor_intrinsic(f"""
-        program ldmatrix_turned_b_{t}(f: {t}[16, 8] warp, b: {t}[8, 16] shared strides[0, 1]):
-            for k in 0..16:
-                for j in 0..8:
-                    f[k, j] = b[j, k]
-    """, {"cuda": _TURNED_B}, threads=32, requires="mma", fragments={"f": B16}, aligned={"b": 8})
+    loads = (_load(f"mma_load_a_{t}", t, A16, "a", _PAIRS_A), _load(f"mma_load_b_{t}", t, B16, "b", _PAIRS_B),
+             _load(f"ldmatrix_a_{t}", t, A16, "a", _MATRIX_A, rows=True),
+             _load(f"ldmatrix_b_{t}", t, B16, "b", _MATRIX_B, rows=True),
+             _load(f"ldmatrix_turned_a_{t}", t, A16, "a", _TURNED_A, turned=True, rows=True),
+             _load(f"ldmatrix_turned_b_{t}", t, B16, "b", _TURNED_B, turned=True, rows=True))
     product = tensor_intrinsic(f"""
         program mma_m16n8k16_{t}(c: f32[16, 8] warp, a: {t}[16, 16] warp, b: {t}[16, 8] warp):
             for i in 0..16:
@@ -115,7 +99,7 @@ def _of(t: str) -> tuple[TensorIntrinsic, ...]:
                     for k in 0..16:
                         c[i, j] = c[i, j] + f32(a[i, k]) * f32(b[k, j])
     """, {"cuda": _PRODUCT.replace("@", t)}, threads=32, requires="mma", fragments={"c": C, "a": A16, "b": B16})
-    return load_a, load_b, matrix_a, matrix_b, turned_a, turned_b, product
+    return *loads, product
 
 
 (MMA_LOAD_A_F16, MMA_LOAD_B_F16, LDMATRIX_A_F16, LDMATRIX_B_F16, LDMATRIX_TURNED_A_F16, LDMATRIX_TURNED_B_F16,
@@ -164,31 +148,21 @@ MMA_STORE = tensor_intrinsic("""
     o[8 * ($o.0) + ($o.1)] = c[3];
 """}, threads=32, requires="mma", fragments={"c": C})
 
-MMA_LOAD_A_TF32 = tensor_intrinsic("""
-    program mma_load_a_tf32(f: f32[16, 8] warp, a: f32[16, 8]):
-        for i in 0..16:
-            for k in 0..8:
-                f[i, k] = a[i, k]
-""", {"cuda": """
+MMA_LOAD_A_TF32 = _load("mma_load_a_tf32", "f32", A8, "a", """
     const float *p = $a + $lane / 4 * ($a.0) + $lane % 4 * ($a.1);
     unsigned *r = (unsigned *)($f);
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r[0]) : "f"(p[0]));
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r[1]) : "f"(p[8 * ($a.0)]));
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r[2]) : "f"(p[4 * ($a.1)]));
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r[3]) : "f"(p[8 * ($a.0) + 4 * ($a.1)]));
-"""}, threads=32, requires="mma", fragments={"f": A8}, rounds="tf32")
+""", rounds="tf32")
 
-MMA_LOAD_B_TF32 = tensor_intrinsic("""
-    program mma_load_b_tf32(f: f32[8, 8] warp, b: f32[8, 8]):
-        for k in 0..8:
-            for j in 0..8:
-                f[k, j] = b[k, j]
-""", {"cuda": """
+MMA_LOAD_B_TF32 = _load("mma_load_b_tf32", "f32", B8, "b", """
     const float *p = $b + $lane % 4 * ($b.0) + $lane / 4 * ($b.1);
     unsigned *r = (unsigned *)($f);
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r[0]) : "f"(p[0]));
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r[1]) : "f"(p[4 * ($b.0)]));
-"""}, threads=32, requires="mma", fragments={"f": B8}, rounds="tf32")
+""", rounds="tf32")
 
 MMA_TF32 = tensor_intrinsic("""
     program mma_m16n8k8_tf32(c: f32[16, 8] warp, a: f32[16, 8] warp, b: f32[8, 8] warp):

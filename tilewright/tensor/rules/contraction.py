@@ -193,7 +193,7 @@ def _tile(info: BlockInfo, axes: Axes, loop_of: dict[Var, Var], extent: dict[Var
     tile = choose_tile(rows, columns, vectors, target, max_rows=most, tail=tail, whole=bool(band), max_columns=apart)
     if band:
         return tile, 0
-    chunk = _chunk(info, axes, loop_of, extent, tile, vectors, lanes, target) if lanes > 1 else 0  # they are added in vectors
+    chunk = _chunk(info, axes, loop_of, extent, tile, vectors, lanes, target) if lanes > 1 else 0  # added in vectors
     widest = 0 if chunk else _widest(info, tile, vectors, lanes, target)
     if widest > tile.vectors:
         tile = choose_tile(rows, columns, vectors, target, max_rows=most, tail=tail, widest=widest, max_columns=apart)
