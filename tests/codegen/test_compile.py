@@ -10,7 +10,7 @@ import pytest
 
 from tests.codegen.native import native
 from tilewright.codegen.llvm import jit
-from tilewright.codegen.llvm.compile import CompilePool, assembly, compile_many, compile_object
+from tilewright.codegen.llvm.compile import CompilePool, assembly, compile_object
 from tilewright.codegen.llvm.emit import emit
 from tilewright.core.dtype import f32, handle, i64
 from tilewright.core.errors import InternalError
@@ -112,8 +112,9 @@ def test_aarch64_is_emitted() -> None:
 def test_workers_give_the_same_objects() -> None:
     target = get_target("native")
     texts = [emit(ir.Module((gemm(4, 16, 8 + k, 4, 16, 16, f"g{k}"),)), target) for k in range(5)]
-    alone = compile_many(texts, target)
-    assert compile_many(iter(texts), target, workers=2) == alone
+    with CompilePool(1) as here, CompilePool(2) as pool:
+        alone = here.compile((text, target) for text in texts)
+        assert pool.compile((text, target) for text in texts) == alone
     assert len(set(alone)) == 5
     with jit.load(alone) as library:
         assert len({library.address(f"g{k}") for k in range(5)}) == 5
@@ -122,8 +123,8 @@ def test_workers_give_the_same_objects() -> None:
 def test_a_worker_reports_what_llvm_refuses() -> None:
     target = get_target("native")
     for workers in (1, 2):
-        with pytest.raises(InternalError, match="LLVM refuses"):
-            compile_many(["define i32 @f( {"], target, workers)
+        with CompilePool(workers) as pool, pytest.raises(InternalError, match="LLVM refuses"):
+            pool.compile([("define i32 @f( {", target)])
 
 
 def test_a_dead_worker_is_noticed() -> None:

@@ -85,12 +85,12 @@ class GraphBuilder:
     def reshape(self, x: Value, shape: Iterable[IntoExpr], name: str = "") -> Value:
         return self.add("reshape", [x], {"shape": tuple(shape)}, name=name)
 
-    def unsqueeze(self, x: Value, axes: Sequence[int], name: str = "") -> Value:
+    def unsqueeze(self, x: Value, axes: Sequence[int]) -> Value:
         """`x` with axes of size 1 at the places `axes` of the result."""
         rank = x.rank + len(axes)
         new = {a % rank for a in axes}
         rest = iter(x.shape)
-        return self.reshape(x, [const(1) if k in new else next(rest) for k in range(rank)], name)
+        return self.reshape(x, [const(1) if k in new else next(rest) for k in range(rank)])
 
     def squeeze(self, x: Value, axes: Sequence[int], name: str = "") -> Value:
         """`x` without its axes `axes`, which have size 1."""
@@ -113,11 +113,11 @@ class GraphBuilder:
         """A run fails with `message` unless `cond` holds of the sizes."""
         self.checks.append(Check(cond, f"{self.loc}: {message}" if self.loc else message))
 
-    def in_bounds(self, x: Value, extents: Sequence[Expr], what: str = "", from_front: bool = False) -> Value:
+    def in_bounds(self, x: Value, extents: Sequence[Expr], from_front: bool = False) -> Value:
         """Indices (in the last axis one for each extent, where there are several) that a run checks before they are used;
         known ones are checked now. Negative ones count from the back, unless `from_front`. Raises UserError
         "index-out-of-range"."""
-        known, sizes, name = constant_of(x), [as_int(d) for d in extents], what or self.loc or x.name
+        known, sizes, name = constant_of(x), [as_int(d) for d in extents], self.loc or x.name
         if known is not None and all(n is not None for n in sizes):
             columns = known.reshape(-1, len(sizes)).astype(np.int64)
             limits = np.array(sizes, np.int64)

@@ -19,8 +19,6 @@ from tilewright.core.errors import InternalError
 from tilewright.core.node import Node, node
 from tilewright.loop.ir import Expr, IntoExpr, as_int, expr
 
-Dim = Expr
-
 
 @node
 class TensorType(Node):
@@ -92,9 +90,6 @@ class Operation:
                  regions: Sequence[Graph] = (), loc: str = "") -> None:
         self.op, self.inputs, self.attrs = op, tuple(inputs), dict(attrs)
         self.outputs, self.regions, self.loc = tuple(outputs), tuple(regions), loc
-
-    def with_inputs(self, inputs: Sequence[Value | None]) -> Operation:
-        return Operation(self.op, inputs, self.attrs, self.outputs, self.regions, self.loc)
 
     @property
     def output(self) -> Value:

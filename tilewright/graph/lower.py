@@ -11,7 +11,6 @@ the first one. Range and usual value are its own (`loop.ir.Span`).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from tilewright.core.errors import InternalError
 from tilewright.graph.infer import dim
@@ -38,12 +37,8 @@ class GroupProgram:
     sizes: list[Expr] = field(default_factory=list)
 
 
-Recipe = Any
-"""compute(op, *tensors) -> Tensor or tuple of Tensors."""
-
-
-def group_program(group: Group, name: str, choose: Any = None) -> GroupProgram:
-    """Compose the recipes of a group. `choose(op) -> recipe name or None` may pick an alternative recipe."""
+def group_program(group: Group, name: str) -> GroupProgram:
+    """Compose the recipes of a group."""
     sizes = _Sizes(group)
     tensors: dict[Value, Tensor] = {}
     inputs: list[Value] = []
@@ -58,7 +53,7 @@ def group_program(group: Group, name: str, choose: Any = None) -> GroupProgram:
             tensors[v] = placeholder(sizes.shape(v), v.dtype, f"in{len(inputs)}")
             inputs.append(v)
     for op in group.operations:
-        results = _run_recipe(sizes.operation(op), [None if v is None else tensors[v] for v in op.inputs], choose)
+        results = _run_recipe(sizes.operation(op), [None if v is None else tensors[v] for v in op.inputs])
         for v, t in zip(op.outputs, results, strict=True):
             tensors[v] = t
     params = [tensors[v] for v in inputs + weights]
@@ -115,10 +110,8 @@ class _Sizes:
         return self.values[v]
 
 
-def _run_recipe(op: Operation, operands: list[Tensor | None], choose: Any) -> tuple[Tensor, ...]:
-    rec = record_of(op)
-    picked = choose(op) if choose is not None else None
-    recipe = rec.alternatives[picked] if picked else rec.compute
+def _run_recipe(op: Operation, operands: list[Tensor | None]) -> tuple[Tensor, ...]:
+    recipe = record_of(op).compute
     if recipe is None:
         raise InternalError(f"operator {op.op} has no compute recipe")
     result = recipe(op, *operands)

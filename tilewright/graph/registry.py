@@ -51,9 +51,8 @@ class OpRecord:
     elements are symbolic; where all operands are known numbers, `numpy` serves.
     `numpy(attrs, *arrays) -> array or tuple` is the reference meaning (dimension attributes arrive as numbers; None for
     an absent operand; operators with regions get callables as attrs["regions"]). `compute(op, *tensors) -> Tensor or
-    tuple` is the default recipe in the compute language; `alternatives` are further ones by name. An operator without a
-    recipe runs on the host, by `numpy`; `host` says why it has none. `gradient(op, gradients of the results, arithmetic)`
-    gives those of the inputs (`graph/ops/gradients.py`).
+    tuple` is the recipe in the compute language. An operator without one runs on the host, by `numpy`; `host` says why
+    it has none. `gradient(op, gradients of the results, arithmetic)` gives those of the inputs (`graph/ops/gradients.py`).
     """
     name: str
     fusion: Fusion
@@ -63,7 +62,6 @@ class OpRecord:
     attrs: dict[str, Attr] = field(default_factory=dict)
     normalize: Callable[[Operation], dict[str, Any]] | None = None
     elements: Callable[[Operation], Sequence[tuple[Expr, ...] | None]] | None = None
-    alternatives: dict[str, Callable[..., Any]] = field(default_factory=dict)
     host: str = ""
     doc: str = ""
     gradient: Callable[[Operation, Sequence[Value | None], Any], Sequence[Value | None]] | None = None

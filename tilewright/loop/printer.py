@@ -54,9 +54,9 @@ def print_program(p: ir.Program, *, canonical: bool = False, mark: Any = None, n
     return _Text(canonical, mark, names=names).finish(lambda t: t.module((p,)))
 
 
-def print_module(m: ir.Module, *, canonical: bool = False, mark: Any = None) -> str:
+def print_module(m: ir.Module, *, mark: Any = None) -> str:
     """The text of a module: its constant tables, then its programs."""
-    return _Text(canonical, mark).finish(lambda t: t.module(m.programs))
+    return _Text(False, mark).finish(lambda t: t.module(m.programs))
 
 
 def print_stmt(s: ir.Stmt, *, mark: Any = None) -> str:

@@ -17,7 +17,6 @@ from tilewright.loop.ir import (
     For,
     IterVar,
     Let,
-    Load,
     Program,
     Stmt,
     Store,
@@ -193,11 +192,6 @@ def free_buffers(root: Node) -> dict[Buffer, None]:
     return {b: None for b in used if b not in bound}
 
 
-def buffers_read(root: Node) -> dict[Buffer, None]:
-    """Buffers that a Load reads, in order. An Address may be read or written: it counts in both."""
-    return {n.buffer: None for n, _ in _mentions(root) if isinstance(n, Load | Address)}
-
-
 def buffers_written(root: Node) -> dict[Buffer, None]:
-    """Buffers that a Store writes, in order. An Address may be read or written: it counts in both."""
+    """Buffers that a Store writes, in order. An Address counts: what it is passed to may write there."""
     return {n.buffer: None for n, _ in _mentions(root) if isinstance(n, Store | Address)}

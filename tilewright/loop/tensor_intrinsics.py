@@ -115,10 +115,6 @@ def tensor_intrinsic_named(name: str) -> TensorIntrinsic:
     return _KNOWN[name]
 
 
-def is_declared(name: str) -> bool:
-    return name in _KNOWN
-
-
 def _check_body(p: Program) -> None:
     def wrong(what: str) -> UserError:
         return UserError("intrinsic-declaration", f"tensor intrinsic {p.name}: {what}", where=str(p),

@@ -14,9 +14,9 @@ CACHE_BYTES_PER_CYCLE = 20.0
 """What one core moves between its second-level cache and the registers in streaming kernels."""
 
 
-def flops_per_second(target: Target, bits: int = 32) -> float:
-    """Peak of one core: a fused multiply-add counts two."""
-    return 2.0 * target.lanes(bits) * target.fma_units * FREQUENCY
+def flops_per_second(target: Target) -> float:
+    """Peak of one core in f32: a fused multiply-add counts two."""
+    return 2.0 * target.lanes(32) * target.fma_units * FREQUENCY
 
 
 def roofline(flops: float, target: Target, *, cached_bytes: float = 0.0, memory_bytes: float = 0.0) -> float:

@@ -38,7 +38,7 @@ from tilewright.loop.ir import (
     as_int,
 )
 from tilewright.loop.substitute import substitute
-from tilewright.tensor.schedule.state import blocks, iterate, path_to
+from tilewright.tensor.schedule.state import blocks, path_to
 from tilewright.tensor.span import Algebra, Span, vars_of
 
 
@@ -137,12 +137,6 @@ def consumers(program: Program, block: Block) -> list[Block]:
     """Blocks that read what `block` writes, in program order, without itself."""
     written = outputs(block)
     return [b for b in blocks(program) if b is not block and any(a.buffer in written for a in accesses(b)[0])]
-
-
-def all_below(root: Stmt, group: Sequence[Block]) -> bool:
-    """Whether every block of `group` is under `root`."""
-    under = {id(s) for s in iterate(root)}
-    return all(id(b) in under for b in group)
 
 
 # ---- conditions --------------------------------------------------------------------------------------------------------
@@ -311,32 +305,6 @@ def block_boxes(found: Iterable[Access], block: Block, inner: Sequence[For], alg
     for a in found:
         box = access_box(a, block, inner, algebra)
         out[a.buffer] = union(out[a.buffer], box, algebra) if a.buffer in out else box
-    return out
-
-
-def read_boxes(root: Stmt, outer: Sequence[For], only: Iterable[Buffer] | None = None) -> dict[Buffer, Box]:
-    """Per buffer, the box that the subtree `root` reads, in terms of the variables of the loops `outer` around it."""
-    return _subtree_boxes(root, outer, only, 0)
-
-
-def written_boxes(root: Stmt, outer: Sequence[For], only: Iterable[Buffer] | None = None) -> dict[Buffer, Box]:
-    """Per buffer, the box that the subtree `root` writes, in terms of the variables of the loops `outer` around it."""
-    return _subtree_boxes(root, outer, only, 1)
-
-
-def _subtree_boxes(root: Stmt, outer: Sequence[For], only: Iterable[Buffer] | None, which: int) -> dict[Buffer, Box]:
-    wanted = None if only is None else set(only)
-    out: dict[Buffer, Box] = {}
-    for s in iterate(root):
-        if not isinstance(s, Block):
-            continue
-        found = [a for a in accesses(s)[which] if wanted is None or a.buffer in wanted]
-        if not found:
-            continue
-        inner = loops_between(root, s)
-        algebra = Algebra([*outer, *inner])
-        for buffer, box in block_boxes(found, s, inner, algebra).items():
-            out[buffer] = union(out[buffer], box, algebra) if buffer in out else box
     return out
 
 

@@ -157,12 +157,6 @@ class CompilePool:
         self.close() if kind is None else self.terminate()
 
 
-def compile_many(texts: Iterable[str], target: Target, workers: int = 1) -> list[bytes]:
-    """The objects of several modules, by `workers` forked processes (≤ 1: in this one)."""
-    with CompilePool(workers) as pool:
-        return pool.compile((text, target) for text in texts)
-
-
 def _collect(busy: dict[Any, int], done: dict[int, bytes]) -> list[Any]:
     """Wait for a result; the workers that have become idle."""
     ready: list[Any] = list(connection.wait(list(busy)))

@@ -25,8 +25,8 @@ Key = tuple[str, str, str]
 Opsets = dict[str, int]
 
 
-def invalid(message: str, where: str = "", hint: str = "") -> UserError:
-    return UserError("onnx-invalid-graph", message, where=where, hint=hint)
+def invalid(message: str, where: str = "") -> UserError:
+    return UserError("onnx-invalid-graph", message, where=where)
 
 
 def domain_of(name: str) -> str:

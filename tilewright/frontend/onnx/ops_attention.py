@@ -67,10 +67,10 @@ def _hidden(c: Context, keep: Value, value: float) -> Value:
     return c.add("where", keep, c.const(0, f32), c.const(value, f32))
 
 
-def _causal(c: Context, queries: Value, keys: Value, behind: Value, value: float = float(np.finfo(np.float32).min)) -> Value:
+def _causal(c: Context, queries: Value, keys: Value, behind: Value) -> Value:
     """[S, T]: keys after a query are hidden, where `behind` keys come before the first query."""
     rows = c.b.unsqueeze(c.add("add", _count(c, _size(c, queries, 2)), behind), [1])
-    return _hidden(c, c.add("less_equal", _count(c, _size(c, keys, 2)), rows), value)
+    return _hidden(c, c.add("less_equal", _count(c, _size(c, keys, 2)), rows), float(np.finfo(np.float32).min))
 
 
 def _key_mask(c: Context, mask: Value, keys: Value, value: float) -> Value:

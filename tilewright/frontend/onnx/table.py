@@ -101,11 +101,11 @@ class Context:
         """Input `k`: a tensor, a sequence, or None."""
         return self.inputs[k] if k < len(self.inputs) else None
 
-    def series(self, k: int = 0) -> Series:
-        """Input `k`, which must be a sequence."""
-        v = self.item(k)
+    def series(self) -> Series:
+        """The first input, which must be a sequence."""
+        v = self.item(0)
         if not isinstance(v, Series):
-            raise self.error("onnx-invalid-graph", f"the input {k} of {self.op} is no sequence")
+            raise self.error("onnx-invalid-graph", f"the input 0 of {self.op} is no sequence")
         return v
 
     def opt(self, k: int) -> Value | None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from tilewright.core.config import config
 from tilewright.core.passes import Observer, Pipeline, Verify
-from tilewright.loop.ir import ONE, Buffer, Module, Program, seq
+from tilewright.loop.ir import ONE, Module, Program, seq
 from tilewright.loop.lower.align_storage import align_storage
 from tilewright.loop.lower.barriers import place_barriers
 from tilewright.loop.lower.compact_storage import compact_storage
@@ -112,7 +112,3 @@ def device_kernels(module: Module) -> list[Program]:
 
 def host_programs(module: Module) -> Module:
     return Module(tuple([p for p in module.programs if not p.attr("device")]))
-
-
-def buffers_of(kernel: Program) -> list[Buffer]:
-    return [p for p in kernel.params if isinstance(p, Buffer)]

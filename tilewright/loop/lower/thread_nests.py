@@ -89,8 +89,3 @@ def grid_of(program: Program) -> dict[str, Expr]:
 
 def is_barrier(s: Node) -> bool:
     return isinstance(s, Evaluate) and isinstance(s.value, Call) and s.value.name == "barrier"
-
-
-def all_threads_run(s: Stmt) -> bool:
-    """Whether the threads of a block run a statement together: it has phases inside, or is no work at all."""
-    return is_barrier(s) or isinstance(s, Allocate) or phase_of(s) is None

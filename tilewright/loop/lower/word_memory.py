@@ -72,13 +72,13 @@ def word_memory(program: Program, target: Target, weights: Iterable[str]) -> Pro
     windows = _windows(program, [b for b in given if b.name in set(weights)], target)
     bound = {b for w in windows for b in w}
     free = [b for b in given if b not in bound]
-    arena = Buffer("arena", _common(free, program), (const(target.max_binding // WORD),))
+    arena = Buffer("arena", _common(free), (const(target.max_binding // WORD),))
     memory: dict[Buffer, list[Buffer]] = {b: [arena] for b in free}
     made: list[Buffer] = []
     letters = dict.fromkeys(free, "a")
     for w in windows:
         count = max(1, -(-nbytes(w[0]) // target.max_binding)) if len(w) == 1 else 1
-        own = [Buffer(f"weights{len(made) + k}", _common(w, program), (const(target.max_binding // WORD),))
+        own = [Buffer(f"weights{len(made) + k}", _common(w), (const(target.max_binding // WORD),))
                for k in range(count)]
         made += own
         for b in w:
@@ -110,7 +110,7 @@ def _windows(program: Program, weights: list[Buffer], target: Target) -> list[li
     return [*[[b] for b in own], [b for b in weights if b in shared]]
 
 
-def _common(buffers: list[Buffer], program: Program) -> DType:
+def _common(buffers: list[Buffer]) -> DType:
     """What the words of an array are called: the one type of all that is in it, else u32."""
     packed = any(b.dtype.bits < 32 for b in buffers)
     kinds = {_PLAIN.get(b.dtype, u32) for b in buffers}

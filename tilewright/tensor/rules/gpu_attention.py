@@ -86,7 +86,7 @@ def schedule_online(sch: Schedule, found: Attention, tile: tuple[int, int], targ
         sch.bind(lane, "threadIdx.y")
         sch.set_scope(ref, 0, "shared")
     row, column = _inside(sch, power, t)
-    _share(sch, power, row, column, axes, ())
+    _share(sch, row, column, axes, ())
     sch.set_scope(power, 0, "shared")
     made = outputs(state.find_block(sch.program, product))[0]
     values = next(x for x in classify(state.find_block(sch.program, product)).reads
@@ -94,10 +94,10 @@ def schedule_online(sch: Schedule, found: Attention, tile: tuple[int, int], targ
     sch.set_scope(product, 0, "local")
     for ref, home in ((sch.block(f"{product.name}_start"), io), (sch.block(f"{product.name}_scale"), t), (product, t)):
         row, column, *summed = _inside(sch, ref, home)
-        for v in _share(sch, ref, row, column, axes, summed):
+        for v in _share(sch, row, column, axes, summed):
             sch.unroll(v)
     made = outputs(state.find_block(sch.program, product))[0]
-    for v in _share(sch, stored, *_row_and_column(sch, stored, made, io), axes, ()):
+    for v in _share(sch, *_row_and_column(sch, stored, made, io), axes, ()):
         sch.unroll(v)
     _stage(sch, product, values.buffer.name, t, axes, None)
     around = sch.loops(product)
@@ -129,7 +129,7 @@ def _scores(sch: Schedule, scores: BlockRef, masked: BlockRef, t: Var, axes: lis
     sch.compute_at(masked, t)
     sch.set_scope(masked, 0, "shared")
     made = outputs(state.find_block(sch.program, scores))[0]
-    rest = _share(sch, masked, *_row_and_column(sch, masked, made, t), axes, ())
+    rest = _share(sch, *_row_and_column(sch, masked, made, t), axes, ())
     around = sch.loops(masked)
     x = next(v for v in reversed(around) if sch.loop(v).kind == axes[1].thread)
     sch.compute_at(scores, x)
@@ -162,7 +162,7 @@ def _row_and_column(sch: Schedule, ref: BlockRef, read: Buffer, home: Var) -> tu
     return row, column
 
 
-def _share(sch: Schedule, ref: BlockRef, row: Var, column: Var, axes: list[Axis], summed: Sequence[Var]) -> tuple[Var, Var]:
+def _share(sch: Schedule, row: Var, column: Var, axes: list[Axis], summed: Sequence[Var]) -> tuple[Var, Var]:
     """Rows and columns of a tile shared out to threads; the loops over those of one thread."""
     y, r = sch.split(row, [axes[0].threads, None])
     c, x = sch.split(column, [None, axes[1].threads])

@@ -57,7 +57,7 @@ def schedule_rows(sch: Schedule, target: Target) -> None:
     loops = dict(zip([it.var for it in last.iters], sch.loops(sch.block(last.name)), strict=True))
     rows = [loops[v] for v in kept]
     rest = [v for v in loops.values() if v not in rows]
-    strip = _strip_axis(blocks, axes, last)
+    strip = _strip_axis(blocks, axes)
     if strip in kept:
         size = _strip_size(sch, last, loops[strip], rest, target)
         rows.remove(loops[strip])
@@ -178,7 +178,7 @@ def _contiguous(block: Block) -> frozenset[Var]:
     return best
 
 
-def _strip_axis(blocks: Sequence[Block], axes: dict[str, dict[Var, Var]], last: Block) -> Var | None:
+def _strip_axis(blocks: Sequence[Block], axes: dict[str, dict[Var, Var]]) -> Var | None:
     """The last block's variable along which all reductions have their contiguous data, if none of them reduces that."""
     found: set[Var | None] = set()
     for b in blocks:

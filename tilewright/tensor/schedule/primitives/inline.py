@@ -109,7 +109,7 @@ def reverse_compute_inline(sch: Schedule, block: BlockRef) -> None:
         raise ScheduleError(name, "it reads nothing that another block computes", program, block)
     added: Expr | None = None
     if producer.init is not None:
-        added = _operand_beside(b, store, producer)
+        added = _operand_beside(store, producer)
         if added is None:
             raise ScheduleError(name, f"block {producer.name} is not a single store without reduction, nor is its result "
                                 "only combined with something by the operator that it reduces by", program,
@@ -182,8 +182,8 @@ def _merged(b: Block, store: Store, producer: Block, made_by: Store, at: dict[Va
     return _within(b, producer.replace(body=Store(store.buffer, indices, value)), at)
 
 
-def _operand_beside(b: Block, store: Store, producer: Block) -> Expr | None:
-    """What `b` combines the result of the reduction `producer` with, by the operator that it reduces by; else None."""
+def _operand_beside(store: Store, producer: Block) -> Expr | None:
+    """What a store combines the result of the reduction `producer` with, by the operator that it reduces by; else None."""
     reduction = reduction_of(producer)
     v = store.value
     if reduction is None or not reduction.operator or not isinstance(producer.body, Store):

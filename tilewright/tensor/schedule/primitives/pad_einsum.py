@@ -101,7 +101,7 @@ def pad_einsum(sch: Schedule, block: BlockRef, multiples: Sequence[int], wrap: b
     for load in [n for n in walk(b.body) if isinstance(n, Load) and n.buffer is not target]:
         if load.buffer in renamed or not padded & set(load.indices):
             continue
-        copy, buffer = _copy(new, b, load, padded, extent, size, filler, again)
+        copy, buffer = _copy(new, load, padded, extent, size, filler, again)
         renamed[load.buffer] = buffer
         names.append(BlockRef(copy.name))
         before.append(build_nest(copy, whole(copy), [])[0])
@@ -182,7 +182,7 @@ def _padded_buffer(buffer: Buffer, indices: Sequence[Expr], padded: set[Var], ex
     return buffer.replace(name=f"{buffer.name}_pad", shape=tuple(shape), scope="global", strides=None, data=None)
 
 
-def _copy(program: Program, b: Block, load: Load, padded: set[Var], extent: dict[Var, Expr], size: dict[Var, Expr],
+def _copy(program: Program, load: Load, padded: set[Var], extent: dict[Var, Expr], size: dict[Var, Expr],
           filler: Expr | None, again: set[Var]) -> tuple[Block, Buffer]:
     """The block that writes a padded copy of an operand, and its buffer. Along the variables `again` it begins anew."""
     buffer = _padded_buffer(load.buffer, load.indices, padded, extent)

@@ -139,7 +139,7 @@ def _inverted(sch: Schedule, nest: list[For], places: Sequence[Expr], around: li
         members = sorted({d for k in group for d in rows[k]}, key=lambda d: (list(own).index(d.of), -d.below))
         if len(group) == 1 and len(members) > 1:
             k = group[0]
-            number = _mixed_radix(program, rows[k], digits, sizes, nest)
+            number = _mixed_radix(program, rows[k], sizes)
             fused[k] = number
             at = new[k] - consts[k]
             total = 1
@@ -275,8 +275,8 @@ def _constant_range(f: For, algebra: Algebra) -> tuple[int, int] | None:
     return None if start is None or extent is None or extent < 1 else (start, extent)
 
 
-def _mixed_radix(program: Program, r: dict[_Digit, int], digits: dict[Var, list[_Digit]],
-                 sizes: dict[Var, tuple[int, int] | None], nest: list[For]) -> list[tuple[_Digit, int, int]]:
+def _mixed_radix(program: Program, r: dict[_Digit, int],
+                 sizes: dict[Var, tuple[int, int] | None]) -> list[tuple[_Digit, int, int]]:
     """(digit, its place value, its size), from the last digit on, of a row that numbers all settings of its digits."""
     out, place = [], 1
     for d, c in sorted(r.items(), key=lambda p: abs(p[1])):
