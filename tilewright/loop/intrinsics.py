@@ -225,94 +225,118 @@ def _scale(x: Any, n: Any) -> Any:
     return x * np.exp2(half) * np.exp2(n - half)
 
 
-def _declare() -> None:
-    def unary(name: str, f: Callable[[Any], Any], doc: str) -> None:
-        register(Intrinsic(name, 1, _same_float, _elementwise(f), doc))
-
-    unary("exp", np.exp, "e to the power x.")
-    unary("log", np.log, "Natural logarithm; NaN below zero.")
-    unary("sqrt", np.sqrt, "Square root; NaN below zero.")
-    unary("rsqrt", lambda x: 1.0 / np.sqrt(x), "1 / sqrt(x).")
-    unary("erf", _erf, "The error function.")
-    unary("gelu", lambda x: 0.5 * x * (1.0 + _erf(x * math.sqrt(0.5))), "x times the standard normal distribution at x.")
-    unary("tanh", np.tanh, "Hyperbolic tangent.")
-    unary("sin", np.sin, "Sine of radians.")
-    unary("cos", np.cos, "Cosine of radians.")
-    unary("tan", np.tan, "Tangent of radians.")
-    unary("asin", np.arcsin, "Inverse sine.")
-    unary("acos", np.arccos, "Inverse cosine.")
-    unary("atan", np.arctan, "Inverse tangent.")
-    unary("sinh", np.sinh, "Hyperbolic sine.")
-    unary("cosh", np.cosh, "Hyperbolic cosine.")
-    unary("asinh", np.arcsinh, "Inverse hyperbolic sine.")
-    unary("acosh", np.arccosh, "Inverse hyperbolic cosine.")
-    unary("atanh", np.arctanh, "Inverse hyperbolic tangent.")
-    unary("floor", np.floor, "The largest integer not above x, as a float.")
-    unary("ceil", np.ceil, "The smallest integer not below x, as a float.")
-    unary("round", np.rint, "The nearest integer as a float, half to even.")
-    unary("trunc", np.trunc, "The integer part, as a float.")
-    register(Intrinsic("pow", 2, _same_float, _elementwise(np.power), "x to the power y, as C's pow."))
-    register(Intrinsic("neg", 1, _number, _either(np.negative, lambda a: -a), "Minus x: flips the sign bit of a float."))
-    register(Intrinsic("abs", 1, _number, _either(np.abs, abs), "Absolute value; the least integer stays itself."))
-    register(Intrinsic("sign", 1, _number, _either(np.sign, _sign_int), "-1, 0 or 1; NaN of NaN."))
-    register(Intrinsic("fmod", 2, _number, _either(np.fmod, _remainder), "Remainder with the dividend's sign, as C's fmod."))
-    register(Intrinsic("fma", 3, _same_float, lambda to, frm, a, b, c: fused_multiply_add(to, a, b, c),
-                       "a*b + c, rounded once."))
-    register(Intrinsic("scale", 2, _same_float, _elementwise(_scale),
-                       "x times 2 to the power n, an integer of the same type."))
-    register(Intrinsic("isnan", 1, _test, _truth(np.isnan), "Whether x is NaN."))
-    register(Intrinsic("isinf", 1, _test, _truth(np.isinf), "Whether x is infinite."))
-    register(Intrinsic("bit_and", 2, _same_int, _integer(lambda a, b: a & b), "Bitwise and."))
-    register(Intrinsic("bit_or", 2, _same_int, _integer(lambda a, b: a | b), "Bitwise or."))
-    register(Intrinsic("bit_xor", 2, _same_int, _integer(lambda a, b: a ^ b), "Bitwise exclusive or."))
-    register(Intrinsic("bit_not", 1, _same_int, _integer(lambda a: ~a), "Bitwise complement."))
-    register(Intrinsic("shift_left", 2, _same_int, _integer(lambda a, b: a << b), "Shift left, 0 <= count < bits."))
-    register(Intrinsic("shift_right", 2, _same_int, _integer(lambda a, b: a >> b),
-                       "Shift right, 0 <= count < bits: arithmetic for signed, logical for unsigned."))
-    register(Intrinsic("popcount", 1, _same_int, _popcount, "The number of one bits."))
-    register(Intrinsic("reinterpret", 1, _bitcast, _reinterpret, "The same bits as another type."))
-    register(Intrinsic("reduce_add", 1, _horizontal, _fold(_plus), "Sum of a vector's lanes, by halves."))
-    register(Intrinsic("reduce_max", 1, _horizontal, _fold(lambda t, a, b: maximum(a, b)), "Largest lane; propagates NaN."))
-    register(Intrinsic("reduce_min", 1, _horizontal, _fold(lambda t, a, b: minimum(a, b)), "Least lane; propagates NaN."))
-    register(Intrinsic("prefetch", 2, _prefetch, lambda to, frm, address, locality: 0,
-                       "Bring the cache line of an address near; locality 0 (none) … 3 (keep). The result is unused.",
-                       pure=False))
-    register(Intrinsic("copy_bytes", 3, _copy_operands, _copy_bytes,
-                       "Copy bytes to the first address from the second; the stretches do not overlap. No result.",
-                       pure=False))
-    register(Intrinsic("put_bits", 3, _put_operands, _put_bits,
-                       "Replace the bits of a 32-bit word that a mask names; threads may do so to other bits at the same "
-                       "time. No result.", pure=False))
-    for when in ("begin", "end"):
-        register(Intrinsic(f"tw_profile_{when}", 1, _number_of_kernel, lambda to, frm, k: 0,
-                           f"The {when} of a kernel in the profile, by its number. The result is unused.", pure=False))
-    register(Intrinsic("tw_worker", 0, _number_of_worker, lambda to, frm: 0,
-                       "The number of the thread that runs a parallel region, from 0 and below tw_threads.", pure=False))
-    register(Intrinsic("tw_threads", 0, _number_of_worker, lambda to, frm: 1, "Threads that share parallel regions.",
-                       pure=False))
-    register(Intrinsic("barrier", 0, _nothing, lambda to, frm: 0,
-                       "The threads of a block wait here for each other; what they wrote before, all see after.",
-                       pure=False))
-    register(Intrinsic("wait_copies", 1, _number_of_kernel, lambda to, frm, n: 0,
-                       "The thread waits here until what its asynchronous copies write has arrived, but for those of its "
-                       "newest groups, so many.", pure=False))
-    register(Intrinsic("commit_copies", 0, _nothing, lambda to, frm: 0,
-                       "The thread's asynchronous copies since the last such place are a group.", pure=False))
-    for name, what in (("tw_upload", "the device from the host"), ("tw_move", "the device from the device"),
-                       ("tw_download", "the host from the device")):
-        register(Intrinsic(name, 3, _copy_operands, _copy_bytes, pure=False,
-                           doc=f"Copy bytes to the first address from the second: {what}. The result is unused."))
-    register(Intrinsic("tw_replay", 0, _number_of_worker, lambda to, frm: 0, pure=False,
-                       doc="1 if the device did again what it captured up to tw_captured, 0 if that is to be done now."))
-    register(Intrinsic("tw_captured", 0, _number_of_worker, lambda to, frm: 0, pure=False,
-                       doc="The end of what tw_replay does again. The result is unused."))
-    register(Intrinsic("observe", 1, _anything, lambda to, frm, v: 0, pure=False,
-                       doc="The value is put to a use that nobody knows here: of an external function. No result."))
-    register(Intrinsic("unknown", 0, _anything, lambda to, frm: from_memory(to, poison(to, 1)[0]), pure=False,
-                       doc="A value that nobody knows here: of an external function."))
-    register(Intrinsic("tw_tap", 3, _tap_operands, lambda to, frm, k, address, n: 0,
-                       "Report a stored value of the graph: its number, address and bytes. The result is unused.",
-                       pure=False))
+# ---- the records -----------------------------------------------------------------------------------------------------
+def _math(name: str, f: Callable[[Any], Any], doc: str) -> Intrinsic:
+    """A function of a float."""
+    return Intrinsic(name, 1, _same_float, _elementwise(f), doc)
 
 
-_declare()
+def _effect(name: str, arity: int, result: Callable[[tuple[DType, ...], DType], bool], doc: str,
+            meaning: Meaning = lambda to, frm, *v: 0) -> Intrinsic:
+    """What must run where it stands, whether or not its result is used."""
+    return Intrinsic(name, arity, result, meaning, doc, pure=False)
+
+
+def _transfer(name: str, what: str) -> Intrinsic:
+    return _effect(name, 3, _copy_operands,
+                   f"Copy bytes to the first address from the second: {what}. The result is unused.", _copy_bytes)
+
+
+_MATH = (
+    _math("exp", np.exp, "e to the power x."),
+    _math("log", np.log, "Natural logarithm; NaN below zero."),
+    _math("sqrt", np.sqrt, "Square root; NaN below zero."),
+    _math("rsqrt", lambda x: 1.0 / np.sqrt(x), "1 / sqrt(x)."),
+    _math("erf", _erf, "The error function."),
+    _math("gelu", lambda x: 0.5 * x * (1.0 + _erf(x * math.sqrt(0.5))), "x times the standard normal distribution at x."),
+    _math("tanh", np.tanh, "Hyperbolic tangent."),
+    _math("sin", np.sin, "Sine of radians."),
+    _math("cos", np.cos, "Cosine of radians."),
+    _math("tan", np.tan, "Tangent of radians."),
+    _math("asin", np.arcsin, "Inverse sine."),
+    _math("acos", np.arccos, "Inverse cosine."),
+    _math("atan", np.arctan, "Inverse tangent."),
+    _math("sinh", np.sinh, "Hyperbolic sine."),
+    _math("cosh", np.cosh, "Hyperbolic cosine."),
+    _math("asinh", np.arcsinh, "Inverse hyperbolic sine."),
+    _math("acosh", np.arccosh, "Inverse hyperbolic cosine."),
+    _math("atanh", np.arctanh, "Inverse hyperbolic tangent."),
+    _math("floor", np.floor, "The largest integer not above x, as a float."),
+    _math("ceil", np.ceil, "The smallest integer not below x, as a float."),
+    _math("round", np.rint, "The nearest integer as a float, half to even."),
+    _math("trunc", np.trunc, "The integer part, as a float."),
+    Intrinsic("pow", 2, _same_float, _elementwise(np.power), "x to the power y, as C's pow."),
+    Intrinsic("neg", 1, _number, _either(np.negative, lambda a: -a), "Minus x: flips the sign bit of a float."),
+    Intrinsic("abs", 1, _number, _either(np.abs, abs), "Absolute value; the least integer stays itself."),
+    Intrinsic("sign", 1, _number, _either(np.sign, _sign_int), "-1, 0 or 1; NaN of NaN."),
+    Intrinsic("fmod", 2, _number, _either(np.fmod, _remainder), "Remainder with the dividend's sign, as C's fmod."),
+    Intrinsic("fma", 3, _same_float, lambda to, frm, a, b, c: fused_multiply_add(to, a, b, c), "a*b + c, rounded once."),
+    Intrinsic("scale", 2, _same_float, _elementwise(_scale), "x times 2 to the power n, an integer of the same type."),
+    Intrinsic("isnan", 1, _test, _truth(np.isnan), "Whether x is NaN."),
+    Intrinsic("isinf", 1, _test, _truth(np.isinf), "Whether x is infinite."),
+)
+
+_BITS = (
+    Intrinsic("bit_and", 2, _same_int, _integer(lambda a, b: a & b), "Bitwise and."),
+    Intrinsic("bit_or", 2, _same_int, _integer(lambda a, b: a | b), "Bitwise or."),
+    Intrinsic("bit_xor", 2, _same_int, _integer(lambda a, b: a ^ b), "Bitwise exclusive or."),
+    Intrinsic("bit_not", 1, _same_int, _integer(lambda a: ~a), "Bitwise complement."),
+    Intrinsic("shift_left", 2, _same_int, _integer(lambda a, b: a << b), "Shift left, 0 <= count < bits."),
+    Intrinsic("shift_right", 2, _same_int, _integer(lambda a, b: a >> b),
+              "Shift right, 0 <= count < bits: arithmetic for signed, logical for unsigned."),
+    Intrinsic("popcount", 1, _same_int, _popcount, "The number of one bits."),
+    Intrinsic("reinterpret", 1, _bitcast, _reinterpret, "The same bits as another type."),
+)
+
+_LANES = (
+    Intrinsic("reduce_add", 1, _horizontal, _fold(_plus), "Sum of a vector's lanes, by halves."),
+    Intrinsic("reduce_max", 1, _horizontal, _fold(lambda t, a, b: maximum(a, b)), "Largest lane; propagates NaN."),
+    Intrinsic("reduce_min", 1, _horizontal, _fold(lambda t, a, b: minimum(a, b)), "Least lane; propagates NaN."),
+)
+
+_MEMORY = (
+    _effect("prefetch", 2, _prefetch,
+            "Bring the cache line of an address near; locality 0 (none) … 3 (keep). The result is unused."),
+    _effect("copy_bytes", 3, _copy_operands,
+            "Copy bytes to the first address from the second; the stretches do not overlap. No result.", _copy_bytes),
+    _effect("put_bits", 3, _put_operands,
+            "Replace the bits of a 32-bit word that a mask names; threads may do so to other bits at the same time. No "
+            "result.", _put_bits),
+)
+
+_THREADS = (
+    _effect("tw_profile_begin", 1, _number_of_kernel,
+            "The begin of a kernel in the profile, by its number. The result is unused."),
+    _effect("tw_profile_end", 1, _number_of_kernel,
+            "The end of a kernel in the profile, by its number. The result is unused."),
+    _effect("tw_worker", 0, _number_of_worker,
+            "The number of the thread that runs a parallel region, from 0 and below tw_threads."),
+    _effect("tw_threads", 0, _number_of_worker, "Threads that share parallel regions.", lambda to, frm: 1),
+    _effect("barrier", 0, _nothing,
+            "The threads of a block wait here for each other; what they wrote before, all see after."),
+    _effect("wait_copies", 1, _number_of_kernel,
+            "The thread waits here until what its asynchronous copies write has arrived, but for those of its newest "
+            "groups, so many."),
+    _effect("commit_copies", 0, _nothing, "The thread's asynchronous copies since the last such place are a group."),
+)
+
+_DEVICE = (
+    _transfer("tw_upload", "the device from the host"),
+    _transfer("tw_move", "the device from the device"),
+    _transfer("tw_download", "the host from the device"),
+    _effect("tw_replay", 0, _number_of_worker,
+            "1 if the device did again what it captured up to tw_captured, 0 if that is to be done now."),
+    _effect("tw_captured", 0, _number_of_worker, "The end of what tw_replay does again. The result is unused."),
+)
+
+_UNKNOWN = (
+    _effect("observe", 1, _anything,
+            "The value is put to a use that nobody knows here: of an external function. No result."),
+    _effect("unknown", 0, _anything, "A value that nobody knows here: of an external function.",
+            lambda to, frm: from_memory(to, poison(to, 1)[0])),
+    _effect("tw_tap", 3, _tap_operands,
+            "Report a stored value of the graph: its number, address and bytes. The result is unused."),
+)
+
+for _record in (*_MATH, *_BITS, *_LANES, *_MEMORY, *_THREADS, *_DEVICE, *_UNKNOWN):
+    register(_record)
