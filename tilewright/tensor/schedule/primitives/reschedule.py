@@ -101,87 +101,112 @@ class _Digit:
     size: int | None
 
 
+@dataclass
+class _Solved:
+    """`value`: each digit in terms of the new loops; `numbers`: by its place the result that numbers several digits, as
+    `_mixed_radix` says; `rows`: what holds of these numbers, as forms that are not negative."""
+    value: dict[_Digit, Expr]
+    numbers: dict[int, list[tuple[_Digit, int, int]]]
+    rows: list[Expr]
+
+
 def _inverted(sch: Schedule, nest: list[For], places: Sequence[Expr], around: list[For]) -> _Inverse:
     """The old variables in terms of the new loops."""
-    program = sch.program
     own = {f.var: f for f in nest}
     algebra = Algebra([*around, *nest])
     forms = [affine_of(e, {}).terms for e in places]
-    digits = _digits(program, forms, own)
+    digits = _digits(sch.program, forms, own)
+    rows, rests = _in_digits(sch.program, forms, own, digits, around)
+    new = [_name(e, own) for e in places]
+    sizes = {v: _constant_range(own[v], algebra) for v in own}
+    solved = _solved(sch.program, rows, rests, new, places, sizes)
+    order: list[Expr] = []
+    for k, place in enumerate(places):
+        order += [_digit_of(d) for d, _, _ in reversed(solved.numbers[k])] if k in solved.numbers else [place]
+    result = _Inverse(new, {}, [*solved.rows], order, None)
+    numbered = {d for number in solved.numbers.values() for d, _, _ in number}
+    for v, f in own.items():
+        _put_together(result, f, digits[v], solved.value, numbered, sizes[v])
+    return result
+
+
+def _in_digits(program: Program, forms: Sequence[dict[tuple[Expr, ...], int]], own: dict[Var, For],
+               digits: dict[Var, list[_Digit]], around: list[For]) -> tuple[list[dict[_Digit, int]], list[Expr]]:
+    """Each result of the map as a sum of digits and a rest that is constant in the nest. Raises ScheduleError if a digit is
+    in none of them."""
     rows: list[dict[_Digit, int]] = []
-    consts: list[Expr] = []
+    rests: list[Expr] = []
     for k, terms in enumerate(forms):
         r: dict[_Digit, int] = {}
-        rest: Expr = ZERO
+        rest: dict[tuple[Expr, ...], int] = {}
         for monomial, c in terms.items():
             if not any(v in own for a in monomial for v in vars_of(a)):
-                term: Expr = const(c)
-                for a in monomial:
-                    term = term * a
-                rest = rest + term
+                rest[monomial] = c
                 continue
             for d, n in _of_atom(program, monomial, own, digits):
                 r[d] = r.get(d, 0) + n * c
         rows.append({d: n for d, n in r.items() if n})
-        consts.append(rest)
-        _visible(program, rest, around, k)
+        rests.append(_expr(rest))
+        _visible(program, rests[k], around, k)
     used = {d for r in rows for d in r}
     lost = next((d for ds in digits.values() for d in ds if d not in used), None)
     if lost is not None:
         raise ScheduleError(NAME, f"the new order does not tell steps of loop {lost.of.name} apart", program, lost.of)
-    new = [_name(e, own) for e in places]
-    value: dict[_Digit, Expr] = {}
-    order: list[Expr] = []
-    result = _Inverse(new, {}, [], order, None)
-    sizes = {v: _constant_range(own[v], algebra) for v in own}
-    fused: dict[int, list[tuple[_Digit, int, int]]] = {}
+    return rows, rests
+
+
+def _solved(program: Program, rows: list[dict[_Digit, int]], rests: list[Expr], new: list[Var], places: Sequence[Expr],
+            sizes: dict[Var, tuple[int, int] | None]) -> _Solved:
+    """The digits from the results, by groups of results that share some: a result alone is a number of its digits, several
+    are inverted as a matrix. Raises ScheduleError where that gives no integers."""
+    variables = list(sizes)
+    out = _Solved({}, {}, [])
     for group in _groups(rows):
-        members = sorted({d for k in group for d in rows[k]}, key=lambda d: (list(own).index(d.of), -d.below))
+        members = sorted({d for k in group for d in rows[k]}, key=lambda d: (variables.index(d.of), -d.below))
         if len(group) == 1 and len(members) > 1:
             k = group[0]
-            number = _mixed_radix(program, rows[k], sizes)
-            fused[k] = number
-            at = new[k] - consts[k]
+            number = out.numbers[k] = _mixed_radix(program, rows[k], sizes)
+            at = new[k] - rests[k]
             total = 1
             for d, c, n in number:
                 q = at if c == 1 else at // c
-                value[d] = q if d == number[-1][0] else q % n
+                out.value[d] = q if d == number[-1][0] else q % n
                 total *= n
-            result.rows += [at, const(total - 1) - at]
+            out.rows += [at, const(total - 1) - at]
             continue
         inverse = _unimodular([[rows[k].get(d, 0) for d in members] for k in group]) if len(group) == len(members) else None
         if inverse is None:
             raise ScheduleError(NAME, "the map is not shown to be one-to-one: "
-                                + ", ".join(f"{new[k].name} = {places[k]}" for k in group), program, nest[0].var,
+                                + ", ".join(f"{new[k].name} = {places[k]}" for k in group), program, variables[0],
                                 hint="give as many results as variables, of determinant 1 or -1")
         for d, line in zip(members, inverse, strict=True):
             e: Expr = ZERO
             for k, c in zip(group, line, strict=True):
                 if c:
-                    e = e + (new[k] - consts[k]) * c
-            value[d] = e
-    for k in range(len(places)):
-        order += [_digit_of(d) for d, _, _ in reversed(fused[k])] if k in fused else [places[k]]
-    numbered = {d for number in fused.values() for d, _, _ in number}
-    for v, f in own.items():
-        whole: Expr = ZERO
-        for d in digits[v]:
-            whole = whole + value[d] * d.below
-            if d.size is not None and d not in numbered:
-                result.rows += [value[d], const(d.size - 1) - value[d]]
-        result.values[v] = whole
-        if not numbered & set(digits[v]):
-            result.rows += _range_rows(whole, substitute(f.start, result.values), substitute(f.extent, result.values))
-            continue
-        found = sizes[v]
-        assert found is not None
-        lead = digits[v][0]
-        if lead not in numbered:
-            result.rows += [value[lead], const(-(-found[1] // lead.below) - 1) - value[lead]]
-        if found[1] % lead.below:
-            cond = Lt(whole, const(found[1]))
-            result.cut = cond if result.cut is None else result.cut & cond
-    return result
+                    e = e + (new[k] - rests[k]) * c
+            out.value[d] = e
+    return out
+
+
+def _put_together(result: _Inverse, f: For, digits: list[_Digit], value: dict[_Digit, Expr], numbered: set[_Digit],
+                  found: tuple[int, int] | None) -> None:
+    """Enter the variable of an old loop, made of its digits, and that it stays in the loop's range (constant: `found`)."""
+    whole: Expr = ZERO
+    for d in digits:
+        whole = whole + value[d] * d.below
+        if d.size is not None and d not in numbered:
+            result.rows += [value[d], const(d.size - 1) - value[d]]
+    result.values[f.var] = whole
+    if not numbered & set(digits):
+        result.rows += _range_rows(whole, substitute(f.start, result.values), substitute(f.extent, result.values))
+        return
+    assert found is not None
+    lead = digits[0]
+    if lead not in numbered:
+        result.rows += [value[lead], const(-(-found[1] // lead.below) - 1) - value[lead]]
+    if found[1] % lead.below:
+        cond = Lt(whole, const(found[1]))
+        result.cut = cond if result.cut is None else result.cut & cond
 
 
 def _digit_of(d: _Digit) -> Expr:
