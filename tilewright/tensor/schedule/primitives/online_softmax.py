@@ -91,123 +91,166 @@ def online_softmax(sch: Schedule, block: BlockRef, rows: int, columns: int) -> t
     """
     program = sch.program
     f = _find(program, find_block(program, block))
-    made = outputs(f.product)[0]
-    top, total = outputs(f.top)[0], outputs(f.total)[0]
-    *batch, row = [it for it in f.top.iters if it.kind == "spatial"]
-    size, length = as_int(row.extent), next(as_int(it.extent) for it in f.top.iters if it.kind == "reduce")
+    size, length = _rows_and_columns(f)
     if size is None or length is None or any(as_int(it.extent) is None for it in f.product.iters):
         raise ScheduleError(NAME, "the sizes are no constants", program, block)
     if rows < 1 or columns < 1:
         raise ScheduleError(NAME, f"no tile has {rows} rows and {columns} columns", program, block)
-    tiles = -(-length // columns)
-    t, io = Var("t"), Var(f"{row.var.name}_0")
-    outer = [Var(it.var.name) for it in batch]
+    old = (f.top, f.exp, f.total, f.weights, f.product)
+    taken = {b.name for b in blocks(program)} - {b.name for b in old}
+    nest = _Nest(f, rows, columns, size, length, taken)
+    body = nest.statement()
+    for b, new in zip(old, (None, None, None, None, body), strict=True):
+        around = loops_around(program, b)
+        program = edit(program, around[0] if around else b, new)
+    for buffer in (outputs(f.exp)[0], outputs(f.weights)[0]):
+        program = deallocate(program, buffer)
+    for buffer in nest.buffers:
+        program = allocate(program, buffer)
+    sch.program = program
+    return nest.io, nest.t
 
-    timed = (*top.shape, const(tiles))
-    acc = Buffer(f"{made.name}_sum", made.dtype, made.shape)
-    local_max, new_max = Buffer(f"{top.name}_tile", top.dtype, timed), Buffer(f"{top.name}_new", top.dtype, timed)
-    scale, local_sum = Buffer(f"{top.name}_scale", top.dtype, timed), Buffer(f"{total.name}_tile", total.dtype, timed)
-    gone = {f.top.name, f.exp.name, f.total.name, f.weights.name, f.product.name}
-    taken = {b.name for b in blocks(program)} - gone
 
-    def nest(name: str, over: Sequence[IterVar], body: Stmt, init: Stmt | None = None, step: Var | None = None) -> Stmt:
+def _rows_and_columns(f: _Found) -> tuple[int | None, int | None]:
+    """How many rows S has, and how long they are; None for what is no constant."""
+    row = [it for it in f.top.iters if it.kind == "spatial"][-1]
+    return as_int(row.extent), next(as_int(it.extent) for it in f.top.iters if it.kind == "reduce")
+
+
+class _Nest:
+    """What the blocks found become: loops `io` over tiles of rows and `t` over tiles of columns, with new blocks in them.
+
+    In these, `at` are the indices of a row, `here` those of a row and the tile's number `step`, and `column` is the column
+    j of that tile.
+    """
+
+    def __init__(self, f: _Found, rows: int, columns: int, size: int, length: int, taken: set[str]) -> None:
+        self.f, self.rows, self.columns, self.size, self.length, self.taken = f, rows, columns, size, length, taken
+        *self.batch, self.row = [it for it in f.top.iters if it.kind == "spatial"]
+        self.tiles = -(-length // columns)
+        self.t, self.io = Var("t"), Var(f"{self.row.var.name}_0")
+        self.outer = [Var(it.var.name) for it in self.batch]
+        self.step, self.j = Var("vt"), Var("vj")
+        self.at = tuple([it.var for it in (*self.batch, self.row)])
+        self.here = (*self.at, self.step)
+        self.column = self.step * columns + self.j
+        self.made, self.top, self.total = outputs(f.product)[0], outputs(f.top)[0], outputs(f.total)[0]
+        e = outputs(f.exp)[0]
+        timed = (*self.top.shape, const(self.tiles))
+        self.e = e.replace(shape=(*e.shape[:-1], const(self.tiles * columns)))
+        self.acc = Buffer(f"{self.made.name}_sum", self.made.dtype, self.made.shape)
+        self.local_max = Buffer(f"{self.top.name}_tile", self.top.dtype, timed)
+        self.new_max = Buffer(f"{self.top.name}_new", self.top.dtype, timed)
+        self.scale = Buffer(f"{self.top.name}_scale", self.top.dtype, timed)
+        self.local_sum = Buffer(f"{self.total.name}_tile", self.total.dtype, timed)
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        return self.e, self.acc, self.local_max, self.new_max, self.scale, self.local_sum
+
+    def statement(self) -> Stmt:
+        """All of it, in loops over the batch."""
+        f, of_rows = self.f, (*self.batch, self.row)
+        into, others, value = self._product()
+        low, acc = lowest(self.top.dtype), self.acc
+        start = [self._block(f"{f.top.name}_start", of_rows, Store(self.top, self.at, low)),
+                 self._block(f"{f.total.name}_start", of_rows, Store(self.total, self.at, const(0, self.total.dtype))),
+                 self._block(f"{f.product.name}_start", (*of_rows, *others), Store(acc, into, const(0, acc.dtype)))]
+        turns = [*self._softmax_of_tile(of_rows), *self._product_of_tile(of_rows, into, others, value)]
+        store = self._block(f"{f.product.name}_store", (*of_rows, *others),
+                            Store(self.made, into, _quotient(f, acc, into, self.at)))
+        body: Stmt = seq(*start, For(self.t, ZERO, const(self.tiles), seq(*turns)), store)
+        body = For(self.io, ZERO, const(-(-self.size // self.rows)), body)
+        for it, v in reversed(list(zip(self.batch, self.outer, strict=True))):
+            body = For(v, ZERO, it.extent, body)
+        return body
+
+    def _softmax_of_tile(self, of_rows: tuple[IterVar, ...]) -> list[Stmt]:
+        """The tile's maximum, the new maximum, what older sums are scaled by, exponentials, and their sum."""
+        f, here, at, column = self.f, self.here, self.at, self.column
+        tile, turn = IterVar(self.step, const(self.tiles)), IterVar(self.step, const(self.tiles), "reduce")
+        along = IterVar(self.j, const(self.columns), "reduce")
+        score, low = Load(f.scores, (*at, column)), lowest(self.top.dtype)
+        return [
+            self._block(f"{f.top.name}_tile", (*of_rows, tile, along),
+                        Store(self.local_max, here, Max(Load(self.local_max, here), self._inside(score, low))),
+                        Store(self.local_max, here, low)),
+            self._block(f"{f.top.name}_new", (*of_rows, tile),
+                        Store(self.new_max, here, maximum(Load(self.top, at), Load(self.local_max, here)))),
+            self._block(f"{f.top.name}_scale", (*of_rows, tile), Store(self.scale, here, self._power(Load(self.top, at)))),
+            self._block(f.top.name, (*of_rows, turn), Store(self.top, at, Load(self.new_max, here))),
+            self._block(f.exp.name, (*of_rows, tile, IterVar(self.j, const(self.columns))),
+                        Store(self.e, (*at, column), self._inside(self._power(score), const(0, self.e.dtype)))),
+            self._block(f"{f.total.name}_tile", (*of_rows, tile, along),
+                        Store(self.local_sum, here, Load(self.local_sum, here) + Load(self.e, (*at, column))),
+                        Store(self.local_sum, here, const(0, self.total.dtype))),
+            self._block(f.total.name, (*of_rows, turn),
+                        Store(self.total, at, Load(self.total, at) * Load(self.scale, here) + Load(self.local_sum, here)))]
+
+    def _product_of_tile(self, of_rows: tuple[IterVar, ...], into: tuple[Expr, ...], others: list[IterVar],
+                         value: Expr) -> list[Stmt]:
+        """The sums of the product so far scaled, and what the tile adds to them."""
+        f, current = self.f, Load(self.acc, into)
+        turn = IterVar(self.step, const(self.tiles), "reduce")
+        along = IterVar(self.j, const(self.columns), "reduce")
+        weight = Load(self.e, (*self.at, self.column))
+        return [
+            self._block(f"{f.product.name}_scale", (*of_rows, turn, *others),
+                        Store(self.acc, into, current * Load(self.scale, self.here))),
+            self._block(f.product.name, (*of_rows, turn, *others, along),
+                        Store(self.acc, into, current + weight * self._inside(value, const(0, value.dtype))))]
+
+    def _product(self) -> tuple[tuple[Expr, ...], list[IterVar], Expr]:
+        """Where an element of the product is stored, its variables beside those of rows, and the element of V that a
+        weight is multiplied by, in the variables of the new blocks."""
+        product = self.f.product
+        assert isinstance(product.body, Store)
+        axes = [it for it in product.iters if it.kind == "spatial"]
+        summed = next(it for it in product.iters if it.kind == "reduce")
+        names: dict[Var, Expr] = _rows_of(self.f, self.at)
+        names |= {it.var: ZERO for it in axes if it.var not in names and as_int(it.extent) == 1}
+        into = tuple([substitute(i, names) for i in product.body.indices])
+        value = substitute(self.f.values, {**names, summed.var: self.column})
+        return into, [it for it in axes if it.var not in names], value
+
+    def _block(self, name: str, over: tuple[IterVar, ...], body: Stmt, init: Stmt | None = None) -> Stmt:
         """A block of this name in loops over the rows of a tile and some more axes; `over` are its iteration variables:
-        batch, row, then `step` (the tile) and others."""
+        batch, row, and others, the tile's number among them."""
         inner: list[For] = []
-        bindings: list[Expr] = []
+        bindings: list[Expr] = [*self.outer]
         guard: Expr = TRUE
-        bindings += outer
-        for it in over[len(batch):]:
-            if it.var is step:
-                bindings.append(t)
+        for it in over[len(self.batch):]:
+            if it.var is self.step:
+                bindings.append(self.t)
                 continue
-            v = Var(it.var.name)
-            n = rows if it.var is row.var else as_int(it.extent)
-            inner.append(For(v, ZERO, const(n or 0), seq()))
-            bindings.append(io * rows + v if it.var is row.var else v)
-            if it.var is row.var and size % rows:
-                guard = Lt(bindings[-1], const(size))
-        while name in taken:
+            v, of_row = Var(it.var.name), it.var is self.row.var
+            inner.append(For(v, ZERO, const(self.rows if of_row else as_int(it.extent) or 0), seq()))
+            bindings.append(self.io * self.rows + v if of_row else v)
+            if of_row and self.size % self.rows:
+                guard = Lt(bindings[-1], const(self.size))
+        while name in self.taken:
             name += "_"
-        taken.add(name)
-        out: Stmt = Block(name, tuple(over), tuple(bindings), guard, body, init)
-        out = fresh_copy(out)
+        self.taken.add(name)
+        out: Stmt = fresh_copy(Block(name, over, tuple(bindings), guard, body, init))
         for loop in reversed(inner):
             out = loop.replace(body=out)
         return out
 
-    at = tuple([it.var for it in (*batch, row)])
-    step = Var("vt")
-    tile, turn = IterVar(step, const(tiles)), IterVar(step, const(tiles), "reduce")
-    j = Var("vj")
-    of_rows = [*batch, row]
-    score = Load(f.scores, (*at, step * columns + j))
-    low = lowest(top.dtype)
-    newest = Load(new_max, (*at, step))
-    safe = Select(newest.eq(low), const(0, top.dtype), newest)  # a tile without anything: exp(-inf - 0) is 0
+    def _power(self, x: Expr) -> Expr:
+        """exp(x - new maximum), as block exp writes it; of a tile without anything, exp(-inf - 0) is 0."""
+        newest = Load(self.new_max, self.here)
+        safe = Select(newest.eq(lowest(self.top.dtype)), const(0, self.top.dtype), newest)
 
-    def power(x: Expr) -> Expr:
-        """exp(x - new maximum), as block exp writes it."""
         def visit(n: Expr) -> Expr:
             if isinstance(n, Load):
-                return x if n.buffer is f.scores else safe
+                return x if n.buffer is self.f.scores else safe
             return n.map(visit)
-        assert isinstance(f.exp.body, Store)
-        return visit(f.exp.body.value)
+        assert isinstance(self.f.exp.body, Store)
+        return visit(self.f.exp.body.value)
 
-    def inside(x: Expr, otherwise: Expr) -> Expr:
+    def _inside(self, x: Expr, otherwise: Expr) -> Expr:
         """`x` for the columns that there are."""
-        return Guard(step * columns + j < const(length), x, otherwise) if length % columns else x
-
-    old_e = outputs(f.exp)[0]
-    e = old_e.replace(shape=(*old_e.shape[:-1], const(tiles * columns)))
-    red = [IterVar(j, const(columns), "reduce")]
-    p_iters = [it for it in f.product.iters if it.kind == "spatial"]
-    summed = next(it for it in f.product.iters if it.kind == "reduce")
-    names_of = _rows_of(f, at)
-    into = tuple([substitute(i, names_of) for i in f.product.body.indices])  # type: ignore[attr-defined]
-    names_of |= {it.var: ZERO for it in p_iters if it.var not in names_of and as_int(it.extent) == 1}
-    into = tuple([substitute(i, names_of) for i in into])
-    others = [it for it in p_iters if it.var not in names_of]
-    value = substitute(f.values, {**names_of, summed.var: step * columns + j})
-    current = Load(acc, into)
-    start = [nest(f"{f.top.name}_start", of_rows, Store(top, at, low)),
-             nest(f"{f.total.name}_start", of_rows, Store(total, at, const(0, total.dtype))),
-             nest(f"{f.product.name}_start", [*of_rows, *others], Store(acc, into, const(0, acc.dtype)))]
-    here = (*at, step)
-    turns = [
-        nest(f"{f.top.name}_tile", [*of_rows, tile, *red],
-             Store(local_max, here, Max(Load(local_max, here), inside(score, low))), Store(local_max, here, low), step),
-        nest(f"{f.top.name}_new", [*of_rows, tile],
-             Store(new_max, here, maximum(Load(top, at), Load(local_max, here))), None, step),
-        nest(f"{f.top.name}_scale", [*of_rows, tile], Store(scale, here, power(Load(top, at))), None, step),
-        nest(f.top.name, [*of_rows, turn], Store(top, at, Load(new_max, here)), None, step),
-        nest(f.exp.name, [*of_rows, tile, IterVar(j, const(columns))],
-             Store(e, (*at, step * columns + j), inside(power(score), const(0, e.dtype))), None, step),
-        nest(f"{f.total.name}_tile", [*of_rows, tile, *red],
-             Store(local_sum, here, Load(local_sum, here) + Load(e, (*at, step * columns + j))),
-             Store(local_sum, here, const(0, total.dtype)), step),
-        nest(f.total.name, [*of_rows, turn],
-             Store(total, at, Load(total, at) * Load(scale, here) + Load(local_sum, here)), None, step),
-        nest(f"{f.product.name}_scale", [*of_rows, turn, *others], Store(acc, into, current * Load(scale, here)), None,
-             step),
-        nest(f.product.name, [*of_rows, turn, *others, *red],
-             Store(acc, into, current + Load(e, (*at, step * columns + j)) * inside(value, const(0, value.dtype))), None,
-             step)]
-    store = nest(f"{f.product.name}_store", [*of_rows, *others], Store(made, into, _quotient(f, acc, into, at)))
-    body: Stmt = seq(*start, For(t, ZERO, const(tiles), seq(*turns)), store)
-    body = For(io, ZERO, const(-(-size // rows)), body)
-    for it, v in reversed(list(zip(batch, outer, strict=True))):
-        body = For(v, ZERO, it.extent, body)
-    for old, new in ((f.top, None), (f.exp, None), (f.total, None), (f.weights, None), (f.product, body)):
-        around = loops_around(program, old)
-        program = edit(program, around[0] if around else old, new)
-    for b in (old_e, outputs(f.weights)[0]):
-        program = deallocate(program, b)
-    for b in (e, acc, local_max, new_max, scale, local_sum):
-        program = allocate(program, b)
-    sch.program = program
-    return io, t
+        return Guard(self.column < const(self.length), x, otherwise) if self.length % self.columns else x
 
 
 def _rows_of(f: _Found, at: tuple[Var, ...]) -> dict[Var, Expr]:
