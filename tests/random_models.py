@@ -1,20 +1,21 @@
 """Random ONNX models, run beside the graph interpreter and ONNX Runtime: mixed operators and types, broadcasting, control
 flow, sizes known at run time only (compiled once, run at several).
 
-One case again: `python -m tests.random_models SEED`; many: `python -m tests.random_models FIRST COUNT`.
+One case again: `python -m tests.random_models SEED`; many: `python -m tests.random_models FIRST COUNT --jobs 2`.
 """
 from __future__ import annotations
 
+import argparse
 import multiprocessing as mp
 import random
 import signal
-import sys
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,8 @@ def check(case: Case, note: Any = lambda what: None) -> str:
 # ---- many ------------------------------------------------------------------------------------------------------------
 @dataclass
 class Result:
-    """How many ran, how many of them beside ONNX Runtime as well, what failed by seed, and the operators."""
+    """How many ran, how many of them beside ONNX Runtime as well, what failed by seed, the operators, and why ONNX Runtime
+    gave no results to compare with."""
     ran: int = 0
     beside: int = 0
     dynamic: int = 0
@@ -165,72 +167,124 @@ class Result:
     refused: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
-        return f"{self.ran} ran, {self.dynamic} with symbols, {self.beside} beside ONNX Runtime, " \
-            f"{len(self.failures)} failed; {len(self.operators)} operators of ONNX"
+        return f"{self.ran} cases, {self.dynamic} with symbols, {len(self.failures)} failed; {len(self.operators)} " \
+            f"operators of ONNX; {self.refused.total()} that ONNX Runtime could not judge"
 
 
-def _child(seeds: Sequence[int], steps: int, tell: Any) -> None:
+def _limited() -> None:
+    """A process that hangs ends: nobody handles these signals."""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.alarm(PATIENCE * SECONDS)
+
+
+def _child(seeds: Sequence[int], steps: int, tell: Any, others: Sequence[Any]) -> None:
+    for c in others:
+        c.close()
     warnings.simplefilter("ignore")
     for seed in seeds:
         tell.send(("begin", seed, "making"))
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # nobody handles these: a hang ends the process
-        signal.alarm(PATIENCE * SECONDS)
+        _limited()
         try:
             case = random_case(seed, steps)
             tell.send(("made", seed, (operators(case.model), len(case.feeds) > 1)))
             tell.send(("end", seed, ("", check(case, lambda what, seed=seed: tell.send(("begin", seed, what))))))
         except Exception as e:  # noqa: BLE001 – whatever it is, it is what was looked for
             tell.send(("end", seed, ("".join(traceback.format_exception(e)[-2:])[-1500:], "")))
-        signal.alarm(0)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-    tell.send(("done", 0, ""))
 
 
-def campaign(seeds: Sequence[int], steps: int = 6, told: Any = lambda result: None) -> Result:
-    """All the cases, in a forked process that is replaced when it dies: a crash costs one case."""
-    context, todo, out = mp.get_context("fork"), list(seeds), Result()
-    while todo:
-        ours, theirs = context.Pipe(duplex=False)
-        child = context.Process(target=_child, args=(todo, steps, theirs))
-        child.start()
+def _only_onnxruntime(seed: int, steps: int) -> None:
+    _limited()
+    try:
+        by_onnxruntime(random_case(seed, steps))
+    except Unknown:
+        pass
+
+
+def _dies_alone(seed: int, steps: int) -> bool:
+    """Whether ONNX Runtime ends a process in which no code of ours runs."""
+    alone = mp.get_context("fork").Process(target=_only_onnxruntime, args=(seed, steps))
+    alone.start()
+    alone.join()
+    return (alone.exitcode or 0) < 0
+
+
+class _Worker:
+    """A forked process that takes cases one after another, and is replaced when it dies: a crash costs one case."""
+
+    def __init__(self, seeds: Sequence[int], steps: int, out: Result) -> None:
+        self.todo, self.steps, self.out = list(seeds), steps, out
+
+    def start(self, others: Sequence[Any]) -> None:
+        context = mp.get_context("fork")
+        self.ours, theirs = context.Pipe(duplex=False)
+        self.process = context.Process(target=_child, args=(self.todo, self.steps, theirs, [*others, self.ours]))
+        self.process.start()
         theirs.close()
-        phase = ""
+        self.phase = ""
+
+    def hear(self) -> bool:
+        """One message of the process, or its end; whether a case is through."""
         try:
-            while True:
-                kind, seed, what = ours.recv()
-                if kind == "done":
-                    todo = []
-                    break
-                if kind == "begin":
-                    phase = what
-                elif kind == "made":
-                    phase = "compiled"
-                    out.operators.update(what[0])
-                    out.dynamic += what[1]
-                else:
-                    failure, refused = what
-                    todo.pop(0)
-                    out.ran += 1
-                    out.beside += not refused and not failure
-                    if failure:
-                        out.failures[seed] = failure
-                    elif refused:
-                        out.refused[refused] += 1
-                    told(out)
+            kind, seed, what = self.ours.recv()
         except EOFError:
-            child.join()
-            out.ran += 1
-            out.failures[todo.pop(0)] = f"died with {child.exitcode} ({phase})"
-            told(out)
-        child.kill()
-        child.join()
+            self.process.join()
+            self.ours.close()
+            died = bool(self.todo)
+            if died:
+                self._end(self.todo[0], *self._death())
+            return died
+        if kind == "begin":
+            self.phase = what
+        elif kind == "made":
+            self.phase = "compiled"
+            self.out.operators.update(what[0])
+            self.out.dynamic += what[1]
+        else:
+            self._end(seed, *what)
+        return kind == "end"
+
+    def _death(self) -> tuple[str, str]:
+        """(failure, "") or ("", why ONNX Runtime gave no results)."""
+        why = f"died with {self.process.exitcode} ({self.phase})"
+        ours = self.phase != "ONNX Runtime" or not _dies_alone(self.todo[0], self.steps)
+        return (why, "") if ours else ("", why)
+
+    def _end(self, seed: int, failure: str, refused: str) -> None:
+        self.todo.remove(seed)
+        self.out.ran += 1
+        self.out.beside += not refused and not failure
+        if failure:
+            self.out.failures[seed] = failure
+        elif refused:
+            self.out.refused[refused] += 1
+
+
+def campaign(seeds: Sequence[int], steps: int = 6, told: Any = lambda result: None, jobs: int = 1) -> Result:
+    """All the cases, by `jobs` processes; `told` hears of each that is through."""
+    out = Result()
+    workers = [_Worker(seeds[k::jobs], steps, out) for k in range(jobs)]
+    running: dict[Any, _Worker] = {}
+    while running or any(w.todo for w in workers):
+        for w in workers:
+            if w.todo and w not in running.values():
+                w.start(list(running))
+                running[w.ours] = w
+        for c in connection.wait(list(running)):
+            if running[c].hear():
+                told(out)
+            if c.closed:
+                del running[c]
     return out
 
 
 def main() -> None:
-    numbers = [int(a) for a in sys.argv[1:]]
-    if len(numbers) == 1:
-        case = random_case(numbers[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.random_models", description=__doc__)
+    parser.add_argument("first", type=int, help="a seed; alone, its model is printed and checked")
+    parser.add_argument("count", type=int, nargs="?", help="how many seeds")
+    parser.add_argument("--jobs", type=int, default=1, help="how many at a time")
+    options = parser.parse_args()
+    if options.count is None:
+        case = random_case(options.first)
         print(onnx.printer.to_text(case.model))
         print(check(case) or "right")
         return
@@ -243,10 +297,11 @@ def main() -> None:
         known = len(r.failures)
         if r.ran % 25 == 0:
             print(f"{time.monotonic() - begin:.0f} s: {r}", flush=True)
-    result = campaign(range(numbers[0], numbers[0] + numbers[1]), told=told)
+    result = campaign(range(options.first, options.first + options.count), told=told, jobs=options.jobs)
     print(", ".join(f"{k} {n}" for k, n in sorted(result.operators.items())))
     for why, n in result.refused.most_common(30):
         print(n, why[:160])
+    print(f"{result}; {time.monotonic() - begin:.0f} s")
 
 
 if __name__ == "__main__":
