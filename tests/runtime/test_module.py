@@ -380,6 +380,19 @@ def test_large_outputs_begin_on_a_cache_line():
         assert array.shape == (3, 5000) and address_of(array) % 64 == 0 and array.flags.carray
 
 
+def test_memory_of_large_outputs_is_used_again_for_like_sizes_only_when_it_is_free():
+    first = empty((1 << 18,), np.dtype(np.float32))
+    view, where = first[5:7], address_of(first)
+    view[:] = 7
+    del first
+    assert address_of(empty((1 << 18,), np.dtype(np.float32))) != where, "a view of it lives"
+    assert view.tolist() == [7, 7]
+    del view
+    other = empty((1 << 19,), np.dtype(np.float32))
+    assert address_of(other) != where
+    assert address_of(empty(((1 << 18) - 300,), np.dtype(np.float32))) == where
+
+
 @pytest.mark.parametrize("threads", [-1, 1025, 1.5, True, "2"])
 def test_thread_counts_that_make_no_sense(model, threads):
     with pytest.raises(UserError, match="threads-invalid"):

@@ -16,6 +16,8 @@ from tilewright.runtime import native
 Array = np.ndarray[Any, Any]
 
 _ALIGNED_OUTPUT_BYTES = 4096
+_KEPT_OUTPUT_BYTES = 1 << 17
+"""From here on malloc maps new pages for each block, and every page costs a fault."""
 
 
 def adopt(address: int, nbytes: int, release: Callable[..., Any], *arguments: Any) -> Array:
@@ -35,12 +37,16 @@ def aligned(nbytes: int) -> Array:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """np.empty, but aligned to a cache line when large: NumPy's own blocks begin 16 bytes into one."""
+    """np.empty, but aligned to a cache line when large: NumPy's own blocks begin 16 bytes into one. Very large ones are used
+    again when they are gone (`native/outputs.c`)."""
     nbytes = dtype.itemsize
     for extent in shape:
         nbytes *= extent
     if nbytes < _ALIGNED_OUTPUT_BYTES:
         return np.empty(shape, dtype)
+    if nbytes >= _KEPT_OUTPUT_BYTES:
+        address = native.take_block(nbytes)
+        return adopt(address, nbytes, native.release_block, address).view(dtype).reshape(shape)
     block = np.empty(nbytes + native.ALIGNMENT, np.uint8)
     skip = -address_of(block) % native.ALIGNMENT
     return block[skip:skip + nbytes].view(dtype).reshape(shape)

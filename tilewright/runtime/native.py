@@ -234,6 +234,23 @@ def map_pages(nbytes: int) -> int:
     return int(address)
 
 
+def take_block(nbytes: int) -> int:
+    """Address of memory for an output, aligned, not zeroed. Raises MemoryError."""
+    function = _library().tw_take
+    function.restype, function.argtypes = c_void_p, (c_int64,)
+    address = function(nbytes)
+    if address is None:
+        raise MemoryError(f"no memory for {nbytes} bytes")
+    return int(address)
+
+
+def release_block(address: int) -> None:
+    """Gives back what `take_block` returned; it may be kept for the next output of its size."""
+    function = _library().tw_release
+    function.restype, function.argtypes = None, (c_void_p,)
+    function(address)
+
+
 def unmap_pages(address: int, nbytes: int) -> None:
     """Gives back what `map_pages(nbytes)` returned."""
     function = _library().tw_unmap

@@ -135,6 +135,14 @@ def test_transposes_stay_apart_where_the_reshape_mixes_their_axes() -> None:
     assert names(same(g, simplify_views(g))) == ["transpose", "reshape", "transpose"]
 
 
+@pytest.mark.parametrize("perm,out,left", [((0, 2, 1), (2, 3, 4, 5), ["transpose"]),
+                                           ((0, 2, 1), (3, 2, 4, 5), ["transpose", "reshape"]),
+                                           ((0, 2, 1), (6, 4, 5), ["reshape", "transpose"])])
+def test_axes_merged_for_a_transpose_stay_apart(perm: tuple[int, ...], out: tuple[int, ...], left: list[str]) -> None:
+    g = one(lambda b, x: b.reshape(b.op("transpose", b.reshape(x, (6, 5, 4)), perm=perm), out), 2, 3, 5, 4)
+    assert names(same(g, simplify_views(g))) == left
+
+
 def test_scales_of_operands_stand_behind_the_product() -> None:
     b = Net()
     x, y = (b.op("mul", b.x(2, 4, 4), b.n(0.5)) for _ in range(2))

@@ -13,7 +13,7 @@ from tilewright.graph.ir import TensorType
 from tilewright.loop.ir import Expr, Span, Var, const
 
 Size = int | str
-FREE = Span(least=1)
+FREE = Span(least=0)
 """Of a dimension of which nothing is said."""
 
 _SPAN = re.compile(r"(\d+)\.\.(\d*)(?:%(\d+))?(?:~(\d+))?")

@@ -10,7 +10,8 @@ In: a Graph after all rewrites. Out: the list of `Group`s in an order that can b
 - A group of elementwise operations alone joins the one group that reads it, if that is elementwise too, or a
   concatenation: each element is computed where it is used, once.
 - *Prologues*: views (transpose, slice, expand) are repeated inside every group that reads them, as index arithmetic in its
-  loads. A reshape of something in memory is an alias: no kernel at all (`graph/plan.py`).
+  loads. A reshape of something in memory is an alias: no kernel at all (`graph/plan.py`). One that merges axes which an
+  expand has repeated (heads of keys that several heads of queries share) is a view like the others: nothing is copied.
 - What only computes shapes has been folded before; what is left of it runs like anything else.
 """
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field
 from math import prod
 
 from tilewright.graph.ir import Graph, Operation, Value, used_values
+from tilewright.graph.ops.view import aligned_groups
 from tilewright.graph.passes.attention import continued_kernels
 from tilewright.graph.registry import record_of, runs_on_host
 from tilewright.loop.ir import as_int
@@ -117,15 +119,28 @@ class _Fusion:
     def folded_views(self) -> set[Value]:
         """Values of views that every reader can fold into its loads, so that they are never stored."""
         out: set[Value] = set()
-        for op in self.graph.operations:
-            if fusion_of(op) != "view" or op.op in ALIASES or op.output in self.outputs:
+        for op in reversed(self.graph.operations):
+            if fusion_of(op) != "view" or op.output in self.outputs:
                 continue
-            if self.is_stored_transposed(op):
+            if not self.merges_repeated(op) if op.op in ALIASES else self.is_stored_transposed(op):
                 continue
             readers = self.users.get(op.output, [])
-            if readers and all(can_fold_view(r) for r in readers):
+            if readers and all(can_fold_view(r) or self.merges_repeated(r) and r.output in out for r in readers):
                 out.add(op.output)
         return out
+
+    def merges_repeated(self, op: Operation) -> bool:
+        """Whether a reshape merges axes that an expand has repeated, where a few divisions by constants undo it and the
+        innermost axis stays as it is: stored, the repetitions would be copies."""
+        x = op.inputs[0] if op.op == "reshape" else None
+        source = None if x is None else self.producers.get(x)
+        while source is not None and source.op == "transpose" and len(self.users[source.output]) == 1:
+            source = None if source.inputs[0] is None else self.producers.get(source.inputs[0])
+        if x is None or source is None or source.op != "expand" or len(self.users[source.output]) != 1 or x.rank < 2:
+            return False
+        groups = aligned_groups(x.shape, op.output.shape)
+        return groups[-1] == (range(x.rank - 1, x.rank), range(op.output.rank - 1, op.output.rank)) and all(
+            len(merged) <= 1 and all(as_int(x.shape[k]) is not None for k in parts[1:]) for parts, merged in groups)
 
     def is_stored_transposed(self, op: Operation) -> bool:
         """Whether a transpose should be written by its producer rather than read through by its readers."""

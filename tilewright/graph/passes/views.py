@@ -65,6 +65,36 @@ def _reshape_of_slice(op: Operation, w: Walk) -> Result:
     return w.b.add("slice", [y], {"starts": first, "sizes": out}, name=op.output.name)
 
 
+def _moved_axes(x: Value, y: Value, perm: Sequence[int]) -> list[int] | None:
+    """The permutation of x's axes that moves its elements as `perm` does those of its reshape `y`; None if it parts axes
+    that the reshape merges or splits."""
+    moved: list[int] = []
+    groups = {g[1].start: g for g in aligned_groups(x.shape, y.shape)}
+    left = list(perm)
+    while left:
+        group = groups.pop(left[0], None)
+        if group is None or not group[0] or left[:len(group[1])] != [*group[1]]:
+            return None
+        moved += group[0]
+        left = left[len(group[1]):]
+    return None if groups else moved
+
+
+def _reshape_of_transpose(op: Operation, w: Walk) -> Result:
+    """reshape(transpose(reshape(x))) → reshape(transpose(x)), where the first reshape merges axes and the last parts some of
+    them again."""
+    inner = w.producer(op.inputs[0], "transpose")
+    first = None if inner is None else w.producer(inner.inputs[0], "reshape")
+    if inner is None or first is None or first.inputs[0] is None:
+        return None
+    x = first.inputs[0]
+    moved = _moved_axes(x, first.output, inner.attrs["perm"])
+    if moved is None or not first.output.rank < min(x.rank, op.output.rank):
+        return None
+    y = w.b.add("transpose", [x], {"perm": tuple(moved)}, name=op.output.name)
+    return w.b.reshape(y, op.output.shape, op.output.name)
+
+
 def _transpose_of_reshape(op: Operation, w: Walk) -> Result:
     """transpose(reshape(transpose(x))) → reshape(transpose(x)), where the axes that the reshape merges or splits stay
     together."""
@@ -73,16 +103,8 @@ def _transpose_of_reshape(op: Operation, w: Walk) -> Result:
     inner = None if middle is None else w.producer(middle.inputs[0], "transpose")
     if x is None or middle is None or inner is None or middle.inputs[0] is None:
         return None
-    moved: list[int] = []
-    groups = {g[1].start: g for g in aligned_groups(middle.inputs[0].shape, x.shape)}
-    left = list(perm)
-    while left:
-        group = groups.pop(left[0], None)
-        if group is None or not group[0] or left[:len(group[1])] != [*group[1]]:
-            return None
-        moved += group[0]
-        left = left[len(group[1]):]
-    if groups:
+    moved = _moved_axes(middle.inputs[0], x, perm)
+    if moved is None:
         return None
     both = tuple([inner.attrs["perm"][p] for p in moved])
     y = w.b.add("transpose", inner.inputs, {"perm": both}, name=op.output.name)
@@ -187,5 +209,5 @@ def _gather(op: Operation, w: Walk) -> Result:
 
 
 _RULES: dict[str, Sequence[Rule]] = {
-    "reshape": [_reshape, _reshape_of_slice], "transpose": [_transpose, _transpose_of_reshape],
+    "reshape": [_reshape, _reshape_of_slice, _reshape_of_transpose], "transpose": [_transpose, _transpose_of_reshape],
     "expand": [_expand], "slice": [_slice], "pad": [_pad], "concat": [_concat], "gather": [_gather]}

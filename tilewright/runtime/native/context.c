@@ -115,11 +115,9 @@ TW_EXPORT void *tw_output(tw_ctx *ctx, int32_t output, int32_t rank, const int64
     return NULL;
   }
   tw_result *result = &ctx->results[output];
-  free(result->data); /* an output that is asked for twice has its last size */
-  if (bytes < 0 || posix_memalign(&result->data, TW_ALIGNMENT, bytes > 0 ? (size_t)bytes : 1) != 0) {
-    result->data = NULL;
-    return fail_memory(ctx, bytes);
-  }
+  tw_release(result->data); /* an output that is asked for twice has its last size */
+  result->data = tw_take(bytes);
+  if (result->data == NULL) return fail_memory(ctx, bytes);
   result->bytes = bytes;
   result->rank = rank;
   memcpy(result->shape, shape, (size_t)rank * sizeof *shape);

@@ -149,6 +149,7 @@ TW_EXPORT int32_t tw_close(tw_instance *self) {
     free_slot(idle);
     idle = next;
   }
+  tw_release_kept();
   return TW_OK;
 }
 
@@ -308,7 +309,7 @@ TW_EXPORT int32_t tw_run(tw_instance *self, const void *const *in, const int64_t
   if (status == TW_OK && ctx->code != TW_OK) status = ctx->code;
   if (status != TW_OK) {
     for (int32_t i = 0; results != NULL && i < model->output_count; ++i) {
-      free(results[i].data);
+      tw_release(results[i].data);
       results[i].data = NULL;
     }
     report(status, ctx->message[0] != '\0' ? ctx->message : "the model failed without a message");
@@ -316,8 +317,6 @@ TW_EXPORT int32_t tw_run(tw_instance *self, const void *const *in, const int64_t
   give_back(self, s);
   return status;
 }
-
-TW_EXPORT void tw_release(void *memory) { free(memory); }
 
 /* ---- settings and measurements ---- */
 

@@ -13,6 +13,14 @@
 void *tw_map(int64_t bytes);
 void tw_unmap(void *memory, int64_t bytes);
 
+/* ---- outputs.c ---- */
+/* A block for an output, aligned to TW_ALIGNMENT, not zeroed; NULL when there is no memory. */
+void *tw_take(int64_t bytes);
+/* Gives it back: it may be kept for the next output of its size. */
+void tw_release(void *data);
+/* Gives the kept blocks back to the system. */
+void tw_release_kept(void);
+
 /* ---- cpu.c ---- */
 /* Features of this CPU that the system lets programs use, one bit each; names as LLVM spells them. */
 uint64_t tw_cpu_features(void);
@@ -102,6 +110,5 @@ int32_t tw_run(tw_instance *self, const void *const *in, const int64_t *const *i
 const char *tw_error(void);
 int32_t tw_error_code(void);
 int32_t tw_set_threads(tw_instance *self, int32_t threads);
-void tw_release(void *memory);
 
 #endif
