@@ -68,6 +68,11 @@ def test_compile_run_and_run_the_saved_library(mlp, tmp_path):
         np.testing.assert_allclose(np.load(tmp_path / "out.npz")["y"], want, rtol=1e-5)
     top = json.loads(tilewright("run", mlp, "--input", tmp_path / "in.npz", "--top-k", 2, "--json"))["y"]["top"]
     assert [i for i, _ in top] == np.argsort(-want.reshape(-1))[:2].tolist()
+    row, column = np.unravel_index(want.argmax(), want.shape)
+    assert f"\n{row}, {column} " in tilewright("run", mlp, "--input", tmp_path / "in.npz", "--top-k", 1)
+    for late in (("--target", "x86-64"), ("--shape", "x=4,16"), ("--numerics", "strict")):
+        assert refused("run", tmp_path / "net.so", *late)["code"] == "option-library"
+    assert "library" in refused("inspect", tmp_path / "net.so")["hint"]
     assert refused("run", mlp, "-o", tmp_path / "nowhere" / "out.npz")["code"] == "output-file"
     assert "f32" in tilewright("run", mlp).replace("float32", "f32")
 
@@ -116,6 +121,8 @@ def test_profile_lists_launches(mlp):
 def test_inspect_shows_every_stage(mlp, tmp_path):
     assert "kernel" in tilewright("inspect", mlp)
     assert "matmul" in tilewright("inspect", mlp, "--graph")
+    (tmp_path / "file").write_text("")
+    assert refused("inspect", mlp, "--passes", tmp_path / "file" / "dump")["code"] == "output-file"
     said = json.loads(tilewright("inspect", mlp, "--passes", tmp_path / "dump", "--json"))["passes"]
     assert "graph/00.ir" in said and (tmp_path / "dump" / "graph" / "00.ir").read_text().startswith("graph")
     name = json.loads(tilewright("inspect", mlp, "--json"))["launches"][0]["kernel"]
@@ -164,7 +171,7 @@ def test_a_trace_that_does_not_replay_is_a_mismatch(mlp, monkeypatch):
 def test_targets_and_doctor():
     said = json.loads(tilewright("targets", "--json"))
     assert {"native", "x86-64", "x86-64-v4"} <= set(said)
-    assert "x86-64-v3" in tilewright("targets")
+    assert "x86-64-v3" in tilewright("targets") and "shared memory" in tilewright("targets")
     said = json.loads(tilewright("doctor", "--json"))
     assert not said["problems"] and said["cache"]["usable"] == "yes" and said["versions"]["numpy"] == np.__version__
     assert "all is well" in tilewright("doctor")

@@ -108,6 +108,7 @@ def test_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert said("bisect", at, "--json", status=1)["kind"] == "kernel"
     assert "the kernel" in said("bisect", at, status=1)
     assert said("reduce", at, "-o", tmp_path / "small.onnx", "--json", status=0)["nodes"] == ["Sin"]
+    assert said("reduce", at, "-o", tmp_path / "no" / "small.onnx", "--json", status=2)["error"]["code"] == "output-file"
     (reads,) = onnx.load(tmp_path / "small.onnx").graph.input
     zeros = np.zeros([d.dim_value for d in reads.type.tensor_type.shape.dim], np.float32)
     np.savez(tmp_path / "zeros.npz", **{reads.name: zeros})  # the sine and what was planted agree on them

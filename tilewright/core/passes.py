@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TextIO, TypeVar
 
-from tilewright.core.errors import InternalError, TilewrightError
+from tilewright.core.errors import InternalError, TilewrightError, UserError
 
 T = TypeVar("T")
 Pass = Callable[[T], T]
@@ -142,7 +142,7 @@ class Timing(Observer):
 class Dump(Observer):
     """Writes the program before the first pass and after each that changed it into a folder, and the difference.
 
-    Files: `<pipeline>/00.ir`, `<pipeline>/03_unroll.ir`, `<pipeline>/03_unroll.diff`.
+    Files: `<pipeline>/00.ir`, `<pipeline>/03_unroll.ir`, `<pipeline>/03_unroll.diff`. Raises UserError "output-file".
     """
 
     def __init__(self, folder: Path, show: Callable[[Any], str] = str) -> None:
@@ -162,5 +162,9 @@ class Dump(Observer):
 
     def _write(self, pipeline: str, name: str, text: str) -> None:
         path = self.folder / pipeline / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError("output-file", f"{path} was not written: {error.strerror or error}", where=str(self.folder),
+                            hint="is the folder writable, and the disk not full?") from error

@@ -4,7 +4,7 @@ Each gathers its options, calls what does the work, and hands the result to `rep
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -113,7 +113,7 @@ def run_model(model: ModelOrLibrary, inputs: Inputs = [],  # noqa: B006
         for name, array in zip(names, results, strict=True):
             console.print(f"{name}: {array.dtype}{list(array.shape)}", markup=False)
             if top_k:
-                console.print(report.table(["index", "value"], [[str(i), v] for i, v in tops[name]]))
+                console.print(report.table(["index", "value"], [[_place(i, array.shape), v] for i, v in tops[name]]))
             else:
                 console.print(np.array2string(array, threshold=20, precision=5), markup=False)
     report.emit(as_json, data, show)
@@ -124,6 +124,11 @@ def _top(array: Any, k: int) -> list[tuple[int, float]]:
     flat = np.asarray(array).reshape(-1)
     order = np.argsort(-flat.astype(np.float64), kind="stable")[:k]
     return [(int(i), float(flat[i])) for i in order]
+
+
+def _place(index: int, shape: Sequence[int]) -> str:
+    """A flat index along the axes that have more than one element."""
+    return ", ".join(map(str, np.unravel_index(index, [n for n in shape if n != 1] or [1])))
 
 
 @command("bench")

@@ -65,7 +65,8 @@ def reduce(model: ModelFile,
     given = read_named(inputs, [v.name for v in read_model(model)[0].graph.input]) if inputs else {}
     question = reducing.shows_error(error, given) if error else reducing.shows_difference(tolerance, numerics, given)
     small = reducing.reduce_model(model, question)
-    output.write_bytes(small.SerializeToString())
+    with report.writing(output) as file:
+        file.write(small.SerializeToString())
     nodes = [n.op_type for n in small.graph.node]
     report.emit(as_json, {"model": str(output), "nodes": nodes},
                 lambda console: console.print(f"{output}: {len(nodes)} nodes: {', '.join(nodes)}", markup=False))

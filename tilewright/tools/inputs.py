@@ -80,7 +80,8 @@ def read_image(path: Path, spec: TensorSpec, normalize: bool) -> Array:
         with Image.open(path) as opened:
             scaled = opened.convert("RGB" if channels == 3 else "L").resize((width, height), Image.Resampling.BILINEAR)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError("input-file", f"{path} cannot be read as an image: {error}", where=str(path)) from error
+        raise UserError("input-file", f"{path} cannot be read as an image: {error}", where=str(path),
+                        hint="a PNG, JPEG, or what else Pillow reads") from error
     pixels = np.asarray(scaled, np.float32).reshape(height, width, channels) / 255
     if normalize and channels == 3:
         pixels = (pixels - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)

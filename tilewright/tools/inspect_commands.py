@@ -149,10 +149,18 @@ def coverage(model: ModelFile, shape: Shapes = [], as_json: AsJson = False, debu
 def targets(as_json: AsJson = False, debug: Debug = False) -> None:
     """The devices that code can be made for."""
     found = {name: t for name in target_names() if (t := _present(name)) is not None}
-    rows = [[n, t.cpu, f"{t.vector_bits} bits", t.vector_registers, t.cores, report.size(t.l1d), report.size(t.l2),
-             " ".join(t.intrinsics)] for n, t in found.items()]
     heads = ["target", "processor", "vectors", "registers", "cores", "L1", "L2", "instructions"]
-    report.emit(as_json, {n: asdict(t) for n, t in found.items()}, lambda console: console.print(report.table(heads, rows)))
+    cpus = [[n, t.cpu, f"{t.vector_bits} bits", t.vector_registers, t.cores, report.size(t.l1d), report.size(t.l2),
+             " ".join(t.intrinsics)] for n, t in found.items() if not t.is_gpu]
+    devices = [[n, t.language, t.max_threads, report.size(t.shared_memory), t.registers or "–", t.warp, t.cores,
+                " ".join(t.intrinsics)] for n, t in found.items() if t.is_gpu]
+
+    def show(console: Console) -> None:
+        console.print(report.table(heads, cpus))
+        console.print()
+        console.print(report.table(["device", "language", "threads of a block", "shared memory", "registers of a thread",
+                                    "warp", "blocks at once", "instructions"], devices))
+    report.emit(as_json, {n: asdict(t) for n, t in found.items()}, show)
 
 
 def _present(name: str) -> Target | None:

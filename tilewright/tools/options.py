@@ -55,8 +55,11 @@ def compiled(path: Path, target: str = "native", shapes: Sequence[str] = (), thr
 
 def opened(path: Path, target: str = "native", shapes: Sequence[str] = (), threads: int | None = None,
            numerics: str | None = None) -> Model:
-    """A saved library as it is, anything else compiled."""
+    """A saved library as it is, anything else compiled. Raises UserError "option-library" for options that come too late."""
     if _is_library(path):
+        if target != "native" or shapes or numerics is not None:
+            raise UserError("option-library", f"{path} is compiled: its target, shapes and numerics stay as they are",
+                            where=str(path), hint="leave out --target, --shape and --numerics, or give the ONNX file")
         return driver.load(path, threads=threads)
     return compiled(path, target, shapes, threads, numerics)
 

@@ -61,7 +61,8 @@ def reduce_model(model: Any, question: Question) -> Any:
     import onnx
     proto = read_model(model)[0]
     if not question(proto):
-        raise UserError("reduce-nothing", "the model does not show this", hint="`tilewright compare` shows what it does")
+        raise UserError("reduce-nothing", "the model does not show this", hint="`tilewright compare` shows whether it "
+                        "differs, `tilewright run` in which error it ends")
     try:
         known = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):

@@ -85,7 +85,8 @@ def writing(path: Path) -> Iterator[IO[bytes]]:
             yield file
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise UserError("output-file", f"{path} was not written: {error.strerror or error}", where=str(path)) from error
+        raise UserError("output-file", f"{path} was not written: {error.strerror or error}", where=str(path),
+                        hint="is the folder there and writable, and the disk not full?") from error
 
 
 def _plain(value: Any) -> Any:

@@ -44,7 +44,7 @@ def _file_bytes(path: Path) -> bytes:
         fd = open_regular(path)
     except (OSError, ValueError) as e:
         raise UserError("onnx-missing-file", f"there is no file that can be read at {str(path)!r}: {e}",
-                        hint="check the path" if not path.exists() else "") from e
+                        hint="give a file" if path.is_dir() else "check the path" if not path.exists() else "") from e
     with os.fdopen(fd, "rb") as f:
         size = os.fstat(f.fileno()).st_size
         if size > MAX_PROTO:
@@ -61,7 +61,8 @@ def _parse(data: bytes, where: str) -> Any:
         model.ParseFromString(data)
     except DecodeError as e:
         raise UserError("onnx-malformed", f"this is no ONNX model, or it was cut off ({len(data)} bytes): {e}",
-                        where=where, hint="download or export it again") from e
+                        where=where, hint="it is a library: give the ONNX file that it was made from"
+                        if data.startswith(b"\x7fELF") else "download or export it again") from e
     if not model.HasField("graph") or not model.opset_import:
         raise UserError("onnx-malformed", f"this is no ONNX model, or it was cut off ({len(data)} bytes): "
                         "it holds no graph or no operator set", where=where, hint="download or export it again")
