@@ -18,7 +18,6 @@ BELOW: dict[str, set[str]] = {
     "frontend": {"core", "target", "loop", "tensor", "graph"},
     "codegen": {"core", "target", "loop"},
     "runtime": {"core"},
-    "tune": {"core", "target", "loop", "tensor", "graph"},
 }
 # Modules that stand in a layer's folder, where their users look for them, and work above the driver.
 ENTRIES = {"frontend.onnx.backend": "onnx_backend"}

@@ -1,4 +1,4 @@
-"""ONNX's heavy operators: convolutions, pooling, matrix products, resizing."""
+"""ONNX's heavy operators: convolutions, pooling, matrix products."""
 from __future__ import annotations
 
 import math

@@ -5,7 +5,7 @@ or a product with a constant: a variable, or a FloorDiv, FloorMod, Min, Load, â€
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tilewright.loop.bounds import bounds
@@ -16,6 +16,7 @@ from tilewright.loop.ir import (
     And,
     Broadcast,
     Cast,
+    Compare,
     Const,
     Expr,
     FloorDiv,
@@ -24,6 +25,8 @@ from tilewright.loop.ir import (
     Load,
     Lt,
     Mul,
+    Not,
+    Or,
     Ramp,
     Store,
     Sub,
@@ -87,6 +90,18 @@ def is_scalar_int(e: Expr) -> bool:
     """Whether `linear` applies: one signed integer (unsigned arithmetic wraps at zero, where indices live)."""
     t = e.dtype
     return t.kind == "int" and t.lanes == 1 and type(e) not in (Ramp, Broadcast, Cast)
+
+
+def comparisons(cond: Expr) -> Iterator[Compare]:
+    """The comparisons of scalar integers that a condition is made of."""
+    match cond:
+        case And(a, b) | Or(a, b):
+            yield from comparisons(a)
+            yield from comparisons(b)
+        case Not(a):
+            yield from comparisons(a)
+        case Compare() if is_scalar_int(cond.a):
+            yield cond
 
 
 def interval(e: Expr, ranges: Mapping[Var, Range]) -> Range | None:

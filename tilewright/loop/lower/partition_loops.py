@@ -51,7 +51,7 @@ from tilewright.loop.ir import (
     const,
     seq,
 )
-from tilewright.loop.lower.linear import Range, from_linear, interval, is_scalar_int, linear, loop_range
+from tilewright.loop.lower.linear import Range, comparisons, from_linear, interval, is_scalar_int, linear, loop_range
 from tilewright.loop.substitute import fresh_copy, substitute
 
 GROWTH_LIMIT = 1024
@@ -228,7 +228,7 @@ class _Partitioner:
         inner = self.inner_ranges(body)
         cuts: set[int] = set()
         for c in self.conditions(body):
-            for comparison in _comparisons(c):
+            for comparison in comparisons(c):
                 cuts.update(_changes(comparison, v, inner))
         edges = [low, *sorted(x for x in cuts if low < x <= high), high + 1]
         return [(a, b - 1) for a, b in pairwise(edges)]
@@ -345,19 +345,8 @@ def _changes(c: Compare, v: Var, inner: dict[Var, Range]) -> list[int]:
     return [-((edge - limit) // k) if k > 0 else (limit - edge) // k + 1 for edge, limit in bounds]
 
 
-def _comparisons(c: Expr) -> Iterator[Compare]:
-    match c:
-        case And(a, b) | Or(a, b):
-            yield from _comparisons(a)
-            yield from _comparisons(b)
-        case Not(a):
-            yield from _comparisons(a)
-        case Compare() if is_scalar_int(c.a):
-            yield c
-
-
 def _atoms(c: Expr) -> Iterator[Expr]:
-    for comparison in _comparisons(c):
+    for comparison in comparisons(c):
         yield from linear(comparison.a - comparison.b)[0]
 
 

@@ -39,7 +39,6 @@ from tilewright.loop.ir import (
     Let,
     Load,
     Lt,
-    Not,
     Or,
     Program,
     Select,
@@ -52,7 +51,7 @@ from tilewright.loop.ir import (
     minimum,
     seq,
 )
-from tilewright.loop.lower.linear import from_linear, is_scalar_int, linear
+from tilewright.loop.lower.linear import comparisons, from_linear, is_scalar_int, linear
 from tilewright.loop.simplify import simplify
 from tilewright.loop.substitute import fresh_copy, substitute
 
@@ -256,18 +255,7 @@ def _condition(c: Lt | Le, v: Var, loops: dict[Var, For], inside: set[Var]) -> _
 def _comparisons(s: Node) -> Iterator[Compare]:
     for n in walk(s):
         if isinstance(n, If | Guard | Select):
-            yield from _parts(n.cond)
-
-
-def _parts(c: Expr) -> Iterator[Compare]:
-    match c:
-        case And(a, b) | Or(a, b):
-            yield from _parts(a)
-            yield from _parts(b)
-        case Not(a):
-            yield from _parts(a)
-        case Compare() if is_scalar_int(c.a):
-            yield c
+            yield from comparisons(n.cond)
 
 
 def _quotients(body: Stmt, v: Var) -> list[FloorDiv | FloorMod]:
