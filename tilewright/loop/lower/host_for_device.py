@@ -97,9 +97,11 @@ def _is_straight(s: Stmt) -> bool:
 def _require_constant(main: Program) -> None:
     calls = {n.name for n in walk(main.body) if isinstance(n, Call)}
     launches = {n.callee for n in walk(main.body) if isinstance(n, Launch)}
-    if calls & {"tw_grow", "tw_grow_kept", "tw_output"} or any(isinstance(p, Var) for p in main.params):
+    sizes = [p.name for p in main.params if isinstance(p, Var)]
+    if sizes or calls & {"tw_grow", "tw_grow_kept", "tw_output"}:
         raise UserError("device-sizes", "sizes of this model are known only when it runs, which devices do not do yet",
-                        hint="set the sizes of the inputs (shapes={…}), or compile for the CPU")
+                        where=", ".join(sizes), hint="set the sizes of the inputs (shapes={…}, --shape NAME=N), or compile "
+                        "for the CPU")
     if HOST_CALL in launches:
         raise UserError("device-sizes", "operators of this model call back into Python, which devices do not do yet",
                         hint="replace them, or compile for the CPU")
