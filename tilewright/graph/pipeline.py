@@ -13,6 +13,7 @@ from tilewright.graph.passes.cse import merge_equal
 from tilewright.graph.passes.data_sizes import bind_sizes
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.passes.fold import fold_constants
+from tilewright.graph.passes.half import widen_half
 from tilewright.graph.passes.halo import share_borders
 from tilewright.graph.passes.idioms import recover_idioms
 from tilewright.graph.passes.layouts import blocked_layouts
@@ -56,6 +57,7 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         simplify_views,                                      # its slices go behind the reshapes into heads
         merge_equal,
         functools.partial(transposed_to_phases, exact=exact),  # after scales went into its weights
+        widen_half,                                          # what follows knows f32
         fold_constants,
         functools.partial(blocked_layouts, target=target, exact=exact),  # now convolutions work on channel blocks
         functools.partial(choose_algorithms, target=target, numerics=numerics),  # before borders get their widths
@@ -65,5 +67,6 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         remove_dead,
     ]
     left_out = [*([] if combine else [combine_products]),  # a thread that reads beyond a border has its own condition
-                *([share_borders, select_before_ordering] if target.is_gpu else [])]  # and compares with all at once
+                *([share_borders, select_before_ordering,  # and compares with all at once
+                   widen_half] if target.is_gpu else [])]  # and multiplies half floats
     return Pipeline("graph", [p for p in passes if p not in left_out])

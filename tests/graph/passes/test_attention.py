@@ -22,12 +22,16 @@ def groups(change: str = "", shape=(2, 8, 8)) -> list[list[str]]:
     scores = b.add("add", [product, b.input("mask", tensor_type(dtype, rows))])
     if change == "stages":
         scores = b.add("tanh", [b.add("mul", [scores, b.constant(np.float32(0.5))])])
+    if change == "half":
+        scores = b.add("cast", [b.add("cast", [scores], {"to": "f16"})], {"to": "f32"})
     if change == "mask computed":
         later = b.add("mul", [b.input("m", tensor_type(dtype, rows)), b.input("n", tensor_type(dtype, rows))])
         scores = b.add("add", [scores, later])
     if change == "no product":
         scores = b.input("s", tensor_type(dtype, rows))
     p = rows_of = b.add("softmax", [scores], {"axis": -2 if change == "axis" else -1})
+    if change == "half":
+        p = b.add("cast", [b.add("cast", [p], {"to": "f16"})], {"to": "f32"})
     if "no keys" in change:  # rows without any key, as torch writes them
         p = b.add("where", [b.add("isnan", [p]), b.constant(np.float32(0)), p])
     o = b.add("matmul", [v, p] if change == "order" else [p, v])
@@ -43,6 +47,7 @@ def test_one_kernel():
     assert groups() == [["matmul", "add", "softmax", "matmul"]]
     assert groups("transpose") == [["matmul", "add", "softmax", "matmul", "transpose"]]
     assert groups("stages") == [["matmul", "add", "mul", "tanh", "softmax", "matmul"]]
+    assert groups("half") == [["matmul", "add", "cast", "cast", "softmax", "cast", "cast", "matmul"]]
 
 
 def test_a_function_of_the_rows():

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 
-from tilewright.core.dtype import f32
+from tilewright.core.dtype import bf16, f16, f32
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.registry import record_of
 from tilewright.loop.ir import estimate
+
+FLOATS = (f32, f16, bf16)
+"""What scores may be on the way: half floats between two casts, which round them (`passes/half.py`)."""
 
 MAX_KEYS = 4096
 """Longest row of scores: a few of them must fit the second-level cache."""
@@ -85,7 +88,7 @@ def _path_from_product(v: Value, producers: Mapping[Value, Operation],
     """The elementwise operations between a product and `v`, each with the operand that comes from the product; None if `v`
     does not come from one, or if someone else reads a value on the way."""
     op = producers.get(v)
-    if op is None or v in shared or v.dtype is not f32:
+    if op is None or v in shared or v.dtype not in FLOATS:
         return None
     if op.op == "matmul":
         left = op.inputs[0]

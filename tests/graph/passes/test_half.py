@@ -1,0 +1,78 @@
+"""Arithmetic on half floats in f32: where casts stand, that nothing but the order of sums changes, and what stays half."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.graph.passes.passcheck import Net, data, names
+from tilewright.graph import interpret
+from tilewright.graph.ir import Graph, Value
+from tilewright.graph.passes.dce import remove_dead
+from tilewright.graph.passes.half import widen_half
+
+
+def widened(g: Graph) -> Graph:
+    """The graph after the pass gives exactly the same results, where no sum has another order."""
+    after = remove_dead(widen_half(g))
+    for want, got in zip(interpret.run(g, data(g)), interpret.run(after, data(g)), strict=True):
+        assert want.dtype == got.dtype
+        np.testing.assert_array_equal(got.view(np.uint16) if got.itemsize == 2 else got,
+                                      want.view(np.uint16) if want.itemsize == 2 else want)
+    return after
+
+
+def arithmetic(g: Graph) -> list[tuple[str, str]]:
+    return [(op.op, op.output.dtype.name) for op in g.operations if op.op != "cast"]
+
+
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+def test_each_operation_rounds(half: str) -> None:
+    b = Net()
+    x, y = b.x(3, 5, type=half), b.x(3, 5, type=half)
+    after = widened(b.finish([b.op("div", b.op("exp", b.op("mul", x, y)), b.op("sub", x, y))]))
+    assert arithmetic(after) == [("mul", "f32"), ("exp", "f32"), ("sub", "f32"), ("div", "f32")]
+    assert names(after).count("cast") == 2 + 3 * 2 + 1  # of both inputs once, down and up again behind three, the result
+
+
+def test_choices_and_moves_need_no_rounding() -> None:
+    b = Net()
+    y = b.op("relu", b.op("add", b.x(3, 4, type="f16"), b.x(3, 4, type="f16")))
+    y = b.op("transpose", b.reshape(y, (2, 6)), perm=(1, 0))
+    after = widened(b.finish([b.op("add", y, y)]))
+    assert names(after) == ["cast", "cast", "add", "cast", "cast", "relu", "reshape", "transpose", "add", "cast"]
+
+
+def test_what_is_only_moved_stays_half() -> None:
+    b = Net()
+    past, new = b.x(2, 7, 4, type="f16"), b.x(2, 1, 4, type="f16")
+    present = b.op("concat", past, b.op("neg", new), axis=1)
+    after = widened(b.finish([present, b.op("reduce_max", present, axes=(1,))]))
+    assert arithmetic(after) == [("neg", "f32"), ("concat", "f16"), ("reduce_max", "f32")]
+
+
+def test_weights_are_widened_and_bits_are_not() -> None:
+    b = Net()
+    w = b.constant(np.random.default_rng(0).standard_normal((4, 3)).astype(np.float16), "w")
+    y = b.op("matmul", b.x(2, 4, type="f16"), w)
+    g = b.finish([y, b.op("bit_cast", y, to="u16"), b.op("isnan", y)])
+    after = remove_dead(widen_half(g))
+    product = next(op for op in after.operations if op.op == "matmul")
+    assert [v.dtype.name for v in product.inputs if v is not None] == ["f32", "f32"] and product.inputs[1].is_constant
+    assert [v.dtype.name for v in after.outputs] == ["f16", "u16", "bool"]
+    for want, got in zip(interpret.run(g, data(g)), interpret.run(after, data(g)), strict=True):
+        assert np.abs(got.astype(np.float32) - want.astype(np.float32)).max() <= (2e-3 if got.dtype == np.float16 else 1)
+
+
+def test_a_branch_has_casts_of_its_own() -> None:
+    def branch(b: Net, op: str, v: Value) -> Any:
+        inner = Net()
+        return inner.finish([inner.op(op, v, v)])
+    b = Net()
+    x = b.op("add", b.x(3, type="f16"), b.x(3, type="f16"))
+    which = b.x(type="bool")
+    y = b.add("if_", [which], regions=[branch(b, "mul", x), branch(b, "sub", x)])
+    after = widened(b.finish([y, b.op("add", x, x)]))
+    assert {op.output.dtype.name for r in after.operations for region in r.regions for op in region.operations
+            if op.op in ("mul", "sub")} == {"f32"}
