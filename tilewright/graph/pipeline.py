@@ -16,6 +16,7 @@ from tilewright.graph.passes.fold import fold_constants
 from tilewright.graph.passes.half import widen_half
 from tilewright.graph.passes.halo import share_borders
 from tilewright.graph.passes.idioms import recover_idioms
+from tilewright.graph.passes.integer_products import integer_products
 from tilewright.graph.passes.layouts import blocked_layouts
 from tilewright.graph.passes.padding import fold_padding
 from tilewright.graph.passes.products import combine_products, simplify_products
@@ -49,6 +50,7 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         fold_scales,                                         # BatchNorm and scales go into weights
         fold_padding,
         drop_dead_taps,                                      # of windows wider than their image
+        functools.partial(integer_products, target=target),  # borders of zeros become borders of zero points
         functools.partial(simplify_operations, exact=exact),
         simplify_products,                                   # products over two axes …
         sink_reshapes,                                       # … so reshapes go behind what can be an epilogue

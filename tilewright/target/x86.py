@@ -27,7 +27,7 @@ _INTRINSICS = {"fma": ("fma",), "f16c": ("f16c",), "gather": ("avx2",), "masked"
                "round": ("sse4.1",), "vnni": ("avx512vnni",), "avx_vnni": ("avxvnni",), "bf16_dot": ("avx512bf16",),
                "f16_arith": ("avx512fp16",), "amx_int8": ("amx-tile", "amx-int8"),
                "amx_bf16": ("amx-tile", "amx-bf16"), "scale": ("avx512f", "avx512vl"),
-               "byte_permute": ("avx512vbmi",)}
+               "byte_permute": ("avx512vbmi",), "madd": ("sse2",), "madd_256": ("avx2",), "madd_512": ("avx512bw",)}
 
 
 def features_of(cpuinfo_flags: Iterable[str]) -> tuple[str, ...]:

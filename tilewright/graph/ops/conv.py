@@ -103,7 +103,7 @@ def _infer(op: Operation) -> Sequence[TensorType]:
 def _plain_conv(attrs: dict[str, Any], x: Array, w: Array) -> Array:
     group, rank = attrs["group"], x.ndim - 2
     o, i = w.shape[0] // group, w.shape[1]
-    view = windows(spatial_pad(x, attrs["pads"], 0), w.shape[2:], attrs["strides"], attrs["dilations"])
+    view = windows(spatial_pad(x, attrs["pads"], attrs["fill"]), w.shape[2:], attrs["strides"], attrs["dilations"])
     out = np.empty((x.shape[0], w.shape[0], *view.shape[2:2 + rank]), x.dtype)
     summed = [1, *range(2 + rank, 2 + 2 * rank)]
     for g in range(group):
@@ -114,7 +114,7 @@ def _plain_conv(attrs: dict[str, Any], x: Array, w: Array) -> Array:
 
 def _depthwise(attrs: dict[str, Any], x: Array, w: Array) -> Array:
     rank = x.ndim - 2
-    view = windows(spatial_pad(x, attrs["pads"], 0), w.shape[2:], attrs["strides"], attrs["dilations"])
+    view = windows(spatial_pad(x, attrs["pads"], attrs["fill"]), w.shape[2:], attrs["strides"], attrs["dilations"])
     total = np.zeros(view.shape[:2 + rank], x.dtype)
     for k in np.ndindex(*w.shape[2:]):
         total += view[(..., *k)] * w[(slice(None), 0, *k)].reshape(-1, *(1,) * rank)
@@ -136,8 +136,8 @@ def _conv(attrs: dict[str, Any], x: Array, w: Array) -> Array:
 
 
 # ---- recipe ----------------------------------------------------------------------------------------------------------
-def padded(x: Tensor, pads: Sequence[int], layout: str) -> Tensor:
-    """A stage with zeros around the spatial axes; `x` itself where nothing is added."""
+def padded(x: Tensor, pads: Sequence[int], layout: str, fill: int = 0) -> Tensor:
+    """A stage with `fill` around the spatial axes; `x` itself where nothing is added."""
     rank = len(pads) // 2
     if not any(pads):
         return x
@@ -152,7 +152,7 @@ def padded(x: Tensor, pads: Sequence[int], layout: str) -> Tensor:
             for need, cond in ((pads[k], at[2 + k] >= 0), (pads[rank + k], at[2 + k] < x.shape[2 + k])):
                 if need:
                     inside = cond if inside is TRUE else inside & cond
-        return read_or(inside, x[tuple(at)], 0)
+        return read_or(inside, x[tuple(at)], fill)
     return compute(tuple(shape), cell, name="conv_pad")
 
 
@@ -163,7 +163,7 @@ def _finish(op: Operation, total: Tensor, acc: DType) -> Tensor:
 
 def _compute(op: Operation, x: Tensor, w: Tensor) -> Tensor:
     a = op.attrs
-    xp = padded(x, a["pads"], a["in_layout"])
+    xp = padded(x, a["pads"], a["in_layout"], a["fill"])
     acc = accumulator(op.output.dtype)
     kernel = [reduce_axis(k, name=f"k{'dhw'[-(len(w.shape) - 2):][n] if len(w.shape) <= 5 else n}")
               for n, k in enumerate(w.shape[2:])]
@@ -326,6 +326,7 @@ RECORDS = (
              {**_WINDOW, "layout": Attr("str", "NCHW", "of the output: NCHW or NCHWc"),
               "in_layout": Attr("str", None, "of the input; the output's by default"),
               "block": Attr("int", 0, "channels per block of a blocked output; the input's by default"),
+              "fill": Attr("int", 0, "what stands around x"),
               "out": Attr("dtype", None, "of an integer convolution: the type it is computed in and has")}, _normalize,
              doc="x [N, C, …] over w [O, C/group, kernel…]; no bias (add it). Narrow floats are accumulated in f32.",
              gradient=gradients.conv),

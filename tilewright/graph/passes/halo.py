@@ -81,7 +81,7 @@ class _Borders:
         tail = ((0, 0),) if is_blocked(op.attrs["in_layout"] if op.op == "conv" else op.attrs["layout"]) else ()
         border: Border = ((0, 0), (0, 0), *[(pads[k], pads[rank + k]) for k in range(rank)], *tail)
         if op.op == "conv":
-            return Need(border, 0)
+            return Need(border, op.attrs["fill"])
         if op.attrs["ceil_mode"] or (op.op == "avg_pool" and not op.attrs["count_include_pad"]):
             return None
         if op.op == "avg_pool" or (self.holds_an_element(op) and non_negative(x, self.producers)):
@@ -103,7 +103,7 @@ class _Borders:
         by_producer = self.can_absorb(x) and all(can_fold_view(r) for r in readers)
         if not by_producer:
             wanted = [self.needs[r.output] for r in readers if r.op == "conv" and self.source.get(r.output) is x]
-            fill = 0
+            fill = wanted[0].fill if wanted else 0
         same = [n.border for n in wanted if _key(n.fill) == _key(fill)]
         if not same:
             return Plan(None, by_producer)

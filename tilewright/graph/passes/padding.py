@@ -21,7 +21,7 @@ def _fold(op: Operation, w: Walk) -> Result:
     pad = w.producer(op.inputs[0], "pad")
     if pad is None or pad.attrs["mode"] != "constant":
         return None
-    if pad.attrs["value"] != (float("-inf") if op.op == "max_pool" else 0):
+    if pad.attrs["value"] != (float("-inf") if op.op == "max_pool" else op.attrs.get("fill", 0)):
         return None
     if op.op == "avg_pool" and not (op.attrs["count_include_pad"] and not op.attrs["ceil_mode"]):
         # what a window counts would change, unless borders count

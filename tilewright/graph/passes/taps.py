@@ -21,7 +21,7 @@ def drop_dead_taps(graph: Graph) -> Graph:
 
 
 def _narrow(op: Operation, b: GraphBuilder) -> Value | None:
-    if op.op != "conv" or op.attrs["layout"] != "NCHW":
+    if op.op != "conv" or op.attrs["layout"] != "NCHW" or op.attrs["fill"]:
         return None
     x, w, *rest = op.inputs
     assert x is not None and w is not None
