@@ -86,7 +86,7 @@ class _Borders:
             return None
         if op.op == "avg_pool" or (self.holds_an_element(op) and non_negative(x, self.producers)):
             return Need(border, 0)
-        return Need(border, float("-inf")) if x.dtype.is_float else None
+        return Need(border, float("-inf") if x.dtype.is_float else x.dtype.range()[0]) if x.dtype.is_float or x.dtype.is_int else None
 
     def holds_an_element(self, op: Operation) -> bool:
         """Whether no window of a pooling lies in the border alone."""

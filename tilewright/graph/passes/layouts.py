@@ -17,16 +17,20 @@ from typing import Any
 
 import numpy as np
 
+from tilewright.core.dtype import f32, i8, i16, i32, u8
 from tilewright.graph.builder import GraphBuilder, rewrite
 from tilewright.graph.ir import Graph, Operation, Value, used_values
 from tilewright.graph.ops.layout import to_blocked
-from tilewright.graph.passes.match import map_regions, reshaped
+from tilewright.graph.passes.match import map_regions, reshaped, splat
 from tilewright.graph.registry import Array, record_of
 from tilewright.loop.ir import as_int, const
 from tilewright.target.target import Target
 
 FIRST_LAYER_CHANNELS = 4
 """A convolution of at most this many channels reads plain NCHW: blocks would be mostly padding."""
+WORD = 4
+"""Bytes that instructions for products of bytes take from the summed axis at once."""
+SMALL = (u8, i8)
 PLACE_DEPENDENT = frozenset({"batch_norm", "trilu"})
 """Operators of elementwise classes whose meaning depends on which axis is which."""
 FINITE_AT_ZERO = frozenset({
@@ -106,6 +110,10 @@ class _Layouts:
             self.blocked[v] = self.mark(twin, c)
         return self.blocked[v]
 
+    def in_words(self, v: Value, channels: int, b: GraphBuilder) -> Value:
+        """Few channels of bytes, padded to what instructions multiply together and no further."""
+        return b.add("to_blocked", [v], {"block": -(-channels // WORD) * WORD}, name=f"{v.name}_words")
+
     def mark(self, v: Value, channels: int) -> Value:
         self.channels[v] = channels
         return v
@@ -142,7 +150,7 @@ class _Layouts:
         depthwise."""
         x, w = op.inputs[0], op.inputs[1]
         assert x is not None and w is not None
-        if w.rank not in (3, 4, 5) or not w.is_constant or x.dtype.name != "f32" or op.output.dtype is not x.dtype:
+        if w.rank not in (3, 4, 5) or not w.is_constant or not _blockable(op):
             return None
         out_c, group = as_int(w.shape[0]) or 0, op.attrs["group"]
         in_c = (as_int(w.shape[1]) or 0) * group
@@ -156,8 +164,10 @@ class _Layouts:
                 w, group = b.constant(block_diagonal(w.data, group, merged), w.name), group // merged
         if out_c < self.block // 2:
             return None
-        plain = in_c <= FIRST_LAYER_CHANNELS and group == 1 and x not in self.channels and x not in self.blocked
-        src = x if plain else self.as_blocked(x, b)
+        first = group == 1 and x not in self.channels and x not in self.blocked
+        plain = in_c <= FIRST_LAYER_CHANNELS and first and x.dtype.is_float
+        src = x if plain else self.in_words(x, in_c, b) if first and in_c < self.block and not x.dtype.is_float else (
+            self.as_blocked(x, b))
         attrs = {**op.attrs, "group": group, "layout": "NCHWc", "in_layout": "NCHW" if plain else "NCHWc",
                  "block": self.block}
         return self.made(op, [src, w], attrs, out_c, b)
@@ -194,7 +204,7 @@ class _Layouts:
         """Along the channels if every operand but the last fills its blocks; along spatial axes always."""
         xs = [v for v in op.inputs if v is not None]
         axis = op.attrs["axis"]
-        if not any(self.at_hand(v) for v in xs) or xs[0].dtype.name != "f32":
+        if not any(self.at_hand(v) for v in xs) or xs[0].dtype not in (f32, *SMALL):
             return None
         counts = [self.channels[v] if v in self.channels else as_int(v.shape[1]) or 1 for v in xs]
         if axis == 1 and any(c % self.block for c in counts[:-1]):
@@ -232,10 +242,10 @@ class _Layouts:
     def elementwise(self, op: Operation, b: GraphBuilder) -> Value | None:
         """Blocked if some operand is, and every other has the same channels, or one."""
         owner = next((self.at_hand(v) for v in op.inputs if self.at_hand(v) is not None), None)
-        if owner is None or not op.output.dtype.is_float:
+        if owner is None or not (op.output.dtype.is_float or op.output.dtype in (*SMALL, i32)):
             return None
         channels, rank = self.channels[owner], owner.rank - 1
-        if op.output.rank != rank or (channels % self.block and op.op not in FINITE_AT_ZERO):
+        if op.output.rank != rank or (channels % self.block and not _finite_at_zero(op)):
             return None
         new: list[Value | None] = []
         for v in op.inputs:
@@ -257,3 +267,17 @@ class _Layouts:
         if as_int(shape[1]) != channels:
             return None
         return self.as_blocked(v if v.rank == rank else reshaped(v, shape, b), b)
+
+
+def _blockable(op: Operation) -> bool:
+    """Whether a convolution is one of f32, or one of bytes that is summed in i32."""
+    x, w, y = op.inputs[0], op.inputs[1], op.output
+    assert x is not None and w is not None
+    return x.dtype is w.dtype is y.dtype is f32 or x.dtype in SMALL and w.dtype in (*SMALL, i16) and y.dtype is i32
+
+
+def _finite_at_zero(op: Operation) -> bool:
+    if op.op == "div":
+        by = splat(op.inputs[1])
+        return by is not None and by != 0 and op.inputs[1].rank == 0  # type: ignore[union-attr]
+    return op.op in FINITE_AT_ZERO

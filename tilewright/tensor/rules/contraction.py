@@ -8,12 +8,18 @@ outputs per innermost nest, the epilogue in the tile's store, outer tiles in par
 Weight panels are outer and M tiles inner, so that a panel is read from memory once and then from the cache; the reduction
 runs inside one tile, so that partial sums never leave the registers. While a panel is used, the next one is prefetched.
 Where the first operand does not stay in the second-level cache, the reduction is cut into chunks (chunks.py).
+
+Products of small integers for which the target has an instruction are done by it, so many steps of the reduction at a time;
+those steps are the innermost axis of the packed weights.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilewright.core.dtype import i32
+from tilewright.loop.instructions import dot_products
 from tilewright.loop.ir import Expr, IntoExpr, IterVar, Var, as_int, estimate
+from tilewright.loop.tensor_intrinsics import TensorIntrinsic
 from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
 from tilewright.tensor.rules.chunks import add_chunks, chunk_length, cut_reduction
@@ -53,6 +59,10 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     With `band`, so many steps of the innermost M axis go through everything before the next ones do: the loop over bands,
     outermost, is returned for the caller to place other blocks in and to share among cores."""
     info = classify(state.find_block(sch.program, ref))
+    dot = _dot_product(sch, info, target)
+    if dot is not None:
+        ref, epilogue = _whole_vectors(sch, ref, epilogue, dot)
+        info = classify(state.find_block(sch.program, ref))
     loop_of = _loops_by_axis(sch, ref, info)
     axes = _axes(info, loop_of)
     extent = {v: estimate(sch.loop(v).extent) for v in loop_of.values()}
@@ -69,7 +79,7 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
         extent[axes.row] = share or extent[axes.row]
     chosen, chunk = _tile(info, axes, loop_of, extent, lanes, target, band, share)
     tile = _decided(sch, axes, chosen, band, share)
-    packed = _pack(sch, ref, info, tile, lanes)
+    packed = _pack(sch, ref, info, tile, lanes, dot)
     complete, after = ref, epilogue
     if packed is not None and chunk:
         at = next(k for k, v in enumerate(axes.reduce) if extent[v] > 1)
@@ -90,12 +100,14 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     if share and not chunk and axes.row is not None:
         part, axes.row = sch.split(axes.row, [None, share])
         axes.outer.insert(0, part)
-    nest = register_tile(sch, ref, store, axes, tile, lanes)
+    nest = register_tile(sch, ref, store, axes, tile, lanes, 1 if dot is None else dot_products.steps(dot))
     if epilogue is not None and heavy:
         sch.set_scope(store, 0, "local")
         attach_rolled(sch, epilogue, nest.outside[-1] if nest.outside else None, lanes)
     if packed is not None:
         _prefetch_weights(sch, ref, packed, nest, target, held=bool(band))
+    if dot is not None:
+        sch.tensorize(nest.lanes, dot)
     if nest.outside and bands is None and info.flops >= PARALLEL_FLOPS:
         parallelize_outer(sch, nest.outside, target)
     if ref is not complete:
@@ -107,23 +119,29 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
 @dataclass
 class TileNest:
     """The loops around a register tile: `outside` (the last one completes a tile; `panels`, one of them, goes through the
-    vectors), `reduce`, and `unrolled`, the innermost part of the reduction."""
+    vectors), `reduce`, `unrolled`, the innermost part of the reduction, and `lanes`, the loop of a vector."""
     outside: list[Var]
     panels: Var | None
     reduce: list[Var]
     unrolled: list[Var]
+    lanes: Var
 
 
-def register_tile(sch: Schedule, ref: BlockRef, epilogue: BlockRef, axes: Axes, tile: Tile, lanes: int) -> TileNest:
+def register_tile(sch: Schedule, ref: BlockRef, epilogue: BlockRef, axes: Axes, tile: Tile, lanes: int,
+                  steps: int = 1) -> TileNest:
     """Split the axes of a contraction by a tile, keep the tile in registers while it is summed and store it through
-    `epilogue`."""
+    `epilogue`. With `steps`, so many of the reduction stay a loop within that of a vector, for an instruction to do both."""
     vo, vp, vl = _split_vector(sch, axes, tile, lanes)
     row_o, row_i = sch.split(axes.row, [None, tile.rows]) if axes.row is not None else (None, None)
     col_o, col_i = sch.split(axes.column, [None, tile.columns]) if axes.column is not None else (None, None)
+    together: list[Var] = []
+    if steps > 1:
+        axes.reduce[-1], k_together = sch.split(axes.reduce[-1], [None, steps])
+        together = [k_together]
     k_loops, k_unrolled = _split_reduction(sch, axes)
     inside = [v for v in (row_i, col_i, vp) if v is not None] + [vl]
     outside = [v for v in (*axes.outer, vo, row_o, col_o) if v is not None]
-    sch.reorder(*outside, *k_loops, *k_unrolled, *inside)
+    sch.reorder(*outside, *k_loops, *k_unrolled, *inside, *together)
 
     home = outside[-1] if outside else None
     if home is not None:
@@ -134,9 +152,16 @@ def register_tile(sch: Schedule, ref: BlockRef, epilogue: BlockRef, axes: Axes, 
         _unroll_tile(sch, around[around.index(home) + 1:] if home is not None else around)
     for v in k_unrolled:
         sch.unroll(v)
-    _unroll_tile(sch, inside)
+    _unroll_tile(sch, inside, vectorize=not together)
     finish_store(sch, epilogue, home, lanes)
-    return TileNest(outside, vo, k_loops, k_unrolled)
+    return TileNest(outside, vo, k_loops, k_unrolled, vl)
+
+
+def _whole_vectors(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None,
+                   dot: TensorIntrinsic) -> tuple[BlockRef, BlockRef | None]:
+    """Pad the innermost axis of the output to whole vectors of an instruction: what is beyond the end is summed and not
+    stored. Returns the contraction and what follows it."""
+    return ref, epilogue
 
 
 def _loops_by_axis(sch: Schedule, ref: BlockRef, info: BlockInfo) -> dict[Var, Var]:
@@ -282,22 +307,40 @@ def _split_reduction(sch: Schedule, axes: Axes) -> tuple[list[Var], list[Var]]:
     return [*outer, ko], [ki]
 
 
-def _unroll_tile(sch: Schedule, loops: list[Var]) -> None:
+def _unroll_tile(sch: Schedule, loops: list[Var], vectorize: bool = True) -> None:
     """The innermost loop in vectors, the others unrolled; loops of a single turn may be gone."""
     for v in loops[:-1]:
         sch.unroll(v)
-    if loops:
+    if loops and vectorize:
         sch.vectorize(loops[-1])
 
 
-def _pack(sch: Schedule, ref: BlockRef, info: BlockInfo, tile: Tile, lanes: int) -> str | None:
-    """Lay constant weights out in the order in which the tile streams them: [panel][reductions...][vectors of the panel].
-    Returns the name of the packed operand, None if it stays as it is."""
+def _dot_product(sch: Schedule, info: BlockInfo, target: Target) -> TensorIntrinsic | None:
+    """The instruction for a product of small integers: if the weights can be packed for it, the other operand has the
+    elements of its steps side by side, and the sum has whole steps."""
+    if info.out is None or info.a is None or info.b is None or info.out.buffer.dtype is not i32 or not info.k:
+        return None
+    dot = dot_products.dot_product(target, info.a.buffer.dtype, info.b.buffer.dtype)
+    if dot is None or info.b.buffer.name not in sch.program.attr("weights", ()):
+        return None
+    order = _reduction_order(info, list(info.k))
+    last = next(it for it in info.k if it.var is order[-1])
+    n, step = as_int(last.extent), linear_coefficients(info.a.indices[-1])
+    apart = any(last.var in used for used in info.a.vars[:-1])
+    if n is None or n % dot_products.steps(dot) or step is None or step.get(last.var) != 1 or apart:
+        return None
+    return dot if pack_map(info.b, info, order, dot_products.lanes(dot)) is not None else None
+
+
+def _pack(sch: Schedule, ref: BlockRef, info: BlockInfo, tile: Tile, lanes: int, dot: TensorIntrinsic | None) -> str | None:
+    """Lay constant weights out in the order in which the tile streams them: [panel][reductions...][vectors of the panel],
+    and within that the steps of an instruction. Returns the name of the packed operand, None if it stays as it is."""
     b = info.b
     assert b is not None
     if b.buffer.name not in sch.program.attr("weights", ()):
         return None
-    plan = pack_map(b, info, _reduction_order(info, list(info.k)), tile.vectors * lanes)
+    steps = 1 if dot is None else dot_products.steps(dot)
+    plan = pack_map(b, info, _reduction_order(info, list(info.k)), tile.vectors * lanes, steps)
     if plan is None:
         return None
     sch.transform_layout(ref, b.buffer.name, plan, pad_value=0)
@@ -321,8 +364,9 @@ def _prefetch_weights(sch: Schedule, ref: BlockRef, packed: str, nest: TileNest,
     sch.prefetch(ref, packed, loop, nest.reduce[-1], STEPS_AHEAD)
 
 
-def pack_map(b: Access, info: BlockInfo, order: list[Var], width: IntoExpr):  # type: ignore[no-untyped-def]
-    """The index map of the packed operand, or None if its indices are not of a form that can be packed.
+def pack_map(b: Access, info: BlockInfo, order: list[Var], width: IntoExpr, together: int = 1):  # type: ignore[no-untyped-def]
+    """The index map of the packed operand, or None if its indices are not of a form that can be packed; `together` steps
+    of the last reduction lie side by side.
 
     Every dimension must be indexed by N axes only, or by one reduction axis, or by an outer and an inner reduction axis
     (outer * c + inner, which splits the dimension by c)."""
@@ -360,7 +404,10 @@ def pack_map(b: Access, info: BlockInfo, order: list[Var], width: IntoExpr):  # 
         out.append(i[n_at] // width)
         for d, divide, modulo in reduce:
             out.append(i[d] // divide if divide is not None else i[d] % modulo if modulo is not None else i[d])
+        last = out[-1]
+        if together > 1:
+            out[-1] = last // together
         out.append(i[n_at] % width)
-        return out
+        return [*out, last % together] if together > 1 else out
 
     return index_map

@@ -18,6 +18,7 @@ A prefetch is a hint: it changes no result, and its address may lie outside of t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from tilewright.core.dtype import i32
 from tilewright.loop.ir import (
@@ -67,8 +68,8 @@ def prefetch(sch: Schedule, block: BlockRef, buffer: str, loop: Var, along: Var,
     """At the start of each step of `loop`, prefetch what `block` would read of `buffer` in it if loop `along` were `ahead`
     steps further. `along` must be `loop` or a loop around it.
 
-    Raises ScheduleError: loops that are not around the block, a buffer that it does not read, a region of which more than
-    the last dimension extends (it would need loops of its own).
+    Raises ScheduleError: loops that are not around the block, a buffer that it does not read, a region that is not one
+    piece of memory of known size (it would need loops of its own).
     """
     b, home, outer, source = _checked(sch, "prefetch", block, buffer, loop, along)
     inner = loops_between(home.body, b)
@@ -76,10 +77,10 @@ def prefetch(sch: Schedule, block: BlockRef, buffer: str, loop: Var, along: Var,
     algebra = Algebra([*outer, *inner])
     box = block_boxes(found, b, inner, algebra)[source]
     extents = [as_int(algebra.simplify(e)) for e in box.extent]
-    if not extents or any(e != 1 for e in extents[:-1]) or extents[-1] is None:
+    if not extents or not _one_piece(extents, source):
         raise ScheduleError("prefetch", f"what it reads of {buffer} in one step of loop {loop.name} is no single row",
                             sch.program, block)
-    lines = -(-extents[-1] // (LINE // source.dtype.nbytes))
+    lines = -(-math.prod(e or 0 for e in extents) // (LINE // source.dtype.nbytes))
     starts = [algebra.simplify(substitute(s, {along: along + ahead})) for s in box.start]
     return _insert(sch, home, source, starts, lines, algebra)
 
@@ -98,10 +99,8 @@ def prefetch_next(sch: Schedule, block: BlockRef, buffer: str, loop: Var, along:
     algebra = Algebra([*outer, *inner])
     box = block_boxes(found, b, inner, algebra)[source]
     extents = [_within(as_int(algebra.simplify(e)), as_int(n)) for e, n in zip(box.extent, source.shape, strict=True)]
-    moving = next((k for k, e in enumerate(extents) if e != 1), len(extents))
     sizes = [as_int(f.extent) for f in steps]
-    if None in extents or None in sizes or not steps or any(
-            e != as_int(n) for e, n in zip(extents[moving + 1:], source.shape[moving + 1:], strict=True)):
+    if None in sizes or not steps or not _one_piece(extents, source):
         raise ScheduleError("prefetch_next", f"what it reads of {buffer} in one step of loop {along.name} is no piece of "
                             "memory of known size, or the loops inside have no known length", sch.program, block)
     lines = -(-math.prod(e or 0 for e in extents) * source.dtype.nbytes // LINE)
@@ -114,6 +113,13 @@ def prefetch_next(sch: Schedule, block: BlockRef, buffer: str, loop: Var, along:
     *starts, last = [algebra.simplify(substitute(s, {along: along + 1})) for s in box.start]
     starts = [*starts, algebra.simplify(last + first * (LINE // source.dtype.nbytes))]
     return _insert(sch, home, source, starts, -(-rate // per), algebra)
+
+
+def _one_piece(extents: Sequence[int | None], source: Buffer) -> bool:
+    """Whether a box of a buffer is one piece of memory of known size."""
+    moving = next((k for k, e in enumerate(extents) if e != 1), len(extents))
+    return None not in extents and all(
+        e == as_int(n) for e, n in zip(extents[moving + 1:], source.shape[moving + 1:], strict=True))
 
 
 def _within(extent: int | None, size: int | None) -> int | None:
