@@ -12,6 +12,7 @@ from tilewright.graph.passes.algorithms import choose_algorithms
 from tilewright.graph.passes.cse import merge_equal
 from tilewright.graph.passes.data_sizes import bind_sizes
 from tilewright.graph.passes.dce import remove_dead
+from tilewright.graph.passes.dequantized import dequantized_operands
 from tilewright.graph.passes.fold import fold_constants
 from tilewright.graph.passes.half import widen_half
 from tilewright.graph.passes.halo import share_borders
@@ -39,6 +40,7 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         remove_dead,                                         # frontends leave what nobody asked for
         bind_sizes,                                          # from here on, each size comes from a shape or a `sizes`
         scans_to_loops,                                      # from here on, the only regions are those of if_ and loop
+        functools.partial(dequantized_operands, target=target, exact=exact),  # before folding: weights are codes
         simplify_products,                                   # before folding: a transposed weight needs no copy
         fold_constants,                                      # shape arithmetic ends here: its results are constants
         select_before_ordering,                              # as many are ordered as are asked for

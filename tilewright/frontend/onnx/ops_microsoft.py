@@ -307,9 +307,11 @@ def qgemm(c: Context) -> Result:
     def plain(k: int, turn: bool, axis: int) -> Value:
         v = c.cast(c.x(k), i32)
         zero = c.opt(k + 2)
-        v = v if zero is None else c.add("sub", v, c.cast(zero, i32))
+        if zero is not None:
+            column = turn and zero.rank == 1 and not is_one(zero.shape[0])
+            v = c.add("sub", v, c.cast(c.reshape(zero, [zero.shape[0], 1]) if column else zero, i32))
         return c.add("transpose", v, perm=(1, 0)) if turn else v
-    c.expect(c.opt(5) is None or c.x(5).rank < 2 and (c.x(5).rank == 0 or not c.a("transB")), "a zero point per column")
+    c.expect(c.opt(5) is None or c.x(5).rank < 2, "zero points of several axes")
     y = c.add("matmul", plain(0, bool(c.a("transA")), 0), plain(3, bool(c.a("transB")), 1), out=i32)
     if c.opt(6) is not None:
         y = c.add("add", y, c.x(6))

@@ -35,6 +35,9 @@ OWN_UNBLOCKING = 65536
 """Elements from which an anchor stores blocks and a kernel of its own brings them into the plain layout, where a tile of the
 anchor has few neighbours. A depthwise convolution to 128 x 56 x 56 took 130 µs in one kernel and 48 + 59 µs in two, a
 pointwise one to 255 x 26 x 26 430 µs and 370 + 28 µs; at 50000 elements both ways are level."""
+OWN_UNBLOCKING_BYTES = 1024
+"""The same of results in bytes, which a kernel of its own moves at once: quantized convolutions to 64 x 28 x 28 took 145 and
+127 + 7 µs, depthwise ones 40 and 14 + 7 µs, pointwise ones to 256 x 14 x 14 76 and 59 + 10 µs."""
 
 
 def fusion_of(op: Operation) -> str:
@@ -82,6 +85,10 @@ def elements(op: Operation) -> int:
     return prod([as_int(n) or 1 for n in op.output.shape])
 
 
+def _bytes(v: Value) -> int:
+    return v.dtype.nbytes * prod([as_int(n) or 1 for n in v.shape])
+
+
 class _Fusion:
     """One forward walk; `group_of` tells the group that makes a value, `order` keeps the groups in executable order: a
     group stands where its last member does, when all its operands exist."""
@@ -111,6 +118,8 @@ class _Fusion:
                 self.group_of[v] = home
         for g in reversed(list(self.order)):
             self.merge_into_reader(g)
+        for g in self.order:
+            self.widen_in_reader(g)
         for g in self.order:
             self.close(g)
         return list(self.order)
@@ -177,7 +186,8 @@ class _Fusion:
             if any(id(o) in self.continued for o in g.operations):
                 return op.op == "transpose"
             anchor = fusion_of(g.anchor)
-            if op.op == "from_blocked" and anchor == "anchor" and elements(op) >= OWN_UNBLOCKING:
+            if op.op == "from_blocked" and anchor == "anchor" and elements(op) >= (
+                    OWN_UNBLOCKING if op.output.dtype.nbytes > 1 else OWN_UNBLOCKING_BYTES):
                 return False
             return anchor in ("anchor", "elementwise", "broadcast") or (op.op == "pad" and g.anchor.op == "concat")
         return v.shape == op.output.shape
@@ -191,7 +201,7 @@ class _Fusion:
         if len(homes) != 1 or any(v in self.outputs for op in g.operations for v in op.outputs):
             return
         home = homes.pop()
-        if home is None or not all(self.takes_elements(op) for op in home.operations):
+        if home is None or not (all(self.takes_elements(op) for op in home.operations) or self.widens_for_epilogue(g, home)):
             return
         crossing = {v for op in g.operations for v in op.outputs if any(u in readers for u in self.users.get(v, ()))}
         if any(v.shape != u.output.shape for u in readers if u.op != "concat" for v in u.inputs if v in crossing):
@@ -201,6 +211,47 @@ class _Fusion:
             for v in op.outputs:
                 self.group_of[v] = home
         del self.order[g]
+
+    def widen_in_reader(self, g: Group) -> None:
+        """Leave the end of a group that only widens its result, as dequantization does, to the epilogue that reads it, so that
+        the narrow numbers are stored."""
+        end = len(g.operations)
+        made: set[Value] = set()
+        while end > 1:
+            op = g.operations[end - 1]
+            if fusion_of(op) not in ("elementwise", "broadcast") or any(
+                    u not in g.operations[end:] for v in op.outputs for u in self.users.get(v, ())) and made:
+                break
+            made |= set(op.outputs)
+            end -= 1
+            source = [v for v in op.inputs if v is not None and not v.is_constant]
+            if len(source) != 1 or source[0] in self.outputs or source[0] not in g.operations[end - 1].outputs:
+                break
+            tail = Group(g.operations[end:])
+            homes = {self.group_of.get(u.outputs[0]) if u.outputs else None for u in self.users.get(
+                g.operations[-1].output, ())}
+            home = homes.pop() if len(homes) == 1 else None
+            if home is None or home is g or any(v in self.outputs for v in g.operations[-1].outputs):
+                return
+            if source[0].dtype.nbytes < g.operations[-1].output.dtype.nbytes and self.widens_for_epilogue(tail, home):
+                g.operations = g.operations[:end]
+                home.operations = tail.operations + home.operations
+                for v in made:
+                    self.group_of[v] = home
+                return
+
+    def widens_for_epilogue(self, g: Group, home: Group) -> bool:
+        """Whether a group's results take more bytes than what it reads, as dequantized numbers do, and the epilogue of an
+        anchor alone reads them: it reads the narrow operands as well."""
+        made = {v for op in g.operations for v in op.outputs}
+        if home.kind != "kernel" or fusion_of(home.anchor) != "anchor" or any(id(op) in self.continued for op in home.operations):
+            return False
+        readers = [op for op in home.operations if any(v in made for v in op.inputs)]
+        if not all(fusion_of(op) in ("elementwise", "broadcast") for op in readers):
+            return False
+        read = {v for op in g.operations for v in op.inputs if v is not None and v not in made and not v.is_constant}
+        stored = {v for op in readers for v in op.inputs if v in made}
+        return sum(_bytes(v) for v in read) < sum(_bytes(v) for v in stored)
 
     def takes_elements(self, op: Operation) -> bool:
         """Whether an operation of a reading group uses each element of its operands at most once, where it stands: a

@@ -110,10 +110,6 @@ class _Layouts:
             self.blocked[v] = self.mark(twin, c)
         return self.blocked[v]
 
-    def in_words(self, v: Value, channels: int, b: GraphBuilder) -> Value:
-        """Few channels of bytes, padded to what instructions multiply together and no further."""
-        return b.add("to_blocked", [v], {"block": -(-channels // WORD) * WORD}, name=f"{v.name}_words")
-
     def mark(self, v: Value, channels: int) -> Value:
         self.channels[v] = channels
         return v
@@ -164,13 +160,27 @@ class _Layouts:
                 w, group = b.constant(block_diagonal(w.data, group, merged), w.name), group // merged
         if out_c < self.block // 2:
             return None
-        first = group == 1 and x not in self.channels and x not in self.blocked
-        plain = in_c <= FIRST_LAYER_CHANNELS and first and x.dtype.is_float
-        src = x if plain else self.in_words(x, in_c, b) if first and in_c < self.block and not x.dtype.is_float else (
-            self.as_blocked(x, b))
+        if not x.dtype.is_float:
+            return self.conv_of_bytes(op, x, w, group, b)
+        plain = in_c <= FIRST_LAYER_CHANNELS and group == 1 and x not in self.channels and x not in self.blocked
+        src = x if plain else self.as_blocked(x, b)
         attrs = {**op.attrs, "group": group, "layout": "NCHWc", "in_layout": "NCHW" if plain else "NCHWc",
                  "block": self.block}
         return self.made(op, [src, w], attrs, out_c, b)
+
+    def conv_of_bytes(self, op: Operation, x: Value, w: Value, group: int, b: GraphBuilder) -> Value:
+        """The weights get the zeros of the channels that fill blocks, so that no instruction for several products meets a
+        condition; few channels of an operand that is not blocked yet fill words alone."""
+        out_c, in_c = as_int(w.shape[0]) or 0, (as_int(w.shape[1]) or 0) * group
+        words = group == 1 and in_c < self.block and self.at_hand(x) is None
+        wide = -(-in_c // WORD) * WORD if words else self.block
+        assert w.data is not None
+        fill = [(0, -out_c % self.block), (0, -in_c % wide if group == 1 else 0), *[(0, 0)] * (w.rank - 2)]
+        full = b.constant(np.pad(w.data, fill), w.name) if any(n for _, n in fill) else w
+        src = b.add("to_blocked", [x], {"block": wide}, name=f"{x.name}_words") if words else self.as_blocked(x, b)
+        attrs = {**op.attrs, "group": group if group == 1 or group < out_c else group + fill[0][1], "layout": "NCHWc",
+                 "in_layout": "NCHWc", "block": self.block}
+        return self.made(op, [src, full], attrs, out_c, b)
 
     def pool(self, op: Operation, b: GraphBuilder) -> Value | None:
         x = self.at_hand(op.inputs[0])

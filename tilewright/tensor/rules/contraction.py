@@ -161,6 +161,19 @@ def _whole_vectors(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None,
                    dot: TensorIntrinsic) -> tuple[BlockRef, BlockRef | None]:
     """Pad the innermost axis of the output to whole vectors of an instruction: what is beyond the end is summed and not
     stored. Returns the contraction and what follows it."""
+    info = classify(state.find_block(sch.program, ref))
+    assert info.out is not None
+    last = next((it for it in info.block.iters if it.var in info.out.vars[-1]), None)
+    n = None if last is None else as_int(last.extent)
+    lanes = dot_products.lanes(dot)
+    if n is None or n % lanes == 0:
+        return ref, epilogue
+    *operands, store = sch.pad_einsum(ref, [lanes if it is last else 1 for it in info.block.iters])
+    for block in operands:
+        sch.compute_inline(block)
+    if epilogue is None:
+        return ref, store
+    sch.compute_inline(store)
     return ref, epilogue
 
 
