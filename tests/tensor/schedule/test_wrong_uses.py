@@ -275,7 +275,7 @@ CASES: list[Case] = [
     ("prefetch", Product, lambda p: p.s.apply("prefetch", p.c, "X", p.k, p.k), "reads no buffer 'X'"),
     ("prefetch", Product, lambda p: p.s.apply("prefetch", p.c, "A", p.x, p.x), "is not around block C"),
     ("prefetch", Product, lambda p: p.s.apply("prefetch", p.c, "A", p.i, p.k), "is not around loop i0"),
-    ("prefetch", Product, lambda p: p.s.apply("prefetch", p.c, "B", p.i, p.i), "is no single row"),
+    ("prefetch", Product, lambda p: p.s.apply("prefetch", p.c, "B", p.j, p.j), "is no single row"),
     ("prefetch_next", Product, lambda p: p.s.apply("prefetch_next", p.c, "X", p.k, p.i), "reads no buffer 'X'"),
     ("prefetch_next", Product, lambda p: p.s.apply("prefetch_next", p.c, "A", p.i, p.k), "is not around loop i0"),
     ("prefetch_next", Product, lambda p: p.s.apply("prefetch_next", p.c, "A", p.k, p.k), "no piece of memory"),

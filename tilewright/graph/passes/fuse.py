@@ -8,7 +8,8 @@ In: a Graph after all rewrites. Out: the list of `Group`s in an order that can b
   its blocked layout in a kernel of its own.)
 - Attention is one group: a product, what scales and masks it, the softmax of its rows, and the product with the values.
 - A group of elementwise operations alone joins the one group that reads it, if that is elementwise too, or a
-  concatenation: each element is computed where it is used, once.
+  concatenation: each element is computed where it is used, once. What only widens its operand, as dequantization does,
+  also joins an epilogue that reads it, and leaves the group that makes the operand for that.
 - *Prologues*: views (transpose, slice, expand) are repeated inside every group that reads them, as index arithmetic in its
   loads. A reshape of something in memory is an alias: no kernel at all (`graph/plan.py`). One that merges axes which an
   expand has repeated (heads of keys that several heads of queries share) is a view like the others: nothing is copied.
@@ -17,6 +18,7 @@ In: a Graph after all rewrites. Out: the list of `Group`s in an order that can b
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import prod
 
 from tilewright.graph.ir import Graph, Operation, Value, used_values
@@ -213,38 +215,33 @@ class _Fusion:
         del self.order[g]
 
     def widen_in_reader(self, g: Group) -> None:
-        """Leave the end of a group that only widens its result, as dequantization does, to the epilogue that reads it, so that
-        the narrow numbers are stored."""
-        end = len(g.operations)
-        made: set[Value] = set()
-        while end > 1:
-            op = g.operations[end - 1]
-            if fusion_of(op) not in ("elementwise", "broadcast") or any(
-                    u not in g.operations[end:] for v in op.outputs for u in self.users.get(v, ())) and made:
-                break
-            made |= set(op.outputs)
-            end -= 1
-            source = [v for v in op.inputs if v is not None and not v.is_constant]
-            if len(source) != 1 or source[0] in self.outputs or source[0] not in g.operations[end - 1].outputs:
-                break
-            tail = Group(g.operations[end:])
-            homes = {self.group_of.get(u.outputs[0]) if u.outputs else None for u in self.users.get(
-                g.operations[-1].output, ())}
-            home = homes.pop() if len(homes) == 1 else None
-            if home is None or home is g or any(v in self.outputs for v in g.operations[-1].outputs):
+        """Leave the end of a group that only widens its result, as dequantization does, to the epilogue that reads it, so
+        that the narrow numbers are what is stored."""
+        last, tail = g.operations[-1], list[Operation]()
+        homes = {self.group_of.get(u.outputs[0]) if u.outputs else None for v in last.outputs for u in self.users.get(v, ())}
+        home = homes.pop() if len(homes) == 1 else None
+        if home is None or home is g or len(last.outputs) != 1 or last.output in self.outputs:
+            return
+        for op, before in pairwise(reversed(g.operations)):
+            used = tuple([v for v in op.inputs if v is not None and not v.is_constant])
+            if fusion_of(op) not in ("elementwise", "broadcast") or len(used) != 1 or used != before.outputs:
                 return
-            if source[0].dtype.nbytes < g.operations[-1].output.dtype.nbytes and self.widens_for_epilogue(tail, home):
-                g.operations = g.operations[:end]
-                home.operations = tail.operations + home.operations
-                for v in made:
-                    self.group_of[v] = home
+            if used[0] in self.outputs or self.users[used[0]] != [op]:
+                return
+            tail.insert(0, op)
+            if used[0].dtype.nbytes < last.output.dtype.nbytes and self.widens_for_epilogue(Group(tail), home):
+                g.operations = g.operations[:-len(tail)]
+                home.operations = tail + home.operations
+                self.group_of.update({o.output: home for o in tail})
                 return
 
     def widens_for_epilogue(self, g: Group, home: Group) -> bool:
         """Whether a group's results take more bytes than what it reads, as dequantized numbers do, and the epilogue of an
         anchor alone reads them: it reads the narrow operands as well."""
         made = {v for op in g.operations for v in op.outputs}
-        if home.kind != "kernel" or fusion_of(home.anchor) != "anchor" or any(id(op) in self.continued for op in home.operations):
+        if home.kind != "kernel" or fusion_of(home.anchor) != "anchor":
+            return False
+        if any(id(op) in self.continued for op in home.operations):
             return False
         readers = [op for op in home.operations if any(v in made for v in op.inputs)]
         if not all(fusion_of(op) in ("elementwise", "broadcast") for op in readers):

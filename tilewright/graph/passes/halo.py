@@ -10,7 +10,8 @@ graph in which the value with the widest border is what is stored, and everybody
 
 So border kernels vanish. A border is only moved to a producer if every other reader can read through the view; else, and
 for the graph's inputs, the border is one operation of its own that all readers of the border share.
-Max pooling pads with -inf; where the operand cannot be negative and every window holds an element, zeros do as well.
+Max pooling pads with -inf (integers: with the least); where the operand cannot be negative and every window holds an
+element, zeros do as well.
 """
 from __future__ import annotations
 
@@ -86,7 +87,9 @@ class _Borders:
             return None
         if op.op == "avg_pool" or (self.holds_an_element(op) and non_negative(x, self.producers)):
             return Need(border, 0)
-        return Need(border, float("-inf") if x.dtype.is_float else x.dtype.range()[0]) if x.dtype.is_float or x.dtype.is_int else None
+        if x.dtype.is_int:
+            return Need(border, x.dtype.range()[0])
+        return Need(border, float("-inf")) if x.dtype.is_float else None
 
     def holds_an_element(self, op: Operation) -> bool:
         """Whether no window of a pooling lies in the border alone."""

@@ -6,9 +6,9 @@ Out: the same graph, bit for bit, where bytes are multiplied and what their zero
     matmul(i32(a) - za, w)             becomes      matmul(a, i8(w)) - za * (sum of w along k)
     conv(i32(a) - za, w, pads)         becomes      conv(a, i8(w), pads of za) - za * (sum of w)
 
-for a in u8 or i8 and a constant w, which has its own zero point in it already. Sums in i32 are exact modulo 2³², so any order
-and any distribution of them is. Where the target multiplies the other kind of bytes, 128 is added to a or taken from it:
-what makes a then makes that, and other readers take it back.
+for a in u8 or i8 and a constant w, which has its own zero point in it already. Sums in i32 are exact modulo 2³², in any
+order and however they are distributed. Where the target multiplies the other kind of bytes, 128 is added to a or taken from
+it: what makes a then makes that, and other readers take it back.
 """
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import numpy as np
 from tilewright.core.dtype import DType, i8, i16, i32, u8
 from tilewright.graph import interpret
 from tilewright.graph.builder import GraphBuilder, rewrite
-from tilewright.graph.infer import constant_of, is_one, same
+from tilewright.graph.infer import constant_of, is_one
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.passes.match import map_regions, reshaped
 from tilewright.graph.registry import Array
-from tilewright.loop.instructions.dot_products import available, shared_type, steps
+from tilewright.loop.instructions.dot_products import available, dot_product, shared_type, steps
 from tilewright.loop.ir import as_int
 from tilewright.target.target import Target
 
@@ -84,10 +84,11 @@ class _Products:
         if left is None or b is None or b.data is None or not b.dtype.is_int or left.codes.is_constant:
             return None
         low, high = (int(b.data.min()), int(b.data.max())) if b.data.size else (0, 0)
-        narrow = next((t for t in (i8, i16) if t.range()[0] <= low and high <= t.range()[1]), None)
-        if narrow is None or not self.point_fits(op, left):
+        fitting = [t for t in (i8, i16) if t.range()[0] <= low and high <= t.range()[1]]
+        if not fitting or not self.point_fits(op, left):
             return None
-        return _Product(left, b.data, narrow)
+        multiplied = [t for t in fitting if dot_product(self.target, self.wanted or u8, t) is not None]
+        return _Product(left, b.data, (multiplied or fitting)[0])
 
     def left(self, v: Value) -> _Left | None:
         """A value as codes less a zero point, or None."""
@@ -181,8 +182,9 @@ class _Products:
     def with_bias(self, op: Operation, b: GraphBuilder) -> Value | None:
         """(y + zero) + bias → y + (zero + bias)."""
         for v, other in (op.inputs, op.inputs[::-1]):
-            if v in self.sums and other is not None and other.data is not None and v is not None and v.shape == op.output.shape:
-                y, rest = self.sums[v]
+            known = self.sums.get(v) if v is not None and v.shape == op.output.shape else None
+            if known is not None and other is not None and other.data is not None:
+                y, rest = known
                 assert rest.data is not None
                 return b.add("add", [y, b.constant(rest.data + other.data, "bias")], name=op.output.name)
         return None

@@ -13,21 +13,23 @@ from tilewright.loop.tensor_intrinsics import TensorIntrinsic, tensor_intrinsic
 
 
 def _vpdpbusd(name: str, n: int, requires: str) -> TensorIntrinsic:
+    sums, bytes_ = f"<{n} x i32>", f"<{4 * n} x i8>"
+    function = f"@llvm.x86.avx512.vpdpbusd.{32 * n}"
     return tensor_intrinsic(f"""
         program {name}(c: i32[{n}] strides[1], a: u8[4] strides[1], b: i8[{n}, 4] strides[4, 1]):
             for i in 0..{n}:
                 for k in 0..4:
                     c[i] = c[i] + i32(a[k]) * i32(b[i, k])
     """, requires=requires, emit={"llvm": f"""
-        declare <{n} x i32> @llvm.x86.avx512.vpdpbusd.{32 * n}(<{n} x i32>, <{4 * n} x i8>, <{4 * n} x i8>)
+        declare {sums} {function}({sums}, {bytes_}, {bytes_})
         %four = load i32, ptr $a, align 1
-        %one = insertelement <{n} x i32> poison, i32 %four, i64 0
-        %row = shufflevector <{n} x i32> %one, <{n} x i32> poison, <{n} x i32> zeroinitializer
-        %bytes = bitcast <{n} x i32> %row to <{4 * n} x i8>
-        %columns = load <{4 * n} x i8>, ptr $b, align 1
-        %sums = load <{n} x i32>, ptr $c, align 4
-        %new = call <{n} x i32> @llvm.x86.avx512.vpdpbusd.{32 * n}(<{n} x i32> %sums, <{4 * n} x i8> %bytes, <{4 * n} x i8> %columns)
-        store <{n} x i32> %new, ptr $c, align 4
+        %one = insertelement {sums} poison, i32 %four, i64 0
+        %row = shufflevector {sums} %one, {sums} poison, <{n} x i32> zeroinitializer
+        %bytes = bitcast {sums} %row to {bytes_}
+        %columns = load {bytes_}, ptr $b, align 1
+        %sums = load {sums}, ptr $c, align 4
+        %new = call {sums} {function}({sums} %sums, {bytes_} %bytes, {bytes_} %columns)
+        store {sums} %new, ptr $c, align 4
     """})
 
 
