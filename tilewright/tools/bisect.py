@@ -6,7 +6,7 @@ graph interpreter; in float64 where every operator of the graph has that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,14 @@ from tilewright.graph.ir import Graph, Operation, TensorType, Value
 from tilewright.graph.pipeline import graph_pipeline
 from tilewright.graph.registry import make
 from tilewright.model import Model, relative_error
-from tilewright.tools.compare import TOLERANCE, ulp_distance
+from tilewright.tools.compare import TOLERANCE, errors, facts
 
 Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A value that a kernel stores: its name, the kernel and what it computes, and the errors: largest and mean absolute
-    difference, the largest relative to the largest value, and in units in the last place (None for what is no float)."""
+    """A value that a kernel stores: its name, the kernel and what it computes, and the errors as of `compare.Difference`."""
     value: str
     kernel: str
     label: str
@@ -40,8 +39,7 @@ class Layer:
     ok: bool
 
     def facts(self) -> dict[str, Any]:
-        """For JSON, where infinity is no number."""
-        return {k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
+        return facts(self)
 
 
 @dataclass
@@ -133,7 +131,8 @@ def layers(model: Model, inputs: Mapping[str, Any], tolerance: float = TOLERANCE
     out = []
     for name, array in got.items():
         if name in want and name in makers:
-            out.append(_layer(name, makers[name].kernel, makers[name].label, array, want[name], tolerance))
+            found = errors(array, want[name], array.dtype.kind not in "iub", tolerance)
+            out.append(Layer(name, makers[name].kernel, makers[name].label, *found))
     return out
 
 
@@ -142,18 +141,6 @@ def _flat(model: Model, inputs: Mapping[str, Any]) -> list[Any]:
     if model.signature is None:
         return [inputs[spec.name] for spec in model.inputs]
     return model.signature.flatten([inputs[name] for name, _ in model.signature.inputs])
-
-
-def _layer(name: str, kernel: str, label: str, got: Array, want: Array, tolerance: float) -> Layer:
-    relative = relative_error(got, want)
-    if not np.isfinite(relative):
-        return Layer(name, kernel, label, np.inf, np.inf, relative, None, False)
-    is_float = got.dtype.kind not in "iub"
-    a, b = got.astype(np.float64), want.astype(np.float64)
-    apart = np.abs(a - b)[np.isfinite(b)]
-    return Layer(name, kernel, label, float(apart.max(initial=0.0)), float(apart.mean()) if apart.size else 0.0, relative,
-                 ulp_distance(got, want.astype(got.dtype)) if is_float else None,
-                 relative <= tolerance if is_float else not apart.any())
 
 
 # ---- the culprit -----------------------------------------------------------------------------------------------------

@@ -33,8 +33,12 @@ class Difference:
     ok: bool
 
     def facts(self) -> dict[str, Any]:
-        """For JSON, where infinity is no number."""
-        return {k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(self).items()}
+        return facts(self)
+
+
+def facts(record: Any) -> dict[str, Any]:
+    """The fields of a record for JSON, where infinity is no number."""
+    return {k: str(v) if isinstance(v, float) and not np.isfinite(v) else v for k, v in asdict(record).items()}
 
 
 def differences(specs: Sequence[TensorSpec], got: Sequence[Array], want: Sequence[Any],
@@ -46,18 +50,27 @@ def differences(specs: Sequence[TensorSpec], got: Sequence[Array], want: Sequenc
 def _difference(spec: TensorSpec, got: Array, want: Array, tolerance: float) -> Difference:
     wide = spec.dtype.is_float and want.dtype == np.float64
     same = got.shape == want.shape and (got.dtype == want.dtype or wide)
-    relative = relative_error(got, want) if same else float("inf")
-    if not same or not np.isfinite(relative):
-        return Difference(spec.name, str(spec), float("inf"), float("inf"), float("inf"), None, False)
-    if not spec.dtype.is_float:
+    return Difference(spec.name, str(spec), *(errors(got, want, spec.dtype.is_float, tolerance) if same else FAR))
+
+
+Errors = tuple[float, float, float, int | None, bool]
+FAR: Errors = (float("inf"), float("inf"), float("inf"), None, False)
+
+
+def errors(got: Array, want: Array, is_float: bool, tolerance: float) -> Errors:
+    """`absolute`, `mean`, `relative`, `ulp` and `ok` of arrays of one shape, as `Difference` has them."""
+    relative = relative_error(got, want)
+    if not np.isfinite(relative):
+        return FAR
+    if is_float:
+        finite = np.isfinite(np.asarray(want, np.float64))
+        a, b = got[finite], want[finite]
+        apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
+        ulp, ok = ulp_distance(a, b.astype(a.dtype)), relative <= tolerance
+    else:
         apart = np.abs(got.astype(object) - want.astype(object)).astype(np.float64)
-        return Difference(spec.name, str(spec), float(apart.max(initial=0)), float(apart.mean()) if apart.size else 0.0,
-                          relative, None, np.array_equal(got, want))
-    finite = np.isfinite(np.asarray(want, np.float64))
-    a, b = got[finite], want[finite]
-    apart = np.abs(a.astype(np.float64) - b.astype(np.float64))
-    return Difference(spec.name, str(spec), float(apart.max(initial=0)), float(apart.mean()) if apart.size else 0.0,
-                      relative, ulp_distance(a, b.astype(a.dtype)), relative <= tolerance)
+        ulp, ok = None, np.array_equal(got, want)
+    return float(apart.max(initial=0)), float(apart.mean()) if apart.size else 0.0, relative, ulp, ok
 
 
 def ulp_distance(a: Array, b: Array) -> int:
