@@ -194,7 +194,7 @@ class Model:
         for spec in self.inputs:
             kind = spec.dtype.numpy()
             numbers = spec.symbols or (-1,) * len(spec.shape)
-            shape = tuple(max(d, 1) if s < 0 else sizes[s] for d, s in zip(spec.shape, numbers, strict=True))
+            shape = tuple(sizes[s] if s >= 0 else 1 if d < 0 else d for d, s in zip(spec.shape, numbers, strict=True))
             if spec.dtype.is_float:
                 out[spec.name] = rng.standard_normal(shape).astype(kind)
             elif spec.dtype.is_bool:

@@ -87,4 +87,4 @@ def read_image(path: Path, spec: TensorSpec, normalize: bool) -> Array:
         pixels = (pixels - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
     if channels_first:
         pixels = pixels.transpose(2, 0, 1)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (max(n, 1), *pixels.shape)), spec.dtype.numpy())
+    return np.ascontiguousarray(np.broadcast_to(pixels, (1 if n < 0 else n, *pixels.shape)), spec.dtype.numpy())

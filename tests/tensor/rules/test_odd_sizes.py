@@ -1,4 +1,4 @@
-"""Sizes that no vector or tile divides are scheduled by their rule, not left as they are written."""
+"""Sizes that no vector or tile divides, and sizes of 0, are scheduled by their rule, not left as they are written."""
 from __future__ import annotations
 
 import numpy as np
@@ -44,3 +44,19 @@ def test_results(make) -> None:  # type: ignore[no-untyped-def]
     (want,) = interpret.run(import_onnx(proto), list(feeds.values()))
     with tilewright.compile(proto, threads=2) as made:
         np.testing.assert_allclose(made(feeds), want, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("m", "k", "n"), ((0, 64, 64), (16, 0, 64), (16, 64, 0), (0, 0, 0)))
+def test_products_of_nothing(m: int, k: int, n: int) -> None:
+    """Weights that are prefetched, packed and streamed, where there is nothing to read."""
+    with tilewright.compile(model(f"net (float[{m},{k}] x) => (float[{m},{n}] y) {{ y = MatMul(x, w) }}",
+                                  w=weight(k, n))) as made:
+        y = made(made.random_inputs())
+        assert y.shape == (m, n) and not y.any()
+        assert not [u.label for u in made.kernels if "schedule_fallback" in u.record]
+
+
+def test_a_convolution_of_no_images() -> None:
+    with tilewright.compile(model("net (float[0,16,8,8] x) => (float[0,16,8,8] y) { y = Conv<pads = [1,1,1,1]>(x, w) }",
+                                  w=weight(16, 16, 3, 3))) as made:
+        assert made(made.random_inputs()).shape == (0, 16, 8, 8)

@@ -371,7 +371,7 @@ def _prefetch_weights(sch: Schedule, ref: BlockRef, packed: str, nest: TileNest,
     loop = (nest.reduce + nest.unrolled)[-1]
     panel = info.extent(info.k) * estimate(info.b.buffer.shape[-1]) * info.b.buffer.dtype.nbytes
     inside = [*nest.outside[nest.outside.index(nest.panels) + 1:], *nest.reduce]
-    known = all(as_int(sch.loop(v).extent) is not None for v in inside)
+    known = all(as_int(sch.loop(v).extent) for v in inside)  # not 0 either
     if panel <= target.l2 // 4 and known and not held:
         sch.prefetch_next(ref, packed, nest.reduce[-1], nest.panels)
     sch.prefetch(ref, packed, loop, nest.reduce[-1], STEPS_AHEAD)

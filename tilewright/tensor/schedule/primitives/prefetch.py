@@ -105,6 +105,8 @@ def prefetch_next(sch: Schedule, block: BlockRef, buffer: str, loop: Var, along:
                             "memory of known size, or the loops inside have no known length", sch.program, block)
     lines = -(-math.prod(e or 0 for e in extents) * source.dtype.nbytes // LINE)
     turns = math.prod(n or 0 for n in sizes)
+    if not lines or not turns:
+        raise ScheduleError("prefetch_next", f"nothing of {buffer} is read in loop {loop.name}", sch.program, block)
     step: Expr = ZERO
     for f, n in zip(steps, sizes, strict=True):
         step = step * const(n or 0) + f.var
