@@ -1,4 +1,4 @@
-"""Winograd's convolution: the recipe, NumPy and the direct form agree, over images and over volumes."""
+"""Winograd's convolution: the recipe, NumPy and the direct form agree, over images, in groups, and over volumes."""
 from __future__ import annotations
 
 from typing import Any
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import tilewright
-from tests.graph.opcheck import check
+from tests.graph.opcheck import build, check
 from tests.small_models import inputs, model, weight
+from tilewright.core.errors import UserError
 from tilewright.frontend.onnx.importer import import_onnx
 from tilewright.graph import interpret
 from tilewright.graph.ops.layout import from_blocked, to_blocked
@@ -39,6 +40,23 @@ def test_recipe_and_numpy_are_the_direct_form(m: int, planes: tuple[int, int, in
     np.testing.assert_allclose(from_blocked(got, 3), want if planes else want[:, :, 0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("m", [2, 4])
+def test_groups_are_convolutions_of_their_own(m: int) -> None:
+    x, w = RNG.uniform(-1, 1, (2, 12, 1, 2 * m + 2, m + 2)), RNG.uniform(-1, 1, (6, 4, 1, 3, 3))
+    attrs = {"m": m, "height": 2 * m, "width": m - 1}
+    (got,) = check("winograd_conv", [to_blocked(x[:, :, 0].astype(np.float32), 2),
+                                     transform_weights(w.astype(np.float32), m, group=3)], attrs, rtol=1e-4, atol=1e-4)
+    want = [direct(x[:, 4 * g:4 * g + 4], w[2 * g:2 * g + 2])[:, :, 0, :, :m - 1] for g in range(3)]
+    np.testing.assert_allclose(from_blocked(got, 6), np.concatenate(want, axis=1), rtol=1e-4, atol=1e-4)
+
+
+def test_groups_that_are_no_whole_blocks_are_refused() -> None:
+    x = RNG.uniform(-1, 1, (1, 4, 6, 6)).astype(np.float32)
+    w = RNG.uniform(-1, 1, (4, 2, 3, 3)).astype(np.float32)
+    with pytest.raises(UserError, match="no whole blocks"):
+        build("winograd_conv", [to_blocked(x, 4), transform_weights(w, 4, group=2)], {"m": 4, "height": 4, "width": 4})
+
+
 @pytest.mark.parametrize(("shape", "kernel", "attributes"), [
     ((2, 32, 4, 12, 12), (3, 3, 3), "pads = [1,1,1,1,1,1]"),
     ((1, 32, 5, 14, 13), (3, 3, 3), "pads = [1,1,1,1,1,1], strides = [2,1,1]"),
@@ -46,11 +64,14 @@ def test_recipe_and_numpy_are_the_direct_form(m: int, planes: tuple[int, int, in
     ((2, 64, 3, 14, 14), (1, 3, 3), "pads = [0,1,1,0,1,1]"),
     ((2, 32, 17, 20), (3, 3), "pads = [2,2,2,2], dilations = [2,2]"),
     ((1, 64, 25, 24), (3, 3), "pads = [3,0,2,1], dilations = [3,4]"),
+    ((1, 18, 24, 32), (3, 3), "pads = [1,1,1,1]"),
+    ((2, 64, 14, 13), (3, 3), "pads = [1,1,1,1], group = 2"),
 ])
 def test_volumes_go_plane_by_plane_and_dilated_windows_image_by_image(shape: tuple[int, ...], kernel: tuple[int, ...],
                                                                       attributes: str) -> None:
     sizes = ",".join(map(str, shape))
-    proto = model(f"net (float[{sizes}] x) => (float y) {{ y = Conv<{attributes}>(x, w) }}", w=weight(32, shape[1], *kernel))
+    channels = shape[1] // 2 if "group" in attributes else shape[1]
+    proto = model(f"net (float[{sizes}] x) => (float y) {{ y = Conv<{attributes}>(x, w) }}", w=weight(32, channels, *kernel))
     feeds = inputs(proto)
     (want,) = interpret.run(import_onnx(proto), list(feeds.values()))
     with tilewright.compile(proto, threads=2) as made:

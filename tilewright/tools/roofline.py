@@ -163,9 +163,9 @@ def direct_flops(use: KernelUse) -> int:
 def _direct(op: Operation) -> int:
     x, u = op.inputs[0], op.inputs[1]
     assert x is not None and u is not None
-    _, c, o = u.type.sizes()
+    _, *groups, c, o = u.type.sizes()
     pixels = math.prod(as_int(n) or 1 for n in (*op.output.shape[:1], *op.output.shape[2:-1]))
-    return 2 * pixels * c * o * KERNEL**2
+    return 2 * pixels * math.prod(groups) * c * o * KERNEL**2
 
 
 def headings() -> Sequence[str]:

@@ -1,6 +1,9 @@
 """Sizes that no vector or tile divides, and sizes of 0, are scheduled by their rule, not left as they are written."""
 from __future__ import annotations
 
+import math
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -60,3 +63,19 @@ def test_a_convolution_of_no_images() -> None:
     with tilewright.compile(model("net (float[0,16,8,8] x) => (float[0,16,8,8] y) { y = Conv<pads = [1,1,1,1]>(x, w) }",
                                   w=weight(16, 16, 3, 3))) as made:
         assert made(made.random_inputs()).shape == (0, 16, 8, 8)
+
+
+@pytest.mark.parametrize(("channels", "window"), [(24, 1), (18, 3), (40, 1)])
+def test_channels_that_fill_a_block_are_not_summed(channels: int, window: int) -> None:
+    """Blocks are filled with zeros to a whole vector; packed weights, which are what is multiplied, have none for them."""
+    w = weight(32, channels, window, window)
+    middle = f"Conv<strides = [2,2], pads = {[window // 2] * 4}>"
+    proto = model(f"""net (float[1,{channels},9,10] x) => (float[1,32,5,5] y) {{ a = Conv<group = {channels}>(x, d)
+        y = {middle}(a, w) }}""", d=weight(channels, 1, 1, 1), w=w)
+    feeds = inputs(proto)
+    (want,) = interpret.run(import_onnx(proto), list(feeds.values()))
+    with tilewright.compile(proto, threads=2) as made:
+        np.testing.assert_allclose(made(feeds), want, rtol=2e-5, atol=2e-5)
+    *_, last = tilewright.compile(proto, target="x86-64-v4", threads=2).kernels
+    (packed,) = re.findall(r"w0: f32\[([\d, ]+)\]", last.record["lowered"].splitlines()[0])
+    assert math.prod(map(int, packed.split(", "))) == 32 * channels * window**2

@@ -202,13 +202,15 @@ def _blocked_cell(op: Operation, x: Tensor, w: Tensor, acc: DType, kernel: list[
     bi = (as_int(x.shape[-1]) or 1) if blocked_in else 1
     per_group = c // g
     depthwise = g == c == o
+    filled = per_group % bi != 0 and not depthwise  # the last block, with zeros
+    uneven = filled and acc.is_float  # and these are not summed: 24 channels are 24 steps, not 32; bytes go in fours
 
     def weight(oc: Expr, ic: Expr) -> Expr:
         value = w[(oc, ic, *ks)].cast(acc)
         inside: Expr = TRUE
         if o % b:
             inside = oc < o
-        if not depthwise and per_group % bi:
+        if filled and not uneven:
             inside = ic < per_group if inside is TRUE else inside & (ic < per_group)
         return value if inside is TRUE else read_or(inside, value, 0)
 
@@ -224,6 +226,15 @@ def _blocked_cell(op: Operation, x: Tensor, w: Tensor, acc: DType, kernel: list[
                 value = x[(i[0], oc // bi, *p, oc % bi)].cast(acc)
             return tc.sum(value * weight(oc, const(0)), axis=kernel)
         return depthwise_cell
+
+    if uneven:
+        ic = reduce_axis(const(per_group), name="ic")
+
+        def uneven_cell(*i: Expr) -> Any:
+            oc, p = i[1] * b + i[-1], places(i[2:-1])
+            value = x[(i[0], ic.var // bi, *p, ic.var % bi)]
+            return tc.sum(value.cast(acc) * weight(oc, ic.var), axis=[*kernel, ic])
+        return uneven_cell
 
     ico = reduce_axis(ceil_div(per_group, bi), name="ico" if blocked_in else "ic")
     ici = reduce_axis(const(bi), name="ici") if blocked_in else None

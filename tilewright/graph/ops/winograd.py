@@ -67,14 +67,16 @@ def _array(matrix: Matrix) -> Array:
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
-def transform_weights(w: Array, m: int) -> Array:
-    """[O, I, 3, 3] → G w Gᵀ as [n*n, I, O], or [O, I, K, 3, 3] → [n*n, K*I, O]; computed in f64."""
+def transform_weights(w: Array, m: int, group: int = 1) -> Array:
+    """[O, I, 3, 3] → G w Gᵀ as [n*n, I, O], or [O, I, K, 3, 3] → [n*n, K*I, O]; of several groups [n*n, group, I, O/group];
+    computed in f64."""
     g = _array(matrices(m)[1])
     both = np.kron(g, g)  # rows (i, j), columns (a, b)
     planes = w.reshape(*w.shape[:2], -1, KERNEL**2)
     pairs = np.ascontiguousarray(planes.transpose(3, 2, 1, 0)).astype(np.float64)
     u = both @ pairs.reshape(pairs.shape[0], -1)
-    return u.astype(w.dtype).reshape(len(both), -1, w.shape[0])
+    u = u.astype(w.dtype).reshape(len(both), -1, w.shape[0])
+    return u if group == 1 else np.ascontiguousarray(u.reshape(*u.shape[:2], group, -1).swapaxes(1, 2))
 
 
 def _infer_weights(op: Operation) -> Sequence[TensorType]:
@@ -92,23 +94,34 @@ def _planes(attrs: dict[str, Any], depth: int) -> tuple[int, int, int, int]:
     return size, apart, stride, (depth - (size - 1) * apart - 1) // stride + 1
 
 
+def _groups(u: Sequence[Expr]) -> int:
+    """Groups by the shape of transformed weights."""
+    return as_int(u[1]) or 1 if len(u) == 4 else 1
+
+
 def _infer(op: Operation) -> Sequence[TensorType]:
     x, u = operands(op, 2)
     m = op.attrs["m"]
     expect(x.rank == (6 if op.attrs["planes"] else 5), "shape-mismatch",
            f"winograd_conv: an operand of rank {6 if op.attrs['planes'] else 5} is needed, not {x.type}")
-    expect_rank(op, u, 3)
     block = x.shape[-1]
+    if u.rank != 3:
+        expect_rank(op, u, 4)
+        expect(x.rank == 5 and all((as_int(d) or 0) % (as_int(block) or 1) == 0 for d in u.shape[2:]), "shape-mismatch",
+               f"winograd_conv: groups of {u.shape[2]} and {u.shape[3]} channels are no whole blocks of {block}")
     for axis, out in ((-3, op.attrs["height"]), (-2, op.attrs["width"])):
         need = -(-out // m) * m + KERNEL - 1
         expect(as_int(x.shape[axis]) == need, "shape-mismatch",
                f"winograd_conv: {out} outputs in tiles of {m} read {need} inputs, the padded axis has {x.shape[axis]}")
     depth = [const(_planes(op.attrs, as_int(d) or 1)[3]) for d in x.shape[2:-3]]
-    return [TensorType(x.dtype, (x.shape[0], ceil_div(u.shape[2], as_int(block) or 1), *depth, const(op.attrs["height"]),
-                                 const(op.attrs["width"]), block))]
+    blocks = ceil_div(u.shape[-1] * _groups(u.shape), as_int(block) or 1)
+    return [TensorType(x.dtype, (x.shape[0], blocks, *depth, const(op.attrs["height"]), const(op.attrs["width"]), block))]
 
 
 def _numpy(attrs: dict[str, Any], x: Array, u: Array) -> Array:
+    if u.ndim == 4:
+        parts = np.split(x, u.shape[1], axis=1)
+        return np.concatenate([_numpy(attrs, part, u[:, g]) for g, part in enumerate(parts)], axis=1)
     m, height, width = attrs["m"], attrs["height"], attrs["width"]
     at, _, bt = (_array(a) for a in matrices(m))
     n, b = m + KERNEL - 1, x.shape[-1]
@@ -165,8 +178,7 @@ def _compute(op: Operation, x: Tensor, u: Tensor) -> Tensor:
     batch, blocks = x.shape[0], as_int(x.shape[1]) or 0
     blocks_in = const(size * blocks)
     tiles = dim(batch * (depth * th * tw))
-    out_c = as_int(u.shape[2]) or 0
-    in_c = as_int(u.shape[1]) or 0
+    groups, in_c, out_c = _groups(u.shape), as_int(u.shape[-2]) or 0, as_int(u.shape[-1]) or 0
 
     # d[p, c, i, a]: rows combined; v[(i, j), p, c]: columns combined; channels of all planes of a window
     def rows(p: Expr, co: Expr, i: Expr, a: Expr, ci: Expr) -> Expr:
@@ -180,25 +192,25 @@ def _compute(op: Operation, x: Tensor, u: Tensor) -> Tensor:
     d = compute((tiles, blocks_in, n, n, b), rows, name="wino_rows")
     v = compute((n, n, tiles, blocks_in, b),
                 lambda i, j, p, co, ci: linear(bt, j, lambda k: d[p, co, i, k, ci]), name="wino_input")
-    ico, ici = reduce_axis(blocks_in, "ico"), reduce_axis(b, "ici")
+    ico, ici, ic = reduce_axis(dim(blocks_in // groups), "ico"), reduce_axis(b, "ici"), reduce_axis(in_c, "ic")
+    blocks_out = as_int(op.output.shape[1] // groups) or 0
 
-    def product(f: Expr, p: Expr, o: Expr) -> Any:
-        c = ico.var * b + ici.var
-        weight: Expr = u[f, c, o]
-        if in_c % b:
-            weight = tc.if_then_else(c < in_c, weight, 0.0)
-        return tc.sum(v[f // n, f % n, p, ico, ici] * weight, axis=[ico, ici])
-    prod = compute((n * n, tiles, out_c), product, name="wino_product")
+    def product(f: Expr, *at: Expr) -> Any:
+        """Sums what is of the last block; whole blocks of results, since zeros go into packed weights and guards do not."""
+        *g, p, o = at
+        c: Expr = ic.var if in_c % b else ico.var * b + ici.var
+        block, lane = (ic.var // b, ic.var % b) if in_c % b else (ico.var, ici.var)
+        weight: Expr = u[(f, *g, c, o)]
+        if out_c % b:
+            weight = tc.if_then_else(o < out_c, weight, 0.0)
+        return tc.sum(v[f // n, f % n, p, g[0] * (in_c // b) + block if g else block, lane] * weight,
+                      axis=[ic] if in_c % b else [ico, ici])
+    prod = compute((n * n, *u.shape[1:-2], tiles, blocks_out * b), product, name="wino_product")
 
     def back_rows(p: Expr, oo: Expr, i: Expr, j: Expr, oi: Expr) -> Expr:
-        o = oo * b + oi
-
-        def term(k: int) -> Expr:
-            value: Expr = prod[k * n + j, p, o]
-            return value if out_c % b == 0 else tc.if_then_else(o < out_c, value, 0.0)
-        return linear(at, i, term)
-    blocks_out = op.output.shape[1]
-    s = compute((tiles, blocks_out, m, n, b), back_rows, name="wino_back")
+        g, block = ((oo // blocks_out,), oo % blocks_out) if groups > 1 else ((), oo)
+        return linear(at, i, lambda k: prod[(k * n + j, *g, p, block * b + oi)])
+    s = compute((tiles, op.output.shape[1], m, n, b), back_rows, name="wino_back")
 
     def back(img: Expr, oo: Expr, *at_output: Expr) -> Expr:
         *z, h, w, oi = at_output
@@ -215,5 +227,5 @@ RECORDS = (
              {"m": _M, "height": Attr("int", doc="of the output"), "width": Attr("int", doc="of the output"),
               "planes": Attr("ints", None, doc="of a window k×3×3: k, the distance of its planes, its stride over planes")},
              doc="x [N, C/b, H, W, b] or [N, C/b, D, H, W, b], padded to whole tiles, over transformed weights; 3×3 of "
-                 "stride 1, or k×3×3 (then C is a multiple of b)."),
+                 "stride 1, in groups where these are whole blocks, or k×3×3 (then C is a multiple of b)."),
 )

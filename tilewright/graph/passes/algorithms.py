@@ -1,8 +1,8 @@
 """Algorithm choice: a convolution becomes Winograd's form where the cost model says that it is faster.
 
 In: a graph in blocked layouts. Out: convolutions of 3×3 and k×3×3 with stride 1 along the last two axes and constant
-weights, on images of known size (of any number), replaced by `winograd_conv` over transformed weights, their borders
-separate and widened to whole tiles.
+weights, on images of known size (of any number), of one group or groups of whole channel blocks, replaced by
+`winograd_conv` over transformed weights, their borders separate and widened to whole tiles.
 
     conv(x, w, pads)      becomes      winograd_conv(pad(x), winograd_weights(w))
 
@@ -42,10 +42,11 @@ def _fits(op: Operation) -> bool:
     x, w = op.inputs[0], op.inputs[1]
     a = op.attrs
     assert x is not None and w is not None
-    return (a["layout"] == "NCHWc" and a["in_layout"] == "NCHWc" and a["group"] == 1 and w.data is not None
+    return (a["layout"] == "NCHWc" and a["in_layout"] == "NCHWc" and w.data is not None
             and w.rank in (4, 5) and [as_int(d) for d in w.shape[-2:]] == [KERNEL, KERNEL] and x.dtype.name == "f32"
             and set((a["strides"] or (1,))[-2:]) == {1}
             and (set((a["dilations"] or (1,))[-2:]) == {1} or w.rank == 4 and as_int(x.shape[0]) is not None)
+            and (a["group"] == 1 or w.rank == 4 and _apart(op) == (1, 1))
             and (as_int(w.shape[1]) or 0) >= MIN_CHANNELS and all(as_int(d) is not None for d in x.shape[1:])
             and (w.rank == 4 or (as_int(w.shape[1]) or 0) % (as_int(x.shape[-1]) or 1) == 0))
 
@@ -68,7 +69,7 @@ def cheapest_tile(op: Operation, target: Target, numerics: str) -> int:
     for m in (2,) if numerics == "strict" else (2, 4):
         points = (m + KERNEL - 1)**2
         tiles = n * math.prod(d * _tiles(s, d, m) for s, d in zip(size, _apart(op), strict=True))
-        moved = 2 * 4.0 * points * tiles * (c + o)
+        moved = 2 * 4.0 * points * tiles * (c * op.attrs["group"] + o)
         cost = roofline(2.0 * points * tiles * o * c, target, cached_bytes=moved, memory_bytes=4.0 * points * o * c)
         best = min(best, (cost, m))
     return best[1]
@@ -91,7 +92,7 @@ def _winograd(op: Operation, m: int, b: GraphBuilder) -> Value:
     after = (0, 0, *pads[rank:-2], *[n - h for n, h in zip(needed, have, strict=True)], 0)
     if any(before) or any(after):
         x = b.add("pad", [x], {"before": before, "after": after, "value": 0.0}, name=f"{x.name}_tiles")
-    u = b.constant(transform_weights(w.data, m), name=f"{w.name}_winograd{m}")
+    u = b.constant(transform_weights(w.data, m, op.attrs["group"]), name=f"{w.name}_winograd{m}")
     attrs: dict[str, Any] = {"m": m, "height": -(-size[0] // apart[0]), "width": -(-size[1] // apart[1])}
     if rank == 3:
         attrs["planes"] = (as_int(w.shape[2]) or 1, (op.attrs["dilations"] or (1,))[0], (op.attrs["strides"] or (1,))[0])

@@ -31,7 +31,7 @@ from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef
 
 UNROLL_K = 4
-"""Reduction steps per turn of the innermost loop: enough to hide its overhead, small enough for the code cache."""
+"""Most reduction steps per turn of the innermost loop: enough to hide its overhead, small enough for the code cache."""
 
 STEPS_AHEAD = 2
 """Turns of the innermost loop by which weights are asked for before they are used."""
@@ -314,9 +314,10 @@ def _split_reduction(sch: Schedule, axes: Axes) -> tuple[list[Var], list[Var]]:
     n = as_int(sch.loop(last).extent)
     if n is not None and n <= UNROLL_K:
         return outer, [last]
-    if n is not None and n % UNROLL_K:
+    step = UNROLL_K if n is None else max(k for k in range(1, UNROLL_K + 1) if n % k == 0)
+    if step == 1:
         return [*outer, last], []
-    ko, ki = sch.split(last, [None, UNROLL_K])
+    ko, ki = sch.split(last, [None, step])
     return [*outer, ko], [ki]
 
 
