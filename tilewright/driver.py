@@ -112,7 +112,7 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
         passes = graph_pipeline(device, options)
         stages.optimized = passes.run(stages.imported, [*observers, *_from_settings()])
         for k, sizes in enumerate(versions):
-            sized = version_shapes(stages.imported, sizes, f"versions[{k}]")
+            sized = version_shapes(stages.imported, sizes, f"versions[{k}]", read.joined)
             kept = {name: s for name, s in (shapes or {}).items() if name in read.signature.structured}
             special = import_model(model, shapes={**kept, **sized}, custom_ops=custom_ops)
             stages.versions.append(passes.run(with_checks(special.graph), [*observers, *_from_settings()]))

@@ -1,67 +1,132 @@
-"""What shape inference took for granted: sizes that are not known to differ are taken to be equal.
+"""What shape inference took for granted of sizes (`Operation.assumed`): sizes that are one, and checks of the run.
 
-In: a Graph as imported. Out: the checks that a run makes of them, one per pair of sizes. Two different symbols that meet in
-a broadcast must be equal: that one of them is 1 is not taken into account.
+In: a Graph as imported. Out: which symbols of the inputs are one, or a number, because the model's operators need it
+(`joined_sizes`; the frontend then reads the model with these); the graph with a check of everything that remains
+(`with_checks`): sizes that are computed or that data decide. In a branch of if_ nothing is joined and checks are made
+when it runs, since it may never run. A kernel has one size for what its operations take to be equal (`assumed_of`).
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from math import lcm
 
-from tilewright.graph.infer import is_one, product, same, show
-from tilewright.graph.ir import Check, Graph, Operation
+from tilewright.core.errors import UserError
+from tilewright.graph.ir import Assumed, Check, Graph, Operation
 from tilewright.graph.registry import record_of
-from tilewright.loop.ir import Expr
+from tilewright.graph.symbols import defined_symbols, symbols_of
+from tilewright.loop.ir import Expr, Span, Var, as_int, const
+from tilewright.loop.substitute import free_vars
 
 
-def with_checks(graph: Graph) -> Graph:
-    """The graph with a check of every assumption about its sizes."""
-    found: dict[str, Check] = {}
+def assumed_of(op: Operation) -> list[Assumed]:
+    """What an operation takes for granted of sizes, by inferring its type anew."""
+    again = Operation(op.op, op.inputs, op.attrs, (), op.regions, op.loc)
+    record_of(op).infer(again)
+    return again.assumed
+
+
+# ---- sizes that are one ----------------------------------------------------------------------------------------------
+def joined_sizes(graph: Graph) -> dict[str, Expr]:
+    """For each symbol of the inputs that must be equal to another, or to a number, by its name: what stands for it.
+    Symbols of one class become a new one that lies in the spans of all. Raises UserError "shape-mismatch" where no size
+    does."""
+    symbols = symbols_of(d for v in graph.inputs for d in v.shape)
+    classes = {s: [s] for s in symbols}
+    numbers: dict[Var, tuple[int, bool]] = {}
+    for op, e in _taken(graph):
+        a, b = (e.a, e.b) if e.a in classes else (e.b, e.a)
+        if not isinstance(a, Var) or a not in classes:
+            continue
+        one, n = classes[a], as_int(b)
+        if isinstance(b, Var) and b in classes and classes[b] is not one:
+            one += classes[b]
+            for s in classes[b]:
+                classes[s] = one
+        elif n is not None:
+            weak = e.relation == "broadcast"
+            if not all(n in (s.span or Span()) for s in one):
+                if not weak:
+                    raise UserError("shape-mismatch", f"{e.what}: {a!r} must be {n}, and is {_spans(one)}",
+                                    where=op.loc or op.op)
+                continue
+            first, was_weak = numbers.setdefault(a, (n, weak))
+            if first != n and weak and was_weak:  # both are right where it is 1
+                numbers[a] = (1, False)
+    out: dict[str, Expr] = {}
+    for one in {id(c): c for c in classes.values()}.values():
+        given = [numbers[s][0] for s in one if s in numbers]
+        if given:
+            out |= {s.name: const(given[0]) for s in one}
+        elif len(one) > 1:
+            new = Var(_best_name(graph, sorted(one, key=symbols.index)), span=_common(one))
+            out |= {s.name: new for s in one}
+    return out
+
+
+def _taken(graph: Graph) -> Iterator[tuple[Operation, Assumed]]:
     for op in graph.operations:
-        _collect(op, found)
-    return graph if not found else Graph(graph.name, graph.inputs, graph.outputs, graph.operations, graph.output_names,
-                                         [*graph.checks, *found.values()])
+        yield from ((op, e) for e in op.assumed if e.relation != "at most")
+        if op.op != "if_":
+            for region in op.regions:
+                yield from _taken(region)
 
 
-def _collect(op: Operation, found: dict[str, Check]) -> None:
-    for a, b, what in _pairs(op):
-        if same(a, b) is None:
-            found.setdefault(f"{a!r} {b!r}", Check(a.eq(b), f"{op.loc or op.op}: {what}: {a!r} and {b!r} differ"))
-    for region in op.regions:
-        for inner in region.operations:
-            _collect(inner, found)
+def _best_name(graph: Graph, symbols: list[Var]) -> str:
+    """The first name that somebody gave; those of dimensions without one follow from the input."""
+    made = {f"{v.name}_dim{k}" for v in graph.inputs for k in range(v.rank)}
+    return next((s.name for s in symbols if s.name not in made), symbols[0].name)
 
 
-def _pairs(op: Operation) -> Iterator[tuple[Expr, Expr, str]]:
-    """Sizes that an operation takes to be equal."""
-    shapes = [v.shape for v in op.inputs if v is not None]
-    if op.op == "reshape":
-        text = f"{show(shapes[0])} has another number of elements than {show(op.output.shape)}"
-        yield product(shapes[0]), product(op.output.shape), text
-    elif op.op == "concat":
-        for shape in shapes[1:]:
-            yield from ((a, b, f"axis {k}") for k, (a, b) in enumerate(zip(shapes[0], shape, strict=True))
-                        if k != op.attrs["axis"])
-    elif op.op == "matmul":
-        yield shapes[0][-1], shapes[1][-2 if len(shapes[1]) > 1 else 0], "the axes that are summed over"
-        yield from _broadcast([s[:-2] for s in shapes], op.output.shape[:max(len(s) for s in shapes) - 2])
-    elif op.op in ("batch_norm", "instance_norm", "group_norm"):
-        yield from ((shape[0], shapes[0][1], "the channels") for shape in shapes[1:])
-    elif op.op in ("layer_norm", "rms_norm"):
-        yield from _broadcast(shapes[1:], shapes[0])
-    elif op.op == "conv":
-        yield shapes[0][1], shapes[1][1] * op.attrs["group"], "the channels"
-    elif op.op == "conv_transpose":
-        yield shapes[0][1], shapes[1][0], "the channels"
-    elif op.op in ("rnn", "gru", "lstm"):
-        lengths = op.inputs[-1]
-        if lengths is not None and lengths.rank == 1:
-            yield lengths.shape[0], shapes[0][1], "the batch"
-    elif record_of(op).fusion in ("elementwise", "broadcast") or op.op == "expand":
-        yield from _broadcast(shapes, op.output.shape)
+def _common(symbols: list[Var]) -> Span:
+    """The sizes that lie in the spans of all."""
+    spans = [s.span or Span() for s in symbols]
+    most = [s.most for s in spans if s.most is not None]
+    multiple = lcm(*[s.multiple for s in spans])
+    out = Span(-(-max(s.least for s in spans) // multiple) * multiple, min(most) // multiple * multiple if most else None,
+               multiple)
+    if out.most is not None and out.most < out.least:
+        raise UserError("shape-mismatch", f"no size is {_spans(symbols)} at once, and the model needs these to be equal",
+                        where="shapes")
+    return replace(out, hint=next((s.hint for s in spans if s.hint is not None and s.hint in out), None))
 
 
-def _broadcast(shapes: list[tuple[Expr, ...]], out: tuple[Expr, ...]) -> Iterator[tuple[Expr, Expr, str]]:
-    for shape in shapes:
-        for k, d in enumerate(reversed(shape)):
-            if k < len(out) and not is_one(d):
-                yield d, out[len(out) - 1 - k], f"axis {-1 - k}"
+def _spans(symbols: list[Var]) -> str:
+    return ", ".join([f"{s.name} {s.span or Span()}" for s in symbols])
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+def with_checks(graph: Graph) -> Graph:
+    """The graph with a check of everything that inference took for granted."""
+    places: dict[Var, str] = {}
+    for v in graph.inputs:
+        for k, d in enumerate(v.shape):
+            if isinstance(d, Var):
+                places.setdefault(d, f"dimension {k} of input {v.name!r}")
+    return _checked(graph, set(), places, may_not_run=False)[0]
+
+
+def _checked(graph: Graph, known: set[Var], places: Mapping[Var, str], may_not_run: bool) -> tuple[Graph, list[Check]]:
+    """A graph or region with its checks, and those that are made before it, because all they need is `known` there."""
+    found = {(c.cond, c.message): c for c in graph.checks}
+    have = known | set(symbols_of(d for v in graph.inputs for d in v.shape))
+    operations = []
+    for op in graph.operations:
+        made = [_check(op, e, places) for e in op.assumed]
+        if op.regions:
+            parts = [_checked(r, have, places, op.op == "if_") for r in op.regions]
+            op = Operation(op.op, op.inputs, op.attrs, op.outputs, [r for r, _ in parts], op.loc)
+            made += [c for _, before in parts for c in before]
+        for c in made:
+            found.setdefault((c.cond, c.message), c)
+        have |= set(defined_symbols(op, have))
+        operations.append(op)
+    before = [c for c in found.values() if not may_not_run and set(free_vars(c.cond)) <= known]
+    return graph.replace(operations=operations, checks=[c for c in found.values() if c not in before]), before
+
+
+def _check(op: Operation, e: Assumed, places: Mapping[Var, str]) -> Check:
+    cond, must = (e.a <= e.b, "at most") if e.relation == "at most" else (e.a.eq(e.b), "equal to")
+    where = [f"{s.name} is {places[s]}" for s in symbols_of((e.a, e.b)) if s in places]
+    text = f"{op.loc or op.op}: {e.what}: the size {e.a!r} must be {must} {e.b!r}{''.join(f', {w}' for w in where)}"
+    return Check(cond, f"{text.replace('{}', '{ }')}: they are {{}} and {{}}", (e.a, e.b))

@@ -9,8 +9,8 @@ import numpy as np
 from tilewright.core.dtype import DType, dtype
 from tilewright.core.errors import InternalError, UserError
 from tilewright.graph import ops
-from tilewright.graph.infer import constant_of, element_count, elements_of, product
-from tilewright.graph.ir import Check, Graph, Operation, TensorType, Value, tensor_type
+from tilewright.graph.infer import constant_of, element_count, elements_of, product, same
+from tilewright.graph.ir import Assumed, Check, Graph, Operation, TensorType, Value, tensor_type
 from tilewright.graph.ops.view import slice_range
 from tilewright.graph.registry import make
 from tilewright.loop.ir import Expr, IntoExpr, Span, Var, as_int, const
@@ -27,7 +27,7 @@ class GraphBuilder:
         self.operations: list[Operation] = []
         self.loc = ""
         self._names: dict[str, int] = parent._names if parent is not None else {}
-        self.checks: list[Check] = parent.checks if parent is not None else []
+        self.checks: list[Check] = []
 
     # ---- values ------------------------------------------------------------------------------------------------------
     def unique(self, name: str) -> str:
@@ -95,7 +95,10 @@ class GraphBuilder:
     def squeeze(self, x: Value, axes: Sequence[int], name: str = "") -> Value:
         """`x` without its axes `axes`, which have size 1."""
         gone = {a % x.rank for a in axes}
-        return self.reshape(x, [d for k, d in enumerate(x.shape) if k not in gone], name)
+        y = self.reshape(x, [d for k, d in enumerate(x.shape) if k not in gone], name)
+        for k in gone:
+            self.assume(x.shape[k], const(1), f"axis {k} of %{x.name}, which is left out")
+        return y
 
     def slice(self, x: Value, bounds: dict[int, tuple[IntoExpr, IntoExpr, int]], name: str = "") -> Value:
         """Python's `[start:end:step]` along the given axes."""
@@ -108,6 +111,11 @@ class GraphBuilder:
 
     def finish(self, outputs: Sequence[Value], output_names: Sequence[str] | None = None) -> Graph:
         return Graph(self.name, self.inputs, outputs, self.operations, output_names, self.checks)
+
+    def assume(self, a: Expr, b: Expr, what: str) -> None:
+        """The operation that was made last takes two sizes to be equal."""
+        if same(a, b) is None:
+            self.operations[-1].assumed.append(Assumed(a, b, what))
 
     def check(self, cond: Expr, message: str) -> None:
         """A run fails with `message` unless `cond` holds of the sizes."""

@@ -83,8 +83,9 @@ def output_memory(number: int, shape: Sequence[Expr], shape_buffer: Buffer, nbyt
     return stores, Call("tw_output", (const(number, i32), const(len(shape), i32), address(shape_buffer), nbytes), handle)
 
 
-def must_hold(cond: Expr, message: str) -> Stmt:
-    return Assert(cond, ERROR_SHAPE, message)
+def must_hold(cond: Expr, message: str, values: Sequence[Expr] = ()) -> Stmt:
+    """`values` stand in the message's {}, up to three."""
+    return Assert(cond, ERROR_SHAPE, message, tuple([v.cast(i64) for v in values]))
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Help for the shape and type rules of operators: dimension arithmetic, broadcasting, known elements, error messages.
 
-Dimensions that are not known to differ (two symbols, a symbol and a number above 1) are taken to be equal; only what is
-known to be wrong is an error here.
+Dimensions that are not known to differ (two symbols, a symbol and a number above 1) are taken to be equal, and noted as such
+in the operation (`Operation.assumed`, of which `assumed.py` makes checks of the run); only what is known to be wrong is an
+error here.
 """
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from tilewright.core.dtype import DType, boolean, i64
 from tilewright.core.errors import UserError
-from tilewright.graph.ir import Operation, TensorType, Value
+from tilewright.graph.ir import Assumed, Operation, TensorType, Value
 from tilewright.loop.bounds import prove
 from tilewright.loop.ir import Const, Expr, IntoExpr, Var, as_int, const, expr
 from tilewright.loop.simplify import simplify
@@ -121,9 +122,32 @@ def expect_same_dtype(op: Operation, *values: Value) -> DType:
 
 def expect_same_dim(op: Operation, a: Expr, b: Expr, what: str) -> Expr:
     """One of two dimensions that must be equal (the number, if one of them is)."""
-    if same(a, b) is False:
+    known = same(a, b)
+    if known is False:
         raise UserError("shape-mismatch", f"{op.op}: {what}: {a!r} and {b!r} differ")
+    if known is None:
+        op.assumed.append(Assumed(a, b, what))
     return b if as_int(b) is not None else a
+
+
+def expect_at_most(op: Operation, a: Expr, b: Expr, what: str) -> None:
+    """A dimension must be no larger than another."""
+    x, y = as_int(a), as_int(b)
+    if x is not None and y is not None:
+        expect(x <= y, "shape-mismatch", f"{op.op}: {what}: {x} is more than {y}")
+    elif same(a, b) is not True and not is_natural(dim(b - a)):
+        op.assumed.append(Assumed(a, b, what, "at most"))
+
+
+def expect_expands(op: Operation, shape: Shape, to: Shape, what: str) -> None:
+    """A shape must be broadcast to another that is given (NumPy's rule)."""
+    fits = len(shape) <= len(to)
+    for k, (d, n) in enumerate(zip(reversed(shape), reversed(to), strict=False)):
+        known = True if is_one(d) else same(d, n)
+        fits = fits and known is not False
+        if known is None:
+            op.assumed.append(Assumed(d, n, f"{what}, axis {-1 - k}", "broadcast"))
+    expect(fits, "shape-mismatch", lambda: f"{op.op}: {what} {show(shape)} does not expand to {show(to)}")
 
 
 def axis_of(op: Operation, axis: int, rank: int) -> int:
@@ -156,7 +180,10 @@ def broadcast(op: Operation, *shapes: Shape) -> Shape:
             if is_one(best):
                 best = d
             elif not is_one(d):
-                if same(best, d) is False:
+                known = same(best, d)
+                if known is None:
+                    op.assumed.append(Assumed(best, d, f"axis {axis - rank}", "broadcast"))
+                if known is False:
                     raise UserError("shape-mismatch", f"{op.op}: the shapes {' and '.join(map(show, shapes))} do not "
                                     f"broadcast: {best!r} against {d!r} at axis {axis - rank}")
                 if as_int(d) is not None:

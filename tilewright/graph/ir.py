@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -80,16 +80,28 @@ class Value:
         return f"%{self.name}: {self.type}"
 
 
+@dataclass(frozen=True)
+class Assumed:
+    """What inference took for granted of two sizes: that they are equal, that they are equal as those of a broadcast (where
+    one of them might also be 1), or that `a` is at most `b`. `what` says which sizes of the operator these are."""
+    a: Expr
+    b: Expr
+    what: str
+    relation: Literal["equal", "broadcast", "at most"] = "equal"
+
+
 class Operation:
     """One application of an operator record (`graph/registry.py`). Immutable: rewrites make new ones, which may define the
-    same output values. `inputs` may hold None for an absent optional operand. `attrs` are checked against the record."""
+    same output values. `inputs` may hold None for an absent optional operand. `attrs` are checked against the record.
+    `assumed`: what inference took for granted when the operation was made; not kept where one is rewritten."""
 
-    __slots__ = ("op", "inputs", "attrs", "outputs", "regions", "loc")
+    __slots__ = ("op", "inputs", "attrs", "outputs", "regions", "loc", "assumed")
 
     def __init__(self, op: str, inputs: Sequence[Value | None], attrs: dict[str, Any], outputs: Sequence[Value],
                  regions: Sequence[Graph] = (), loc: str = "") -> None:
         self.op, self.inputs, self.attrs = op, tuple(inputs), dict(attrs)
         self.outputs, self.regions, self.loc = tuple(outputs), tuple(regions), loc
+        self.assumed: list[Assumed] = []
 
     @property
     def output(self) -> Value:
@@ -105,15 +117,16 @@ class Operation:
 
 @dataclass(frozen=True)
 class Check:
-    """What must hold of sizes at run time, and what to say if it does not."""
+    """What must hold of sizes at run time, and what to say if it does not: {} stands for one of `values`, up to three."""
     cond: Expr
     message: str
+    values: tuple[Expr, ...] = ()
 
 
 class Graph:
     """Operations in topological order. Constants are values with `data` used by operations; they need no definition.
     `output_names` are the names by which the user knows the outputs: they outlive rewrites of the values. `checks`: what
-    was taken for granted of symbolic sizes; each is made once its symbols have values."""
+    was taken for granted of symbolic sizes; each is made once its symbols have values (of a region, when it runs)."""
 
     __slots__ = ("name", "inputs", "outputs", "operations", "output_names", "checks")
 
@@ -128,13 +141,13 @@ class Graph:
             raise InternalError(f"{name}: {len(self.output_names)} names for {len(self.outputs)} outputs")
 
     def replace(self, *, inputs: Sequence[Value] | None = None, outputs: Sequence[Value] | None = None,
-                operations: Sequence[Operation] | None = None) -> Graph:
+                operations: Sequence[Operation] | None = None, checks: Sequence[Check] | None = None) -> Graph:
         """A copy with some parts changed; the outputs' names stay while their number does."""
         keep = outputs is None or len(outputs) == len(self.outputs)
         return Graph(self.name, self.inputs if inputs is None else inputs,
                      self.outputs if outputs is None else outputs,
                      self.operations if operations is None else operations, self.output_names if keep else None,
-                     self.checks)
+                     self.checks if checks is None else checks)
 
     def producers(self) -> dict[Value, Operation]:
         """Which operation defines each value."""

@@ -6,20 +6,22 @@ that groups that compute the same thing give equal programs and share one kernel
 Symbolic sizes: the program has symbols of its own, s0, s1, …, parameters after the buffers, in order of first use in the
 buffers' shapes (and then in the recipes). Each stands for a symbol of the graph, or for what is no sum or product there (a
 quotient, a minimum), which the host computes and passes: the shapes of a deep convolution are then as simple as those of
-the first one. Range and usual value are its own (`loop.ir.Span`).
+the first one. Range and usual value are its own (`loop.ir.Span`). Sizes that the group's operations take to be equal, which
+the host has checked before it launches the kernel, have one symbol.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from tilewright.core.errors import InternalError
+from tilewright.graph.assumed import assumed_of
 from tilewright.graph.infer import dim
 from tilewright.graph.ir import Operation, TensorType, Value
 from tilewright.graph.passes.fuse import Group
 from tilewright.graph.registry import record_of
 from tilewright.loop.bounds import bounds
 from tilewright.loop.ir import Add, Expr, Mul, Program, Span, Sub, Var, estimate
-from tilewright.loop.substitute import free_vars
+from tilewright.loop.substitute import free_vars, substitute
 from tilewright.tensor.compute import Tensor, const_table, create_program, placeholder
 
 LITERAL_ELEMENTS = 1
@@ -70,14 +72,30 @@ class _Sizes:
         self.symbols: dict[Var, Expr] = {}
         self.of: dict[Expr, Var] = {}
         self.values: dict[Value, Value] = {}
+        self.equal: dict[Var, Expr] = {}
+        if any(not v.type.is_static for v in [*group.inputs, *group.outputs]):
+            self.join(group)
         for v in [*group.inputs, *group.outputs]:
             self.shape(v)
 
     def shape(self, v: Value) -> tuple[Expr, ...]:
         return tuple([self.expr(d) for d in v.shape])
 
+    def join(self, group: Group) -> None:
+        """Enter the sizes that are taken to be equal: a symbol is what it must be equal to."""
+        for op in group.operations:
+            for e in assumed_of(op):
+                a, b = (substitute(x, self.equal) for x in (e.a, e.b))
+                if e.relation == "at most" or a == b:
+                    continue
+                new, old = (b, a) if isinstance(b, Var) and b not in free_vars(a) else (a, b)
+                if isinstance(new, Var) and new not in free_vars(old):
+                    self.equal = {s: substitute(x, {new: old}) for s, x in self.equal.items()} | {new: old}
+
     def expr(self, e: Expr) -> Expr:
         """An expression over the graph's symbols as one over the program's."""
+        if self.equal and not self.equal.keys().isdisjoint(free_vars(e)):
+            e = dim(substitute(e, self.equal))
         if isinstance(e, Add | Sub | Mul):
             return dim(e.map(self.expr))
         if not free_vars(e):

@@ -94,13 +94,12 @@ class Planner:
         self.taps: list[Value] = []
         self.hosts: list[HostCall] = []
         self.constants: dict[Value, Buffer] = {}
-        self.checks: list[Check] = []
         self.grown = 0
 
     def plan(self, graph: Graph, name: str = "main", made_outputs: Iterable[int] = ()) -> HostPlan:
         """The host program of a whole model. `made_outputs`: outputs whose memory the program asks the runtime for, beside
         those whose sizes are not known before."""
-        self.constants, self.checks, self.grown = {}, list(graph.checks), 0
+        self.constants, self.grown = {}, 0
         inputs = {v: host.buffer_of(v, f"in_{v.name}", "global") for v in graph.inputs}
         sources = {d: ("dim", len(graph.inputs) + i, axis) for i, v in reversed([*enumerate(graph.inputs)])
                    for axis, d in reversed([*enumerate(v.shape)]) if isinstance(d, Var)}
@@ -153,6 +152,7 @@ class Part:
         self.cells: dict[int, dict[str | Var, Buffer]] = {}
         self.bound: dict[Var, int] = dict.fromkeys(visible, ENTRY)
         self.openings: dict[int, _Opening] = {}
+        self.checks: list[Check] = list(graph.checks)
         self.root = self._alias_roots()
         self._find_symbols()
         self._place(results)
@@ -333,9 +333,9 @@ class Part:
         """What follows when the symbols of a step have their values: checks, then memory."""
         out: list[Item] = []
         known = {v for v, s in self.bound.items() if s <= step}
-        ready = [c for c in self.planner.checks if set(free_vars(c.cond)) <= known]
-        self.planner.checks = [c for c in self.planner.checks if c not in ready]
-        out += [host.must_hold(c.cond, c.message) for c in ready]
+        ready = [c for c in self.checks if set(free_vars(c.cond)) <= known]
+        self.checks = [c for c in self.checks if c not in ready]
+        out += [host.must_hold(c.cond, c.message, c.values) for c in ready]
         opening = self.openings.get(step)
         if opening is None:
             return out

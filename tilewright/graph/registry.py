@@ -14,9 +14,9 @@ import numpy as np
 from tilewright.core.dtype import DType, boolean, dtype, i64
 from tilewright.core.errors import InternalError, UserError
 from tilewright.core.registry import Registry
-from tilewright.graph.infer import MAX_ELEMENTS, constant_of, dim, element_count
+from tilewright.graph.infer import MAX_ELEMENTS, constant_of, dim, element_count, expect_at_most
 from tilewright.graph.ir import Operation, TensorType, Value
-from tilewright.loop.ir import Expr, as_int, const
+from tilewright.loop.ir import Const, Expr, Var, as_int, const
 
 Fusion = Literal["elementwise", "broadcast", "injective", "view", "reduction", "anchor", "opaque"]
 """How an operation may be fused: "elementwise" (output index = every input's index), "broadcast" (the same with NumPy
@@ -98,6 +98,9 @@ def make(op: str, inputs: Sequence[Value | None], attrs: dict[str, Any] | None =
         for t in types:
             if any((as_int(d) or 0) < 0 for d in t.shape):
                 raise UserError("shape-mismatch", f"{op}: a result would have a negative size: {t}")
+            for d in t.shape:
+                if not isinstance(d, Const | Var):
+                    expect_at_most(bare, const(0), d, "the size of a result")
     except UserError as fault:
         if fault.where:
             raise
@@ -105,6 +108,7 @@ def make(op: str, inputs: Sequence[Value | None], attrs: dict[str, Any] | None =
     base = name or op
     outs = [Value(base if k == 0 else f"{base}.{k}", t, loc=loc) for k, t in enumerate(types)]
     out = Operation(op, inputs, bare.attrs, outs, regions, loc)
+    out.assumed = bare.assumed
     known = known_elements(rec, out)
     for v, e in zip(outs, known, strict=True):
         v.elements = e

@@ -6,6 +6,7 @@ version; then the program that looks at a run's sizes and calls the first versio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from tilewright.core.errors import InternalError, UserError
@@ -18,20 +19,29 @@ from tilewright.loop.ir import Buffer, Expr, If, Launch, Program, Span, Stmt, Va
 Source = tuple[str | int, ...]
 
 
-def version_shapes(graph: Graph, sizes: Mapping[str, Any], where: str) -> dict[str, tuple[int | str, ...]]:
-    """Shapes by input name where `sizes` gives numbers to some of the graph's symbols; the others keep their spans.
+def version_shapes(graph: Graph, sizes: Mapping[str, Any], where: str,
+                   joined: Mapping[str, Expr] = MappingProxyType({})) -> dict[str, tuple[int | str, ...]]:
+    """Shapes by input name where `sizes` gives numbers to some of the graph's symbols, which may be named as those that they
+    stand for (`joined`); the others keep their spans.
     Raises UserError "version-invalid": an unknown symbol, no number, a number that no run may have, nothing given."""
     symbols = {s.name: s for s in symbols_of(d for v in graph.inputs for d in v.shape)}
     if not isinstance(sizes, Mapping) or not sizes:
         raise UserError("version-invalid", f"a version gives sizes to symbols, {{\"batch\": 1}}, not {sizes!r}", where=where)
+    given: dict[str, Any] = {}
     for name, n in sizes.items():
+        stands = joined.get(name)
+        if stands is not None and not isinstance(stands, Var):
+            raise UserError("version-invalid", f"{name!r} is {stands!r} in any run of this model", where=where)
+        name = name if stands is None else stands.name
+        if given.setdefault(name, n) != n:
+            raise UserError("version-invalid", f"{name!r} cannot be {given[name]} and {n!r} at once", where=where)
         if name not in symbols:
             raise UserError("version-invalid", f"the model has no symbol {name!r}", where=where,
                             hint="known: " + (", ".join(sorted(symbols)) or "none, all sizes are set"))
         span = symbols[name].span or Span()
         if isinstance(n, bool) or not isinstance(n, int) or n not in span:
             raise UserError("version-invalid", f"{name!r} is {span}, which {n!r} is not", where=where)
-    return {v.name: tuple([_size(d, sizes) for d in v.shape]) for v in graph.inputs}
+    return {v.name: tuple([_size(d, given) for d in v.shape]) for v in graph.inputs}
 
 
 def _size(d: Expr, sizes: Mapping[str, Any]) -> int | str:

@@ -7,7 +7,7 @@ Model-local functions and operators that ONNX defines in terms of others are put
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,10 +45,11 @@ from tilewright.frontend.onnx.inputs import input_types
 from tilewright.frontend.onnx.read import read_model
 from tilewright.frontend.onnx.structure import STRING, Item, Series, take_apart, tensors_of, tree_of
 from tilewright.frontend.onnx.tensors import ELEMENT_NUMBERS, to_array
+from tilewright.graph.assumed import joined_sizes
 from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.ops.custom import CustomOp
-from tilewright.loop.ir import as_int
+from tilewright.loop.ir import Expr, Var, as_int
 
 TABLES = (ops_math, ops_shape, ops_select, ops_reduce, ops_nn, ops_resize, ops_sample, ops_quant, ops_signal, ops_train,
           ops_einsum, ops_linalg, ops_control, ops_recurrent, ops_old, ops_sequence, ops_string, ops_ml, ops_trees,
@@ -58,9 +59,11 @@ TABLES = (ops_math, ops_shape, ops_select, ops_reduce, ops_nn, ops_resize, ops_s
 
 @dataclass
 class Imported:
-    """A graph of tensors, and how the model's own inputs and outputs are made of them."""
+    """A graph of tensors, and how the model's own inputs and outputs are made of them. `joined`: what stands for symbols of
+    the inputs that the model needs to be equal to others, or to a number, by name."""
     graph: Graph
     signature: Signature
+    joined: Mapping[str, Expr] = field(default_factory=dict)
 
 
 def import_onnx(model: Any, *, shapes: Mapping[str, Any] | None = None, custom_ops: Sequence[CustomOp] = ()) -> Graph:
@@ -75,6 +78,8 @@ def import_model(model: Any, *, shapes: Mapping[str, Any] | None = None, custom_
     {"image": ("batch", 3, 224, 224)} with names for symbols. Symbolic dimensions that are not set stay symbols.
     `custom_ops` are the user's own operators, which come before those of the same name.
     A sequence has a list of its elements' shapes, an optional value that is not there has None.
+    Sizes of inputs that the model's operators need to be equal are one symbol, whatever the file names them: it is then read
+    again.
 
     Raises UserError: onnx-missing-file, onnx-malformed, onnx-unsupported-op, onnx-unsupported-opset,
     onnx-unsupported-type, onnx-unsupported-variant, onnx-external-data, onnx-initializer-size, onnx-invalid-graph,
@@ -84,7 +89,15 @@ def import_model(model: Any, *, shapes: Mapping[str, Any] | None = None, custom_
     opsets, functions = checks.opsets_of(proto.opset_import), checks.functions_of(proto)
     custom = {(checks.domain_of(domain), name): c for c in custom_ops for domain, name in [c.key]}
     checks.check_operators(proto, opsets, functions, custom)
-    return Reader(functions, folder, custom).main(proto.graph, opsets, shapes or {})
+    arrays: dict[int, Any] = {}
+    joined: dict[str, Expr] = {}
+    while True:
+        read = Reader(functions, folder, custom, arrays).main(proto.graph, opsets, shapes or {}, joined)
+        found = joined_sizes(read.graph)
+        if not found:
+            return replace(read, joined=joined)
+        joined = {name: found.get(e.name, e) if isinstance(e, Var) else e for name, e in joined.items()}
+        joined |= {name: e for name, e in found.items() if name not in joined}
 
 
 def check_readable(model: Any) -> None:
@@ -127,19 +140,22 @@ class Reader:
     """Reads the nodes of one model."""
 
     def __init__(self, functions: dict[checks.Key, Any], folder: Path | None,
-                 custom: Mapping[tuple[str, str], CustomOp] = MappingProxyType({})) -> None:
+                 custom: Mapping[tuple[str, str], CustomOp] = MappingProxyType({}),
+                 arrays: dict[int, Any] | None = None) -> None:
         self.functions, self.folder, self.custom = functions, folder, custom
+        self.arrays = {} if arrays is None else arrays  # of weights that an earlier reading has read
         self.nodes = 0
         self.active: list[Any] = []
         self.strings: set[Value] = set()  # numbers that stand for strings
         self.declared: dict[str, tuple[int, ...]] = {}
 
     # ---- graphs ------------------------------------------------------------------------------------------------------
-    def main(self, proto: Any, opsets: checks.Opsets, shapes: Mapping[str, Any]) -> Imported:
+    def main(self, proto: Any, opsets: checks.Opsets, shapes: Mapping[str, Any],
+             joined: Mapping[str, Expr] = MappingProxyType({})) -> Imported:
         b, scope = GraphBuilder(proto.name or "main"), Scope(opsets)
         fixed = {t.name for t in proto.initializer}
         given = take_apart([v for v in proto.input if v.name not in fixed], shapes)
-        made = {name: b.input(name, t) for name, t in input_types(given.infos, given.shapes).items()}
+        made = {name: b.input(name, t) for name, t in input_types(given.infos, given.shapes, joined).items()}
         self.strings |= {made[name] for name in given.strings}
         for name, names in given.trees:
             scope.values[name] = _item(names, made)
@@ -173,7 +189,9 @@ class Reader:
         for t in proto.initializer:
             if t.name in scope.values or not t.name:
                 raise invalid(f"the initializer {t.name!r} is defined twice or has no name")
-            scope.values[t.name] = v = b.constant(to_array(t, self.folder), t.name)
+            if id(t) not in self.arrays:
+                self.arrays[id(t)] = to_array(t, self.folder)
+            scope.values[t.name] = v = b.constant(self.arrays[id(t)], t.name)
             if t.data_type == STRING:
                 self.strings.add(v)
         names = [v.name for v in proto.output]

@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from tilewright.core.errors import UserError
@@ -19,8 +20,10 @@ FREE = Span(least=0)
 _SPAN = re.compile(r"(\d+)\.\.(\d*)(?:%(\d+))?(?:~(\d+))?")
 
 
-def input_types(infos: Sequence[Any], shapes: Mapping[str, Any]) -> dict[str, TensorType]:
-    """Types by input name, in order. One symbol (Var) per name of a dimension across all inputs.
+def input_types(infos: Sequence[Any], shapes: Mapping[str, Any],
+                joined: Mapping[str, Expr] = MappingProxyType({})) -> dict[str, TensorType]:
+    """Types by input name, in order. One symbol (Var) per name of a dimension across all inputs; `joined` says what stands
+    for those that are one, by name.
 
     `shapes` maps an input's name to its whole shape, or a symbol's name to a size. A size is a number, a name, a range
     such as "1..512", "1.." or "8..512%8" (multiples of 8), each followed by "~128" where 128 is usual; a name may be
@@ -43,7 +46,10 @@ def input_types(infos: Sequence[Any], shapes: Mapping[str, Any]) -> dict[str, Te
     given = _Given(declared)
     for name, value in shapes.items():
         given.take(name, value)
-    return {name: TensorType(elements[name], tuple([given.size(d) for d in given.shape(name)])) for name in declared}
+    def size(d: Size) -> Expr:
+        e = given.size(d)
+        return joined.get(e.name, e) if isinstance(e, Var) else e
+    return {name: TensorType(elements[name], tuple([size(d) for d in given.shape(name)])) for name in declared}
 
 
 def _declared(info: Any) -> list[Size] | None:

@@ -8,11 +8,20 @@ import numpy as np
 
 from tilewright.core.dtype import boolean
 from tilewright.core.errors import UserError
-from tilewright.graph.infer import axis_of, constant_of, elements_of, expect, expect_rank, operand, same
+from tilewright.graph.infer import (
+    axis_of,
+    constant_of,
+    elements_of,
+    expect,
+    expect_rank,
+    expect_same_dim,
+    operand,
+    same,
+)
 from tilewright.graph.ir import Graph, Operation, TensorType, Value, used_values
 from tilewright.graph.registry import Array, Attr, OpRecord
 from tilewright.graph.symbols import defining_operations, new_symbols, symbols_of
-from tilewright.loop.ir import Expr, Span, Var, as_int
+from tilewright.loop.ir import Expr, Span, Var, as_int, const
 
 
 def _joined(op: Operation, a: TensorType, b: TensorType, what: str) -> TensorType:
@@ -41,8 +50,8 @@ def _regions(op: Operation, count: int) -> tuple[Graph, ...]:
 
 def _scalar_bool(op: Operation, v: Value) -> None:
     expect(v.dtype is boolean, "dtype-mismatch", lambda: f"{op.op}: the condition %{v.name} is {v.dtype}, not bool")
-    expect(all(same(d, 1) is not False for d in v.shape), "shape-mismatch",
-           lambda: f"{op.op}: the condition %{v.name} has more than one element: {v.type}")
+    for d in v.shape:
+        expect_same_dim(op, d, const(1), f"the elements of the condition %{v.name} {v.type}")
 
 
 # ---- if --------------------------------------------------------------------------------------------------------------
@@ -150,8 +159,7 @@ def _infer_scan(op: Operation) -> Sequence[TensorType]:
     for k in range(a["sequences"]):
         x = operand(op, states + k)
         expect_rank(op, x, body.inputs[states + k].rank + 1)
-        expect(same(x.shape[a["in_axes"][k]], length) is not False, "shape-mismatch",
-               f"scan: sequence {k} has {x.shape[a['in_axes'][k]]!r} steps, the first has {length!r}")
+        length = expect_same_dim(op, length, x.shape[a["in_axes"][k]], f"the steps of the first sequence and of %{x.name}")
     out = [_joined(op, operand(op, k).type, body.outputs[k].type, f"state {k}") for k in range(states)]
     for t, axis in zip(_rows(op, body, len(body.outputs) - states), a["out_axes"], strict=True):
         out.append(TensorType(t.dtype, (*t.shape[:axis], length, *t.shape[axis:])))

@@ -13,15 +13,16 @@ from tilewright.graph.infer import (
     element_count,
     element_grid,
     expect,
+    expect_at_most,
     expect_dtype,
     expect_rank,
+    expect_same_dim,
     expect_same_dtype,
     grid_elements,
     operands,
-    same,
     show,
 )
-from tilewright.graph.ir import Operation, TensorType
+from tilewright.graph.ir import Operation, TensorType, Value
 from tilewright.graph.ops import gradients
 from tilewright.graph.ops.recipes import is_narrow, widened
 from tilewright.graph.registry import Array, Attr, OpRecord
@@ -79,11 +80,15 @@ def _infer_gather_elements(op: Operation) -> Sequence[TensorType]:
     x, idx = operands(op, 2)
     _integers(op, 1)
     expect_rank(op, idx, x.rank)
-    for d, (n, m) in enumerate(zip(idx.shape, x.shape, strict=True)):
-        a, b = as_int(n), as_int(m)
-        expect(d == op.attrs["axis"] or a is None or b is None or a <= b, "shape-mismatch",
-               f"{op.op}: the indices have {a} places along axis {d}, the operand {b}")
+    _fewer_places(op, idx, x)
     return [TensorType(x.dtype, idx.shape)]
+
+
+def _fewer_places(op: Operation, idx: Value, x: Value) -> None:
+    """Along the other axes the indices have at most as many places as the operand."""
+    for k, (n, m) in enumerate(zip(idx.shape, x.shape, strict=True)):
+        if k != op.attrs["axis"]:
+            expect_at_most(op, n, m, f"the places of the indices %{idx.name} along axis {k} of %{x.name}")
 
 
 def _gather_elements(attrs: dict[str, Any], x: Array, idx: Array) -> Array:
@@ -120,8 +125,7 @@ def _infer_gather_nd(op: Operation) -> Sequence[TensorType]:
     b = op.attrs["batch_dims"]
     n = _tuple_length(op, x.rank, idx.shape, b)
     for k in range(b):
-        expect(same(x.shape[k], idx.shape[k]) is not False, "shape-mismatch",
-               f"gather_nd: batch axis {k}: {x.shape[k]!r} and {idx.shape[k]!r}")
+        expect_same_dim(op, x.shape[k], idx.shape[k], f"batch axis {k} of %{x.name} and the indices %{idx.name}")
     return [TensorType(x.dtype, (*idx.shape[:-1], *x.shape[b + n:]))]
 
 
@@ -152,6 +156,9 @@ def _infer_scatter_elements(op: Operation) -> Sequence[TensorType]:
     expect_rank(op, idx, x.rank)
     expect_rank(op, updates, x.rank)
     expect_same_dtype(op, x, updates)
+    for k, (n, m) in enumerate(zip(idx.shape, updates.shape, strict=True)):
+        expect_same_dim(op, n, m, f"axis {k} of the indices %{idx.name} and the updates %{updates.name}")
+    _fewer_places(op, idx, x)
     _known_reduction(op)
     return [x.type]
 
@@ -175,6 +182,8 @@ def _infer_scatter_nd(op: Operation) -> Sequence[TensorType]:
     expect_same_dtype(op, x, updates)
     n = _tuple_length(op, x.rank, idx.shape, 0)
     expect_rank(op, updates, idx.rank - 1 + x.rank - n)
+    for k, (have, want) in enumerate(zip(updates.shape, (*idx.shape[:-1], *x.shape[n:]), strict=True)):
+        expect_same_dim(op, have, want, f"axis {k} of the updates %{updates.name}")
     _known_reduction(op)
     return [x.type]
 

@@ -16,16 +16,14 @@ from tilewright.graph.infer import (
     axis_of,
     expect,
     expect_dtype,
+    expect_expands,
     expect_rank,
     expect_same_dim,
     expect_same_dtype,
-    is_one,
     operand,
     operands,
     optional,
     product,
-    same,
-    show,
 )
 from tilewright.graph.ir import Operation, TensorType, Value
 from tilewright.graph.ops import gradients
@@ -118,10 +116,7 @@ def _infer_row_norm(op: Operation) -> Sequence[TensorType]:
         if v is None:
             continue
         expect_same_dtype(op, x, v)
-        rest = x.shape[axis:]
-        fits = v.rank <= len(rest) and all(is_one(d) or same(d, n) is not False for d, n in
-                                           zip(reversed(v.shape), reversed(rest), strict=False))
-        expect(fits, "shape-mismatch", f"{op.op}: %{v.name} {show(v.shape)} does not fit the axes {show(rest)}")
+        expect_expands(op, v.shape, x.shape[axis:], f"%{v.name}")
     return [x.type]
 
 

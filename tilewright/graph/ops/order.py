@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.core.dtype import DType, boolean, f64, i32, i64, u32, u64
-from tilewright.graph.infer import axis_of, expect, expect_dtype, expect_rank, operands
+from tilewright.graph.infer import axis_of, expect_at_most, expect_dtype, expect_rank, operands
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import call, widened
 from tilewright.graph.registry import Array, Attr, OpRecord
@@ -86,8 +86,7 @@ def _normalize_axis(op: Operation) -> dict[str, Any]:
 def _infer_topk(op: Operation) -> Sequence[TensorType]:
     (x,) = operands(op, 1)
     axis = op.attrs["axis"]
-    n, k = as_int(x.shape[axis]), as_int(op.attrs["k"])
-    expect(n is None or k is None or k <= n, "shape-mismatch", lambda: f"topk: {k} of {n} elements")
+    expect_at_most(op, op.attrs["k"], x.shape[axis], f"k of the elements of %{x.name} along axis {axis}")
     shape = (*x.shape[:axis], op.attrs["k"], *x.shape[axis + 1:])
     return [TensorType(x.dtype, shape), TensorType(i64, shape)]
 

@@ -59,6 +59,9 @@ def _infer(states: int, gates: int, activations: int) -> Callable[[Operation], S
                 expect(state.rank == 3, "rank-mismatch", f"{op.op}: the state %{state.name} {state.type}")
                 for d, want in zip(state.shape, (directions, batch, units), strict=True):
                     expect_same_dim(op, d, want, f"the state %{state.name} {state.type}")
+        lengths = optional(op, len(op.inputs) - 1)
+        if lengths is not None and lengths.rank == 1:
+            expect_same_dim(op, lengths.shape[0], batch, f"the lengths %{lengths.name} {lengths.type}")
         names = op.attrs["activations"].split()
         expect(len(names) == activations and all(n in ACTIVATIONS for n in names), "attribute-invalid",
                f"{op.op}: activations {op.attrs['activations']!r}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.core.dtype import boolean, i64
-from tilewright.graph.infer import expect, expect_dtype, expect_rank, expect_same_dtype, operands, same
+from tilewright.graph.infer import expect_dtype, expect_rank, expect_same_dim, expect_same_dtype, operands
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.registry import Array, OpRecord
 from tilewright.loop.ir import Call, Expr, Select, maximum, minimum
@@ -27,8 +27,7 @@ def _infer(op: Operation) -> Sequence[TensorType]:
     expect_dtype(op, missing, missing.dtype is boolean, "booleans")
     for v in (feature, low, high, missing, yes, no):
         expect_rank(op, v, 1)
-        expect(same(v.shape[0], feature.shape[0]) is not False, "shape-mismatch",
-               lambda: f"tree_step: {v.type} and {feature.type} do not say the same number of nodes")  # noqa: B023
+        expect_same_dim(op, v.shape[0], feature.shape[0], f"the nodes of %{v.name} and %{feature.name}")
     return [node.type]
 
 

@@ -15,6 +15,7 @@ from tilewright.graph.infer import (
     element_grid,
     elements_of,
     expect,
+    expect_same_dim,
     grid_elements,
     is_one,
     operands,
@@ -74,6 +75,9 @@ def _infer_reshape(op: Operation) -> Sequence[TensorType]:
     if not both_empty and same(product(left), product(rest)) is False:
         raise UserError("shape-mismatch", f"reshape: {show(x.shape)} has another number of elements than "
                         f"{show(op.attrs['shape'])}")
+    if not both_empty:
+        expect_same_dim(op, product(x.shape), product(op.attrs["shape"]),
+                        f"the elements of {show(x.shape)} and of {show(op.attrs['shape'])}")
     return [TensorType(x.dtype, op.attrs["shape"])]
 
 

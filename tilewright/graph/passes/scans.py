@@ -46,7 +46,7 @@ def _loop(op: Operation, b: GraphBuilder) -> Sequence[Value] | None:
         gather = make("gather", [x, at], {"axis": axis}, name=inside.name)
         picks.append(Operation("gather", gather.inputs, gather.attrs, [inside]))
     region = Graph(body.name, [turn, going, *body.inputs[:len(states)]], [going, *body.outputs],
-                   [*picks, *body.operations])
+                   [*picks, *body.operations], checks=body.checks)
     types = [v.type for v in op.outputs[:len(states)]]
     for v, axis in zip(op.outputs[len(states):], a["out_axes"], strict=True):  # with the symbols that what follows knows
         types.append(TensorType(v.dtype, (steps, *v.shape[:axis], *v.shape[axis + 1:])))
