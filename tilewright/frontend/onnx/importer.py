@@ -89,7 +89,7 @@ def import_model(model: Any, *, shapes: Mapping[str, Any] | None = None, custom_
     opsets, functions = checks.opsets_of(proto.opset_import), checks.functions_of(proto)
     custom = {(checks.domain_of(domain), name): c for c in custom_ops for domain, name in [c.key]}
     checks.check_operators(proto, opsets, functions, custom)
-    arrays: dict[int, Any] = {}
+    arrays: dict[str, Any] = {}
     joined: dict[str, Expr] = {}
     while True:
         read = Reader(functions, folder, custom, arrays).main(proto.graph, opsets, shapes or {}, joined)
@@ -141,9 +141,9 @@ class Reader:
 
     def __init__(self, functions: dict[checks.Key, Any], folder: Path | None,
                  custom: Mapping[tuple[str, str], CustomOp] = MappingProxyType({}),
-                 arrays: dict[int, Any] | None = None) -> None:
+                 arrays: dict[str, Any] | None = None) -> None:
         self.functions, self.folder, self.custom = functions, folder, custom
-        self.arrays = {} if arrays is None else arrays  # of weights that an earlier reading has read
+        self.arrays = {} if arrays is None else arrays  # of the model's own weights, which an earlier reading has read
         self.nodes = 0
         self.active: list[Any] = []
         self.strings: set[Value] = set()  # numbers that stand for strings
@@ -189,9 +189,10 @@ class Reader:
         for t in proto.initializer:
             if t.name in scope.values or not t.name:
                 raise invalid(f"the initializer {t.name!r} is defined twice or has no name")
-            if id(t) not in self.arrays:
-                self.arrays[id(t)] = to_array(t, self.folder)
-            scope.values[t.name] = v = b.constant(self.arrays[id(t)], t.name)
+            kept = self.arrays if scope.outer is None else {}
+            if t.name not in kept:
+                kept[t.name] = to_array(t, self.folder)
+            scope.values[t.name] = v = b.constant(kept[t.name], t.name)
             if t.data_type == STRING:
                 self.strings.add(v)
         names = [v.name for v in proto.output]
