@@ -44,7 +44,7 @@ def joined_sizes(graph: Graph) -> dict[str, Expr]:
             for s in classes[b]:
                 classes[s] = one
         elif n is not None:
-            weak = e.relation == "broadcast"
+            weak = e.relation != "equal"
             if not all(n in (s.span or Span()) for s in one):
                 if not weak:
                     raise UserError("shape-mismatch", f"{e.what}: {a!r} must be {n}, and is {_spans(one)}",
@@ -62,6 +62,11 @@ def joined_sizes(graph: Graph) -> dict[str, Expr]:
             new = Var(_best_name(graph, sorted(one, key=symbols.index)), span=_common(one))
             out |= {s.name: new for s in one}
     return out
+
+
+def broadcast_symbols(graph: Graph) -> set[str]:
+    """The names of the symbols that are taken to be equal to others only because they are broadcast with them."""
+    return {s.name for _, e in _taken(graph) if e.relation != "equal" for s in (e.a, e.b) if isinstance(s, Var)}
 
 
 def _taken(graph: Graph) -> Iterator[tuple[Operation, Assumed]]:
@@ -126,7 +131,12 @@ def _checked(graph: Graph, known: set[Var], places: Mapping[Var, str], may_not_r
 
 
 def _check(op: Operation, e: Assumed, places: Mapping[Var, str]) -> Check:
-    cond, must = (e.a <= e.b, "at most") if e.relation == "at most" else (e.a.eq(e.b), "equal to")
+    if e.relation == "at most":
+        cond, must = e.a <= e.b, "at most"
+    elif e.relation == "repeated":
+        cond, must = e.a.eq(e.b) | e.a.eq(1), "1 or equal to"
+    else:
+        cond, must = e.a.eq(e.b), "equal to"
     where = [f"{s.name} is {places[s]}" for s in symbols_of((e.a, e.b)) if s in places]
     text = f"{op.loc or op.op}: {e.what}: the size {e.a!r} must be {must} {e.b!r}{''.join(f', {w}' for w in where)}"
     return Check(cond, f"{text.replace('{}', '{ }')}: they are {{}} and {{}}", (e.a, e.b))

@@ -13,7 +13,7 @@ import numpy as np
 
 from tilewright.core.dtype import DType, boolean, i64
 from tilewright.core.errors import UserError
-from tilewright.graph.ir import Assumed, Operation, TensorType, Value
+from tilewright.graph.ir import Assumed, Operation, Relation, TensorType, Value
 from tilewright.loop.bounds import prove
 from tilewright.loop.ir import Const, Expr, IntoExpr, Var, as_int, const, expr
 from tilewright.loop.simplify import simplify
@@ -139,14 +139,14 @@ def expect_at_most(op: Operation, a: Expr, b: Expr, what: str) -> None:
         op.assumed.append(Assumed(a, b, what, "at most"))
 
 
-def expect_expands(op: Operation, shape: Shape, to: Shape, what: str) -> None:
+def expect_expands(op: Operation, shape: Shape, to: Shape, what: str, relation: Relation = "broadcast") -> None:
     """A shape must be broadcast to another that is given (NumPy's rule)."""
     fits = len(shape) <= len(to)
     for k, (d, n) in enumerate(zip(reversed(shape), reversed(to), strict=False)):
         known = True if is_one(d) else same(d, n)
         fits = fits and known is not False
         if known is None:
-            op.assumed.append(Assumed(d, n, f"{what}, axis {-1 - k}", "broadcast"))
+            op.assumed.append(Assumed(d, n, f"{what}, axis {-1 - k}", relation))
     expect(fits, "shape-mismatch", lambda: f"{op.op}: {what} {show(shape)} does not expand to {show(to)}")
 
 

@@ -80,14 +80,18 @@ class Value:
         return f"%{self.name}: {self.type}"
 
 
+Relation = Literal["equal", "broadcast", "repeated", "at most"]
+
+
 @dataclass(frozen=True)
 class Assumed:
-    """What inference took for granted of two sizes: that they are equal, that they are equal as those of a broadcast (where
-    one of them might also be 1), or that `a` is at most `b`. `what` says which sizes of the operator these are."""
+    """What inference took for granted of two sizes: that they are equal; that they are equal in a broadcast, where one might
+    as well be 1, and is not; that `a`, which is repeated, is equal to `b` or 1; or that `a` is at most `b`. `what` says
+    which sizes of the operator these are."""
     a: Expr
     b: Expr
     what: str
-    relation: Literal["equal", "broadcast", "at most"] = "equal"
+    relation: Relation = "equal"
 
 
 class Operation:

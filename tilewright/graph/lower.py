@@ -86,7 +86,7 @@ class _Sizes:
         for op in group.operations:
             for e in assumed_of(op):
                 a, b = (substitute(x, self.equal) for x in (e.a, e.b))
-                if e.relation == "at most" or a == b:
+                if e.relation not in ("equal", "broadcast") or a == b:
                     continue
                 new, old = (b, a) if isinstance(b, Var) and b not in free_vars(a) else (a, b)
                 if isinstance(new, Var) and new not in free_vars(old):

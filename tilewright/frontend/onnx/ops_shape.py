@@ -107,9 +107,37 @@ def transpose(c: Context) -> Result:
 @onnx_op("Expand")
 def expand(c: Context) -> Result:
     """Both ways: an axis that the target names with 1 keeps the input's size."""
-    x, wanted = c.x(), c.dims(1)
-    full = broadcast(Operation("Expand", [], {}, []), x.shape, wanted)
-    return c.add("expand", x, shape=full)
+    x = c.x()
+    if not c.is_known(1):
+        return _expand_to_data(c)
+    probe = Operation("Expand", [], {}, [])
+    y = c.add("expand", x, shape=broadcast(probe, x.shape, c.dims(1)))
+    c.b.operations[-1].assumed += probe.assumed
+    return y
+
+
+def _expand_to_data(c: Context) -> Value:
+    """To a shape that is data: where it says 1, the run takes the input's size."""
+    x, to = c.x(), c.cast(c.x(1), i64)
+    given = as_int(to.shape[0]) if to.rank == 1 else None
+    if given is None:
+        raise NeedsValue(f"the rank of the result of {c.op} depends on data", c.x(1), c.loc)
+    rank = max(given, x.rank)
+
+    def whole(v: Value, count: int) -> Value:
+        """With ones in front."""
+        return c.add("pad", v, before=(rank - count,), after=(0,), value=1) if count < rank else v
+    to, one = whole(to, given), c.const(1, i64)
+    sizes = whole(c.add("shape_of", x), x.rank) if x.rank else c.const([1] * rank, i64)
+    found = c.b.sizes(c.add("where", c.add("equal", to, one), sizes, to), name=f"{c.outputs[0]}_size")
+    full = list(found)
+    for k, d in enumerate(x.shape, rank - x.rank):
+        if as_int(d) not in (None, 1):
+            full[k] = d
+    y = c.add("expand", x, shape=full)
+    for n, d in zip(found, full, strict=True):
+        c.b.assume(n, d, f"the shape that {x.name} is broadcast to")
+    return y
 
 
 @onnx_op("Tile", since=6)

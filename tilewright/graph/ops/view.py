@@ -10,11 +10,11 @@ from tilewright.core.errors import UserError
 from tilewright.graph.infer import (
     Shape,
     axis_of,
-    broadcast,
     dim,
     element_grid,
     elements_of,
     expect,
+    expect_expands,
     expect_same_dim,
     grid_elements,
     is_one,
@@ -155,18 +155,19 @@ def _compute_transpose(op: Operation, x: Tensor) -> Tensor:
 def _infer_expand(op: Operation) -> Sequence[TensorType]:
     (x,) = operands(op, 1)
     to = op.attrs["shape"]
-    full = broadcast(op, x.shape, to)
-    for got, want in zip(full, to, strict=False):
-        if len(full) != len(to) or (is_one(want) and not is_one(got)):
-            raise UserError("shape-mismatch", f"expand: {show(x.shape)} does not expand to {show(to)}")
-    if len(full) != len(to):
-        raise UserError("shape-mismatch", f"expand: {show(x.shape)} does not expand to {show(to)}")
+    expect_expands(op, x.shape, to, f"%{x.name}", "repeated")
     return [TensorType(x.dtype, to)]
 
 
 def _compute_expand(op: Operation, x: Tensor) -> Tensor:
+    """Where it is not known while compiling whether an axis is repeated, an index stays inside."""
     shape = op.output.shape
-    return compute(shape, lambda *i: broadcast_read(x, i, shape), name="expand")
+    inside = shape[len(shape) - len(x.shape):]
+
+    def place(v: Expr, n: Expr, m: Expr) -> Expr:
+        return v if is_one(n) or same(n, m) is True else minimum(v, n - 1)
+    return compute(shape, lambda *i: broadcast_read(x, (*i[:len(i) - len(inside)], *[
+        place(v, n, m) for v, n, m in zip(i[len(i) - len(inside):], x.shape, inside, strict=True)]), shape), name="expand")
 
 
 # ---- slice -----------------------------------------------------------------------------------------------------------
