@@ -17,6 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from tilewright.broadcasts import Broadcasts
 from tilewright.bundle import write_bundle
 from tilewright.codegen.clike.languages import LANGUAGES
 from tilewright.codegen.clike.nvrtc import compile_cubin
@@ -112,7 +113,7 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
         passes = graph_pipeline(device, options)
         stages.optimized = passes.run(stages.imported, [*observers, *_from_settings()])
         for k, sizes in enumerate(versions):
-            sized = version_shapes(stages.imported, sizes, f"versions[{k}]", read.joined)
+            sized = version_shapes(stages.imported, sizes, f"versions[{k}]", read.joined.stands)
             kept = {name: s for name, s in (shapes or {}).items() if name in read.signature.structured}
             special = import_model(model, shapes={**kept, **sized}, custom_ops=custom_ops)
             stages.versions.append(passes.run(with_checks(special.graph), [*observers, *_from_settings()]))
@@ -122,6 +123,11 @@ def compile(model: Any, target: str | Target = "native", *, shapes: Mapping[str,
         if hosts and fallback == "error":
             raise refusal(hosts)
         built = build(stages, device, options, threads, progress)
+        if read.joined.broadcast:
+            again = functools.partial(compile, model, device, threads=threads, numerics=options, fallback=fallback,
+                                      custom_ops=custom_ops)
+            given = {name: s for name, s in (shapes or {}).items() if name in read.signature.structured}
+            built.broadcasts = Broadcasts(read.joined, lambda sizes: again(shapes={**given, **sizes}))
         if hosts:
             named = ", ".join([f"{n.where} ({n.op})" for n in hosts])
             warnings.warn(f"{len(hosts)} operators run on the host: {named}", HostWarning, stacklevel=2)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from tilewright.broadcasts import Broadcasts
 from tilewright.core import strings
 from tilewright.core.errors import UserError
 from tilewright.core.signature import Signature
@@ -106,6 +107,7 @@ class Model:
         self.memory = Memory(arena_bytes, weight_bytes, packed_bytes)
         self.host_nodes = list(hosts)
         self.externs = list(externs)
+        self.broadcasts: Broadcasts | None = None
         facts = descriptor.metadata.get("signature")
         self.signature = None if facts is None else Signature.of_facts(facts)
 
@@ -164,9 +166,26 @@ class Model:
     def _execute(self, values: list[Any]) -> list[Any]:
         """The outputs for the inputs' values in order."""
         if self.signature is None:
-            return self.executable.run(values)
+            return self._run(values)
         with strings.scope():
-            return self.signature.unflatten(self.executable.run(self.signature.flatten(values)))
+            return self.signature.unflatten(self._run(self.signature.flatten(values)))
+
+    def _run(self, values: Sequence[Any]) -> list[Any]:
+        """A run; where a size is 1 that the code takes to be equal to another, by the model that was made for that."""
+        try:
+            return self.executable.run(values)
+        except UserError as refused:
+            if self.broadcasts is None or refused.code != "input-shape":
+                raise
+            special = self.broadcasts.model_for(values)
+            if special is None:
+                raise
+            try:
+                return list(special.executable.run(values))
+            except UserError as e:
+                if e.code == "input-shape":
+                    raise refused from None
+                raise
 
     def _arguments(self, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         self.executable  # noqa: B018 - says that this machine is not the target before anything is asked of the inputs
@@ -334,6 +353,8 @@ class Model:
         if self._executable is not None:
             self._executable.close()
         self._constants = None
+        if self.broadcasts is not None:
+            self.broadcasts.close()
 
     def __enter__(self) -> Model:
         return self

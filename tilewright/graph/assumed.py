@@ -8,11 +8,11 @@ when it runs, since it may never run. A kernel has one size for what its operati
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from math import lcm
 
 from tilewright.core.errors import UserError
-from tilewright.graph.ir import Assumed, Check, Graph, Operation
+from tilewright.graph.ir import Assumed, Check, Graph, Operation, Value
 from tilewright.graph.registry import record_of
 from tilewright.graph.symbols import defined_symbols, symbols_of
 from tilewright.loop.ir import Expr, Span, Var, as_int, const
@@ -27,6 +27,15 @@ def assumed_of(op: Operation) -> list[Assumed]:
 
 
 # ---- sizes that are one ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Joined:
+    """Which sizes of the inputs are one: the inputs as they are declared, by the name of a symbol there what stands for it,
+    and the symbols that are taken to be equal to others because they are broadcast with them."""
+    declared: tuple[Value, ...] = ()
+    stands: Mapping[str, Expr] = field(default_factory=dict)
+    broadcast: frozenset[str] = frozenset()
+
+
 def joined_sizes(graph: Graph) -> dict[str, Expr]:
     """For each symbol of the inputs that must be equal to another, or to a number, by its name: what stands for it.
     Symbols of one class become a new one that lies in the spans of all. Raises UserError "shape-mismatch" where no size
@@ -64,9 +73,9 @@ def joined_sizes(graph: Graph) -> dict[str, Expr]:
     return out
 
 
-def broadcast_symbols(graph: Graph) -> set[str]:
-    """The names of the symbols that are taken to be equal to others only because they are broadcast with them."""
-    return {s.name for _, e in _taken(graph) if e.relation != "equal" for s in (e.a, e.b) if isinstance(s, Var)}
+def broadcast_symbols(graph: Graph) -> frozenset[str]:
+    """The names of the symbols that are taken to be equal to others because they are broadcast with them."""
+    return frozenset({s.name for _, e in _taken(graph) if e.relation != "equal" for s in (e.a, e.b) if isinstance(s, Var)})
 
 
 def _taken(graph: Graph) -> Iterator[tuple[Operation, Assumed]]:

@@ -45,7 +45,7 @@ from tilewright.frontend.onnx.inputs import input_types
 from tilewright.frontend.onnx.read import read_model
 from tilewright.frontend.onnx.structure import STRING, Item, Series, take_apart, tensors_of, tree_of
 from tilewright.frontend.onnx.tensors import ELEMENT_NUMBERS, to_array
-from tilewright.graph.assumed import joined_sizes
+from tilewright.graph.assumed import Joined, broadcast_symbols, joined_sizes
 from tilewright.graph.builder import GraphBuilder
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.ops.custom import CustomOp
@@ -59,11 +59,11 @@ TABLES = (ops_math, ops_shape, ops_select, ops_reduce, ops_nn, ops_resize, ops_s
 
 @dataclass
 class Imported:
-    """A graph of tensors, and how the model's own inputs and outputs are made of them. `joined`: what stands for symbols of
-    the inputs that the model needs to be equal to others, or to a number, by name."""
+    """A graph of tensors, and how the model's own inputs and outputs are made of them. `joined`: which symbols of the inputs
+    the model needs to be equal to others, or to a number."""
     graph: Graph
     signature: Signature
-    joined: Mapping[str, Expr] = field(default_factory=dict)
+    joined: Joined = field(default_factory=Joined)
 
 
 def import_onnx(model: Any, *, shapes: Mapping[str, Any] | None = None, custom_ops: Sequence[CustomOp] = ()) -> Graph:
@@ -90,14 +90,13 @@ def import_model(model: Any, *, shapes: Mapping[str, Any] | None = None, custom_
     custom = {(checks.domain_of(domain), name): c for c in custom_ops for domain, name in [c.key]}
     checks.check_operators(proto, opsets, functions, custom)
     arrays: dict[str, Any] = {}
+    first = read = Reader(functions, folder, custom, arrays).main(proto.graph, opsets, shapes or {})
     joined: dict[str, Expr] = {}
-    while True:
-        read = Reader(functions, folder, custom, arrays).main(proto.graph, opsets, shapes or {}, joined)
-        found = joined_sizes(read.graph)
-        if not found:
-            return replace(read, joined=joined)
+    while found := joined_sizes(read.graph):
         joined = {name: found.get(e.name, e) if isinstance(e, Var) else e for name, e in joined.items()}
         joined |= {name: e for name, e in found.items() if name not in joined}
+        read = Reader(functions, folder, custom, arrays).main(proto.graph, opsets, shapes or {}, joined)
+    return replace(read, joined=Joined(first.graph.inputs, joined, broadcast_symbols(first.graph) & joined.keys()))
 
 
 def check_readable(model: Any) -> None:
