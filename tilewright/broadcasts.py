@@ -1,8 +1,8 @@
 """Runs in which a size is 1 that the code takes to be equal to another, because the model broadcasts the one with the other:
 the model is compiled once more with such sizes set to 1 when the first run with them comes.
 
-In: which sizes of the inputs are one (`Joined`), and a function that compiles the model for given shapes. Out: for the arrays
-of a run that does not fit, the model that takes them.
+In: which sizes of the inputs are one (`Joined`), and a function that compiles the model for given shapes. Out: for a run
+that does not fit, the model that takes its arrays.
 """
 from __future__ import annotations
 
