@@ -30,17 +30,21 @@ def version_shapes(graph: Graph, sizes: Mapping[str, Any], where: str,
     given: dict[str, Any] = {}
     for name, n in sizes.items():
         stands = joined.get(name)
+        if stands is not None and as_int(stands) == n:
+            continue
         if stands is not None and not isinstance(stands, Var):
-            raise UserError("version-invalid", f"{name!r} is {stands!r} in any run of this model", where=where)
-        name = name if stands is None else stands.name
+            raise UserError("version-invalid", f"{name!r} is {stands!r} in any run of this model, not {n!r}", where=where)
+        asked, name = name, name if stands is None else stands.name
         if given.setdefault(name, n) != n:
-            raise UserError("version-invalid", f"{name!r} cannot be {given[name]} and {n!r} at once", where=where)
+            raise UserError("version-invalid", f"{asked!r} cannot be {given[name]} and {n!r} at once", where=where)
         if name not in symbols:
             raise UserError("version-invalid", f"the model has no symbol {name!r}", where=where,
                             hint="known: " + (", ".join(sorted(symbols)) or "none, all sizes are set"))
         span = symbols[name].span or Span()
         if isinstance(n, bool) or not isinstance(n, int) or n not in span:
             raise UserError("version-invalid", f"{name!r} is {span}, which {n!r} is not", where=where)
+    if not given:
+        raise UserError("version-invalid", "a version of sizes that the model itself sets", where=where)
     return {v.name: tuple([_size(d, given) for d in v.shape]) for v in graph.inputs}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tilewright.core.dtype import i64
 from tilewright.frontend.onnx.table import Context, Result, onnx_op
-from tilewright.graph.infer import constant_of
+from tilewright.graph.infer import constant_of, dim
 from tilewright.graph.ir import Value
 from tilewright.loop.ir import as_int
 
@@ -75,7 +75,9 @@ class _Recurrence:
         """The sequences' lengths, unless all are known to be whole."""
         lens = self.c.opt(4)
         known = constant_of(lens)
-        return None if known is not None and (known == (as_int(self.steps) or -1)).all() else lens
+        if lens is None or known is not None and (known == (as_int(self.steps) or -1)).all():
+            return None
+        return self.c.b.in_bounds(lens, [dim(self.steps + 1)], f"{self.c.loc}: the sequences' lengths", from_front=True)
 
     def state(self, k: int) -> Value | None:
         """The initial state of input `k`, [directions, batch, units]."""

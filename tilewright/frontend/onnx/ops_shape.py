@@ -232,6 +232,8 @@ def split(c: Context) -> Result:
     n, total = as_int(x.shape[axis]), as_int(start)
     if n is not None and total is not None and n != total:
         raise c.error("shape-mismatch", f"Split: the sizes sum to {total}, the axis has {n} elements")
+    if out:
+        c.b.assume(start, x.shape[axis], f"the sum of the parts of axis {axis} of %{x.name}")
     return out
 
 
