@@ -147,5 +147,7 @@ def _check(op: Operation, e: Assumed, places: Mapping[Var, str]) -> Check:
     else:
         cond, must = e.a.eq(e.b), "equal to"
     where = [f"{s.name} is {places[s]}" for s in symbols_of((e.a, e.b)) if s in places]
-    text = f"{op.loc or op.op}: {e.what}: the size {e.a!r} must be {must} {e.b!r}{''.join(f', {w}' for w in where)}"
-    return Check(cond, f"{text.replace('{}', '{ }')}: they are {{}} and {{}}", (e.a, e.b))
+    negative = e.relation == "at most" and as_int(e.a) == 0
+    said = f", {e.b!r}, is negative" if negative else f": the size {e.a!r} must be {must} {e.b!r}"
+    text = f"{op.loc or op.op}: {e.what}{said}{''.join(f', {w}' for w in where)}".replace("{}", "{ }")
+    return Check(cond, f"{text}: {{}}", (e.b,)) if negative else Check(cond, f"{text}: they are {{}} and {{}}", (e.a, e.b))
