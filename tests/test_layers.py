@@ -22,7 +22,8 @@ BELOW: dict[str, set[str]] = {
 # Modules that stand in a layer's folder, where their users look for them, and work above the driver.
 ENTRIES = {"frontend.onnx.backend": "onnx_backend"}
 # These see every layer; of each other only those to their left.
-TOP = ("bundle", "broadcasts", "kernels", "hosting", "model", "driver", "function", "te", "onnx_backend", "tools", "__main__")
+TOP = ("bundle", "broadcasts", "kernels", "hosting", "model", "driver", "function", "te", "onnx_backend", "tools",
+       "__main__")
 # Tables name → module, loaded when first used, and the command line, whose libraries are an optional extra.
 LAZY = {"__init__.py", "tools/cli.py", "tensor/schedule/primitives/__init__.py"}
 LOADERS = ("import_module", "__import__")

@@ -77,7 +77,7 @@ class _Recurrence:
         known = constant_of(lens)
         if lens is None or known is not None and (known == (as_int(self.steps) or -1)).all():
             return None
-        return self.c.b.in_bounds(lens, [dim(self.steps + 1)], f"{self.c.loc}: the sequences' lengths", from_front=True)
+        return self.c.b.in_bounds(lens, [dim(self.steps + 1)], from_front=True)
 
     def state(self, k: int) -> Value | None:
         """The initial state of input `k`, [directions, batch, units]."""
