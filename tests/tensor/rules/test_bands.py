@@ -49,3 +49,14 @@ def test_any_number_of_threads_gives_the_same() -> None:
     one, two = compiled(proto, threads=1), compiled(proto, threads=2)
     for a, b in zip(one(feeds), two(feeds), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_groups_run_one_after_another_on_a_core() -> None:
+    """Weights of all groups are too large for the cache, those of one are not; as many threads as you like."""
+    shape = "float[1,128,16,15]"
+    proto = model(f"conv ({shape} x) => ({shape} y) {{ a = Conv<pads = [1,1,1,1], group = 4>(x, w) y = Relu(a) }}",
+                  w=weight(128, 32, 3, 3))
+    feeds = inputs(proto)
+    near, far = compiled(proto, 2, l2=320 << 10, cores=2), compiled(proto, 1, l2=32 << 10, cores=2)
+    assert regions(near) == [1] and regions(far) == [3]
+    np.testing.assert_array_equal(near(feeds), far(feeds))

@@ -4,9 +4,10 @@ In: a Schedule whose contraction reads what a spatial block makes, and whose res
 the schedule applied: what precedes, the contraction and what follows run over one band of its rows while all that passes
 between them is in the second-level cache; bands in parallel.
 
-    parallel (chunks) | bands of a chunk | before; batch, N panel, rows of the band | reductions | tile; after
+    parallel (groups, chunks) | bands of a chunk | before; batch, N panel, rows of the band | reductions | tile; after
 
-It pays if the second operand, which every band reads anew, stays in that cache as well.
+It pays if the second operand, which every band reads anew, stays in that cache as well: that of one group, where the
+contraction is of groups that share nothing.
 """
 from __future__ import annotations
 
@@ -14,10 +15,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tilewright.loop.ir import Block, Store, as_int
+from tilewright.loop.ir import Block, IterVar, Store, as_int
 from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo
-from tilewright.tensor.regions import consumers, producers
+from tilewright.tensor.regions import accesses, consumers, producers
 from tilewright.tensor.rules.contraction import schedule_contraction
 from tilewright.tensor.rules.elementwise import schedule_elementwise
 from tilewright.tensor.rules.epilogue import is_padding
@@ -32,11 +33,12 @@ HELD = 0.9
 
 @dataclass(frozen=True)
 class Banded:
-    """The contraction, what makes its first operand, the chain of what follows, and the sizes of a band that are worth
-    trying, best first."""
+    """The contraction, what makes its first operand, the chain of what follows, the contraction's axis of groups, and the
+    sizes of a band that are worth trying, best first."""
     anchor: str
     before: str
     after: tuple[str, ...]
+    groups: IterVar | None
     sizes: tuple[int, ...]
 
 
@@ -51,16 +53,29 @@ def find_bands(sch: Schedule, info: BlockInfo, target: Target) -> Banded | None:
     second, first, result = _bytes(info.b), _bytes(info.a), _bytes(info.out)
     if rows is None or second is None or first is None or result is None:
         return None
-    per_row = -(-(first + result) // rows)
-    room = int(HELD * target.l2) - second
-    sizes = tuple(_divisors(rows, max(0, room // per_row), target.cores))
-    return Banded(info.block.name, before[0].name, after, sizes) if sizes else None
+    groups = _groups(sch, info, after[0])
+    count = 1 if groups is None else as_int(groups.extent) or 1
+    per_row = -(-(first + result) // (rows * count))
+    room = int(HELD * target.l2) - second // count
+    sizes = tuple(_divisors(rows, count, max(0, room // per_row), target.cores))
+    return Banded(info.block.name, before[0].name, after, groups, sizes) if sizes else None
 
 
-def _divisors(rows: int, most: int, cores: int) -> Iterator[int]:
+def _groups(sch: Schedule, info: BlockInfo, reader: str) -> IterVar | None:
+    """The axis of both operands along which what reads the result keeps to one place: its steps share nothing."""
+    assert info.out is not None
+    reads = [a.indices for a in accesses(state.find_block(sch.program, BlockRef(reader)))[0] if a.buffer is info.out.buffer]
+    for axis in info.batch:
+        at = [k for k, used in enumerate(info.out.vars) if axis.var in used]
+        if len(at) == 1 and (as_int(axis.extent) or 1) > 1 and len({i and i[at[0]] for i in reads}) == 1:
+            return axis
+    return None
+
+
+def _divisors(rows: int, groups: int, most: int, cores: int) -> Iterator[int]:
     """Sizes of bands that leave every core about the same number, the largest first."""
     for size in range(min(most, rows), 3, -1):
-        bands = rows // size
+        bands = groups * (rows // size)
         if rows % size == 0 and -(-bands // cores) * cores <= IMBALANCE * bands:
             yield size
 
@@ -96,9 +111,9 @@ def schedule_bands(sch: Schedule, found: Banded, size: int, target: Target) -> N
     fills: list[BlockRef] = []
     if is_padding(state.find_block(sch.program, last)):
         last, *fills = sch.decompose_padding(last)
-    bands = schedule_contraction(sch, sch.block(found.anchor), None, target, band=size)
+    bands = schedule_contraction(sch, sch.block(found.anchor), None, target, band=size, groups=found.groups)
     assert bands is not None
-    chunk = _per_chunk(as_int(sch.loop(bands).extent) or 1, target.cores)
+    chunk = _per_chunk(as_int(sch.loop(bands).extent) or 1, target.cores if found.groups is None else 1)
     chunks, bands = sch.split(bands, [None, chunk])
     before = sch.block(found.before)
     sch.compute_at(before, bands)
@@ -111,6 +126,8 @@ def schedule_bands(sch: Schedule, found: Banded, size: int, target: Target) -> N
     schedule_elementwise(sch, last, target, home=bands)
     for f in fills:
         schedule_elementwise(sch, f, target)
+    if found.groups is not None:
+        chunks = sch.fuse(state.loops_around(sch.program, sch.loop(chunks))[0].var, chunks)
     sch.parallel(chunks)
 
 

@@ -53,11 +53,11 @@ class Axes:
 
 
 def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, target: Target,
-                         band: int = 0) -> Var | None:
+                         band: int = 0, groups: IterVar | None = None) -> Var | None:
     """Schedule a contraction with an N axis; `epilogue` is the block that consumes it, or None.
 
     With `band`, so many steps of the innermost M axis go through everything before the next ones do: the loop over bands,
-    outermost, is returned for the caller to place other blocks in and to share among cores."""
+    outermost but for that over `groups`, is returned for the caller to place other blocks in and to share among cores."""
     info = classify(state.find_block(sch.program, ref))
     dot = _dot_product(sch, info, target)
     if dot is not None:
@@ -97,6 +97,8 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     if band and axes.column is not None:
         bands, axes.column = sch.split(axes.column, [None, band])
         axes.outer.insert(0, bands)
+        if groups is not None:
+            axes.outer.sort(key=lambda v: v is not loop_of[groups.var])
     if share and not chunk and axes.row is not None:
         part, axes.row = sch.split(axes.row, [None, share])
         axes.outer.insert(0, part)
