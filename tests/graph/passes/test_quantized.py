@@ -2,6 +2,7 @@
 kernels. Scales are powers of two here, so that f32 is exact and results are compared bit by bit."""
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,10 @@ from tilewright.graph.passes.fold import fold_constants
 from tilewright.graph.passes.fuse import fuse
 from tilewright.graph.passes.integer_products import integer_products
 from tilewright.graph.pipeline import graph_pipeline
-from tilewright.target import get_target
+from tilewright.target import Target, get_target
 
 X86, ARM = get_target("x86-64-v4"), get_target("aarch64-neon")
+VNNI = dataclasses.replace(X86, intrinsics=(*X86.intrinsics, "vnni"))
 
 
 class Codes(Net):
@@ -160,7 +162,7 @@ def qdq(opset: int = 17) -> onnx.ModelProto:
 
 def test_products_of_dequantized_operands_are_products_of_codes() -> None:
     graph = import_onnx(qdq())
-    after = fold_constants(dequantized_operands(graph, X86))
+    after = fold_constants(dequantized_operands(graph, VNNI))
     same(graph, after)
     assert [op.output.dtype for op in after.operations if op.op in ("conv", "matmul")] == [i32] * 3
     (pool,) = (op for op in after.operations if op.op == "max_pool")
@@ -168,8 +170,9 @@ def test_products_of_dequantized_operands_are_products_of_codes() -> None:
     assert counts(after)["round"] == 4  # not behind the pooling, which changes no code
 
 
-def test_strict_numerics_keep_sums_of_floats() -> None:
-    after = fold_constants(dequantized_operands(import_onnx(qdq()), X86, exact=True))
+@pytest.mark.parametrize("target, exact", [(VNNI, True), (X86, False)])
+def test_sums_of_floats_stay_in_strict_numerics_and_where_they_are_as_fast(target: Target, exact: bool) -> None:
+    after = fold_constants(dequantized_operands(import_onnx(qdq()), target, exact))
     assert all(op.output.dtype.name == "f32" for op in after.operations if op.op in ("conv", "matmul"))
 
 
@@ -179,7 +182,7 @@ def test_devices_keep_floats() -> None:
 
 
 def test_codes_are_what_is_stored() -> None:
-    graph = graph_pipeline(X86, "default").run(import_onnx(qdq()))
+    graph = graph_pipeline(VNNI, "default").run(import_onnx(qdq()))
     groups = [g for g in fuse(graph) if g.kind == "kernel"]
     stored = [v.dtype for g in groups for v in g.outputs if v not in graph.outputs]
     assert stored and set(stored) == {u8}

@@ -25,6 +25,7 @@ from tilewright.graph.infer import constant_of
 from tilewright.graph.ir import Graph, Operation, Value
 from tilewright.graph.passes.match import Result, Rule, Walk, apply
 from tilewright.graph.registry import Array
+from tilewright.loop.instructions.dot_products import multiplies_bytes
 from tilewright.loop.ir import as_int
 from tilewright.target.target import Target
 
@@ -33,11 +34,12 @@ LONGEST = (1 << 31) // (255 * 255)
 
 
 def dequantized_operands(graph: Graph, target: Target, exact: bool = False) -> Graph:
-    """Let products, poolings and quantizations work on codes, on CPUs (other devices multiply floats faster). `exact`:
-    products round as the graph says."""
+    """Let products, poolings and quantizations work on codes, on CPUs. `exact`: products round as the graph says; so they do
+    where the target multiplies floats as fast."""
     if target.is_gpu:
         return graph
-    return apply(graph, {name: rules for name, rules in _RULES.items() if not (exact and rules == [_product])})
+    products = multiplies_bytes(target) and not exact
+    return apply(graph, {name: rules for name, rules in _RULES.items() if products or rules != [_product]})
 
 
 @dataclass(frozen=True)
