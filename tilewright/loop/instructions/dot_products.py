@@ -5,13 +5,13 @@ In: a Target and the types of the operands. Out: the tensor intrinsic, or None w
 from __future__ import annotations
 
 from tilewright.core.dtype import DType, i8
-from tilewright.loop.instructions.arm import SDOT, UDOT
+from tilewright.loop.instructions.arm import SDOT
 from tilewright.loop.instructions.x86 import PMADDWD, PMADDWD_256, PMADDWD_512, VPDPBUSD, VPDPBUSD_256
 from tilewright.loop.ir import as_int
 from tilewright.loop.tensor_intrinsics import TensorIntrinsic
 from tilewright.target.target import Target
 
-DOT_PRODUCTS = (VPDPBUSD, VPDPBUSD_256, PMADDWD_512, PMADDWD_256, PMADDWD, SDOT, UDOT)
+DOT_PRODUCTS = (VPDPBUSD, VPDPBUSD_256, PMADDWD_512, PMADDWD_256, PMADDWD, SDOT)
 """The best first. Each is c[lane] += sum over k of a[k] * b[lane, k] in i32, with b as [lanes, steps]."""
 
 
