@@ -31,6 +31,8 @@ from tilewright.target.target import Target
 
 LONGEST = (1 << 31) // (255 * 255)
 """Products in a sum that cannot leave i32, whatever the codes are."""
+SCALES = (1e-18, 1e18)
+"""Scales of which codes' multiples, and two scales' product, neither overflow nor lose digits."""
 
 
 def dequantized_operands(graph: Graph, target: Target, exact: bool = False) -> Graph:
@@ -78,7 +80,7 @@ def _dequantized(v: Value | None, w: Walk) -> _Real | None:
     codes = None if cast is None else cast.inputs[0]
     if codes is None or codes.dtype not in (u8, i8) or codes.shape != op.output.shape:
         return None
-    if scale is None or not scale.size or not bool((scale > 0).all() and np.isfinite(scale).all()):
+    if scale is None or not scale.size or not bool((scale > SCALES[0]).all() and (scale < SCALES[1]).all()):
         return None
     return _Real(codes, point, scale, codes.is_constant)
 
