@@ -35,23 +35,23 @@ def _flat(c: Context, x: Value) -> Value:
 def _attend(c: Context, q: Value, k: Value, v: Value, scale: float, biases: Sequence[Value], cap: float = 0.0) -> Value:
     """softmax(q kᵀ · scale + biases) v, the scores through cap · tanh(· / cap) where `cap` is not 0. Fewer heads of keys and
     values than of queries serve neighbouring ones together."""
-    b, n, s, d = q.shape
-    groups = as_int(dim(n // k.shape[1])) or 1
-    if groups > 1:  # queries of one group are rows of one product
-        kv = k.shape[1]
-        q = c.b.reshape(q, [b, kv, dim(groups * s), d])
+    k, v = (_shared(c, t, q.shape[1]) for t in (k, v))
     y = c.add("matmul", q, k, transpose_b=True)
     y = c.add("mul", y, c.const(scale, y.dtype))
     if cap:
         y = c.add("mul", c.add("tanh", c.add("mul", y, c.const(1 / cap, y.dtype))), c.const(cap, y.dtype))
-    if groups > 1 and biases:
-        y = c.b.reshape(y, [b, n, s, k.shape[2]])
     for bias in biases:
         y = c.add("add", y, c.cast(bias, y.dtype))
-    if groups > 1 and biases:
-        y = c.b.reshape(y, [b, k.shape[1], dim(groups * s), k.shape[2]])
-    y = c.add("matmul", c.add("softmax", y, axis=-1), v)
-    return c.b.reshape(y, [b, n, s, v.shape[-1]]) if groups > 1 else y
+    return c.add("matmul", c.add("softmax", y, axis=-1), v)
+
+
+def _shared(c: Context, x: Value, heads: Expr) -> Value:
+    """[B, N, T, D] → [B, heads, T, D]: each head stands for as many neighbours; nothing is copied."""
+    b, n, t, d = x.shape
+    times = dim(heads // n)
+    if as_int(times) == 1:
+        return x
+    return c.b.reshape(c.add("expand", c.b.unsqueeze(x, [2]), shape=[b, n, times, t, d]), [b, heads, t, d])
 
 
 def _size(c: Context, x: Value, axis: int) -> Value:
