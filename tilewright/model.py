@@ -110,6 +110,7 @@ class Model:
         self.broadcasts: Broadcasts | None = None
         facts = descriptor.metadata.get("signature")
         self.signature = None if facts is None else Signature.of_facts(facts)
+        self._names = [i.name for i in self.inputs] if self.signature is None else [n for n, _ in self.signature.inputs]
 
     def __repr__(self) -> str:
         threads = "not for this machine" if self._executable is None else \
@@ -189,7 +190,14 @@ class Model:
 
     def _arguments(self, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         self.executable  # noqa: B018 - says that this machine is not the target before anything is asked of the inputs
-        names = [i.name for i in self.inputs] if self.signature is None else [name for name, _ in self.signature.inputs]
+        names = self._names
+        if not args and len(named) == len(names):  # the common case
+            try:
+                return [named[n] for n in names]
+            except KeyError:
+                pass
+        if len(args) == len(names) and not named:
+            return list(args)
         if len(args) > len(names):
             raise UserError("input-count", f"the model has {len(names)} inputs ({', '.join(names)}), got {len(args)}")
         feeds = dict(zip(names, args, strict=False))

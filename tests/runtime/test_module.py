@@ -88,12 +88,12 @@ def test_address_of_the_callers_memory_reaches_the_model():
       int32_t tw_main(tw_ctx *ctx, void *const *in, void *const *out) {
         *(int64_t *)out[0] = (int64_t)(intptr_t)in[0]; return TW_OK; }"""
     for kind, torch_kind in ((f32, torch.float32), (bf16, torch.bfloat16)):
-        echo = load(source, Descriptor("address", (TensorSpec("x", kind, (4, 1, 3)),), (TensorSpec("y", i64, ()),)))
-        x = torch.zeros(4, 1, 3, dtype=torch_kind)
+        echo = load(source, Descriptor("address", (TensorSpec("x", kind, (4, 1, 999)),), (TensorSpec("y", i64, ()),)))
+        x = torch.zeros(4, 1, 999, dtype=torch_kind)
         assert int(echo.run([x])[0]) == x.data_ptr()
-        view = torch.zeros(5, 1, 3, dtype=torch_kind)[1:]
+        view = torch.zeros(5, 1, 999, dtype=torch_kind)[1:]
         assert int(echo.run([view])[0]) == view.data_ptr()
-    x = np.zeros((4, 1, 3), ml_dtypes.bfloat16)
+    x = np.zeros((4, 1, 999), ml_dtypes.bfloat16)
     assert int(echo.run([x])[0]) == address_of(x)
 
 
@@ -287,6 +287,43 @@ def test_symbolic_shapes():
     del model
     gc.collect()
     assert all(np.array_equal(y, copy) for y, copy in kept)
+
+
+def test_runs_share_no_results_and_read_their_inputs_anew():
+    model = load(DYNAMIC, DYNAMIC_MODEL)
+    for rows in (3, 300):
+        x, other = np.ones((rows, 4), np.float32), np.full((rows, 4), 2, np.float32)
+        first, _ = model.run([x])
+        second, _ = model.run([other])
+        x[0, 0] = -1
+        third, n = model.run([x])
+        assert (first == 1).all() and (second == 2).all() and n == rows - 1 and third.shape == (rows - 1, 4)
+        third[:] = 5
+        assert (model.run([x])[0][0] == 1).all()
+
+
+def test_arrays_of_one_shape_from_different_owners(model):
+    class Producer:
+        def __init__(self, array): self.array = array
+        def __dlpack_device__(self): return (1, 0)
+        def __dlpack__(self): return self.array.__dlpack__()
+
+    frozen = X + 3
+    frozen.flags.writeable = False
+    for value, want in ((X, X), (Producer(X + 1), X + 1), (X + 2, X + 2), (frozen, X + 3), (Producer(X), X)):
+        np.testing.assert_array_equal(model.run([value])[0], 2 * want + 1)
+        np.testing.assert_array_equal(model.run([value], [np.empty(1000, np.float32)])[0], 2 * want + 1)
+
+
+def test_a_run_within_a_run_of_the_same_model():
+    model = load(HOST, replace(SCALE_MODEL, host_count=1))
+
+    def halve(args):
+        x, y = _floats(args[0]), _floats(args[1])
+        y[:] = x + (0 if x[0] < 1 else model.run([x / 2])[0])
+
+    model.set_host_call(0, halve)
+    np.testing.assert_array_equal(model.run([np.full(1000, 8, np.float32)])[0], np.full(1000, 15.5))
 
 
 # ---- threads, closing ----

@@ -16,9 +16,9 @@ import numpy as np
 from tilewright.core.errors import UserError
 from tilewright.core.source_lines import rejected_line
 from tilewright.runtime import drivers, native
-from tilewright.runtime.array import check_output, read_input
+from tilewright.runtime.arguments import Arguments
 from tilewright.runtime.descriptor import Descriptor, TensorSpec, check_threads, to_struct
-from tilewright.runtime.memory import Array, address_of, adopt, aligned, empty
+from tilewright.runtime.memory import Array, address_of, aligned
 
 _CODES = {1: "run-index", 2: "run-memory", 3: "run-shape", 4: "run-value", 5: "run-host-call", 6: "run-device",
           7: "run-argument", 8: "artifact-cpu", 9: "artifact-version", 10: "model-closed", 11: "input-shape",
@@ -80,96 +80,37 @@ class Executable:
         self._pending = threading.local()     # the exception of a callback on this thread
         self._finalizer = weakref.finalize(self, _destroy, runtime, handle, held, self._callbacks)
         self._finalizer.atexit = False
-        self._inputs = tuple((spec, spec.dtype.numpy(), spec.shape) for spec in descriptor.inputs)
-        self._outputs = tuple((spec, spec.dtype.numpy(), spec.shape) for spec in descriptor.outputs)
-        self._input_pointers = ctypes.c_void_p * max(1, len(self._inputs))
-        self._output_pointers = ctypes.c_void_p * max(1, len(self._outputs))
-        self._dynamic_inputs = not all(spec.is_static for spec in descriptor.inputs)
-        self._dynamic_outputs = not all(spec.is_static for spec in descriptor.outputs)
+        self._input_count = len(descriptor.inputs)
+        self._arguments: list[Arguments] = []  # those that no run uses now
+        self._static = all(spec.is_static for spec in descriptor.outputs)
 
     # ---- running ----
     def run(self, inputs: Sequence[Any], outputs: Sequence[Array] | None = None) -> list[Array]:
         """The outputs for `inputs`, both in the descriptor's order.
 
-        Inputs are NumPy arrays or objects with `__dlpack__`; nothing is copied. `outputs`: arrays to write to, instead
-        of new ones (fixed shapes only). Raises UserError: "model-closed", "input-count", "input-type", "input-dtype",
-        "input-shape", "input-layout", "input-device", "output-array", and the model's own failures "run-…".
+        Inputs are NumPy arrays or objects with `__dlpack__`; what is large is not copied. `outputs`: arrays to write to,
+        instead of new ones (fixed shapes only). Raises UserError: "model-closed", "input-count", "input-type",
+        "input-dtype", "input-shape", "input-layout", "input-device", "output-array", and the model's own failures "run-…".
         """
-        handle = self._handle
-        if handle is None:
-            raise UserError("model-closed", f"{self.descriptor.name} was closed", hint="compile or load it again")
-        if len(inputs) != len(self._inputs):
-            raise UserError("input-count", f"{self.descriptor.name} has {len(self._inputs)} inputs "
+        handle = self._opened()
+        if len(inputs) != self._input_count:
+            raise UserError("input-count", f"{self.descriptor.name} has {self._input_count} inputs "
                             f"({', '.join(s.name for s in self.descriptor.inputs)}), got {len(inputs)}")
-        pointers = self._input_pointers()
-        keep: list[Any] = []
-        shapes: list[tuple[int, ...]] = []
-        for at, (value, (spec, kind, shape)) in enumerate(zip(inputs, self._inputs, strict=True)):
-            if (type(value) is np.ndarray and value.dtype == kind and value.shape == shape
-                    and value.flags.carray):  # the common case, by the shortest way
-                pointers[at] = value.__array_interface__["data"][0]
-                shapes.append(shape)
-            else:
-                pointers[at], actual, alive = read_input(value, spec, kind)
-                shapes.append(actual)
-                keep.append(alive)
-        if self._dynamic_outputs:
-            return self._run_dynamic(handle, pointers, shapes)
-        results, targets = self._targets(outputs)
-        status = self._runtime.run(handle, pointers, self._shapes(shapes), targets, None)
+        if outputs is not None and len(outputs) != len(self.descriptor.outputs):
+            raise UserError("output-array", f"{self.descriptor.name} has {len(self.descriptor.outputs)} outputs, "
+                            f"got {len(outputs)} arrays for them")
+        try:
+            arguments = self._arguments.pop()
+        except IndexError:  # all are in use: several threads run the model, or a callback of a run does
+            arguments = Arguments(self.descriptor)
+        if outputs is None or not self._static:
+            status, results = arguments.run(self._runtime, handle, inputs)
+        else:
+            status, results = arguments.run_into(self._runtime, handle, inputs, outputs), list(outputs)
+        self._arguments.append(arguments)
         if status or self._callbacks:
             self._check(status)
         return results
-
-    def _targets(self, outputs: Sequence[Array] | None) -> tuple[list[Array], Any]:
-        """Arrays for the outputs, new or the caller's, and the C array of their addresses."""
-        targets = self._output_pointers()
-        if outputs is None:
-            results = [empty(shape, kind) for _, kind, shape in self._outputs]
-            for i, array in enumerate(results):
-                targets[i] = array.__array_interface__["data"][0]
-            return results, targets
-        if len(outputs) != len(self._outputs):
-            raise UserError("output-array", f"{self.descriptor.name} has {len(self._outputs)} outputs, "
-                            f"got {len(outputs)} arrays for them")
-        for i, (array, (spec, kind, _)) in enumerate(zip(outputs, self._outputs, strict=True)):
-            targets[i] = check_output(array, spec, kind)
-        return list(outputs), targets
-
-    def _shapes(self, shapes: list[tuple[int, ...]]) -> Any:
-        """The C array of the inputs' shapes; None if all of them are fixed."""
-        if not self._dynamic_inputs:
-            return None
-        rows: Any = (ctypes.POINTER(ctypes.c_int64) * len(shapes))()
-        for i, shape in enumerate(shapes):
-            rows[i] = (ctypes.c_int64 * max(1, len(shape)))(*shape)
-        return rows
-
-    def _run_dynamic(self, handle: int, pointers: Any, shapes: list[tuple[int, ...]]) -> list[Array]:
-        """A run whose outputs are as large as the model says: their memory comes from it and is not copied."""
-        targets = self._output_pointers()
-        results = (native.Result * len(self._outputs))()
-        arrays: list[Array] = []
-        for i, (spec, kind, shape) in enumerate(self._outputs):
-            if spec.is_static:
-                arrays.append(empty(shape, kind))
-                targets[i] = address_of(arrays[i])
-            else:
-                arrays.append(np.empty(0, kind))
-        self._check(self._runtime.run(handle, pointers, self._shapes(shapes), targets, results))
-        for i, (spec, kind, _) in enumerate(self._outputs):
-            result = results[i]
-            if spec.is_static:
-                continue
-            if result.data is None:
-                raise UserError("run-shape", f"the model gave no output {spec.name!r}", where=spec.name)
-            shape = tuple(result.shape[:result.rank])
-            if 0 in shape:
-                self._runtime.free(result.data)
-                arrays[i] = np.empty(shape, kind)
-            else:
-                arrays[i] = adopt(result.data, result.bytes, self._runtime.free, result.data).view(kind).reshape(shape)
-        return arrays
 
     def _check(self, status: int) -> None:
         """Raises what a callback raised during the run, else the model's failure, if any."""
