@@ -6,6 +6,7 @@ One case again: `python -m tests.random_models SEED`; many: `python -m tests.ran
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import multiprocessing as mp
 import random
 import signal
@@ -113,11 +114,16 @@ def by_onnxruntime(case: Case) -> list[list[Any]]:
     import onnxruntime as ort
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
+    traced = faulthandler.is_enabled()
+    faulthandler.disable()  # who reads the summary learns of its end
     try:
         session = ort.InferenceSession(case.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         return [list(session.run(None, f)) for f in case.feeds]
     except Exception as e:  # noqa: BLE001 – its errors have no common base
         raise Unknown(str(e)) from None
+    finally:
+        if traced:
+            faulthandler.enable()
 
 
 def compare(case: Case, got: list[list[Any]], wanted: list[list[Any]], by: str) -> None:
