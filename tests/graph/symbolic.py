@@ -96,14 +96,15 @@ def _numbers(found: Sequence[Any]) -> list[int]:
 
 
 def check(graph: Graph, symbols: Sequence[Var], sizes: Sequence[tuple[int, ...]], *, groups: int | None = 1,
-          rtol: float = 1e-5, atol: float = 1e-5, data: Callable[[Value, list[int]], Array] | None = None) -> list[Kernel]:
+          rtol: float = 1e-5, atol: float = 1e-5, data: Callable[[Value, list[int]], Array] | None = None,
+          target: Target | None = None) -> list[Kernel]:
     """Compile each group of a graph once and compare every value that it stores, at each of `sizes`, with NumPy's."""
     found = fuse(graph)
     kernels = [g for g in found if g.kind == "kernel"]
     assert groups is None or len(kernels) == groups, [[op.op for op in g.operations] for g in kernels]
     rng = np.random.default_rng(0)
     with ExitStack() as keep:
-        made = [Kernel(g, keep) for g in kernels]
+        made = [Kernel(g, keep, target) for g in kernels]
         for setting in sizes:
             size = numbers(dict(zip(symbols, setting, strict=True)))
             feeds = [data(v, [size(d) for d in v.shape]) if data else _filled(rng, v, size) for v in graph.inputs]

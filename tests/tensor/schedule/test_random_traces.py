@@ -14,9 +14,10 @@ from tests.tensor.schedule.schedule_operators import OPERATORS, results
 from tilewright.tensor.schedule.primitives import WHERE
 
 TRACES = int(os.environ.get("TILEWRIGHT_RANDOM_TRACES", "170"))
-OF_DEVICES = {"bind", "storage_align", "cooperative_fetch", "unsafe_bind", "unsafe_parallel", "online_softmax"}
-"""Primitives of programs for threads of a device, and those that prove nothing: tests/tensor/schedule/test_bind.py,
-test_online_softmax.py."""
+OF_DEVICES = {"bind", "storage_align", "cooperative_fetch", "unsafe_bind", "unsafe_parallel", "online_softmax",
+              "alternative"}
+"""Primitives of programs for threads of a device, those that prove nothing, and one that comes last:
+tests/tensor/schedule/test_bind.py, test_online_softmax.py, test_alternative.py."""
 FIRST = int(os.environ.get("TILEWRIGHT_RANDOM_SEED", "0"))
 
 

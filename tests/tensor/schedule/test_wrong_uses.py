@@ -12,11 +12,12 @@ from tests.tensor.schedule.test_online_softmax import attention
 from tests.tensor.schedule.test_pipelines import tiled
 from tilewright import te
 from tilewright.core.dtype import i64
-from tilewright.loop.ir import Span, Var
+from tilewright.loop.ir import Le, Span, Var, const
 from tilewright.loop.tensor_intrinsics import tensor_intrinsic
 from tilewright.tensor.schedule.primitives import WHERE
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import BlockRef
+from tilewright.tensor.schedule.trace import Trace
 
 COPY8 = tensor_intrinsic("""
     program wrong_uses_copy8(c: f32[8], a: f32[8]):
@@ -82,6 +83,21 @@ def merged() -> Product:
 
 def symbolic() -> Product:
     return Product(N)
+
+
+class Weighted:
+    """C = A + W, a weight."""
+
+    def __init__(self) -> None:
+        a, w = te.placeholder((8,), name="A"), te.placeholder((8,), name="W")
+        c = te.compute((8,), lambda i: a[i] + w[i], "C")
+        self.program = te.create_program("weighted", [a, w], [c], weights={"W"})
+        self.s = Schedule(self.program)
+
+    def laid_out(self) -> Trace:
+        other = Schedule(self.program)
+        other.transform_layout(other.block("C"), "W", lambda i: [i // 2, i % 2])
+        return other.trace
 
 
 class Padded:
@@ -307,6 +323,10 @@ CASES: list[Case] = [
     ("tensorize", Product, lambda p: p.s.apply("tensorize", p.k, COPY8), "is not wrong_uses_copy8"),
     ("tensorize", Product, lambda p: p.s.apply("tensorize", p.y, COPY8), "is not wrong_uses_copy8"),
     ("tensorize", lambda: Product().also(followed), lambda p: p.s.apply("tensorize", p.i, COPY8), "does not hold one block"),
+    # ---- two schedules
+    ("alternative", symbolic, lambda p: p.s.alternative(Var("m", i64) < 4, p.s.trace), "no condition on the program"),
+    ("alternative", symbolic, lambda p: p.s.alternative(p.s.trace.sizes[0] + 1, p.s.trace), "on the program's sizes"),
+    ("alternative", Weighted, lambda p: p.s.alternative(Le(const(1), const(2)), p.laid_out()), "lay W out differently"),
     # ---- decisions
     ("sample_tile", Product, lambda p: p.s.sample_tile(p.i, [], 4), "no list of positive sizes"),
     ("sample_tile", Product, lambda p: p.s.sample_tile(p.i, [0, 4], 4), "no list of positive sizes"),

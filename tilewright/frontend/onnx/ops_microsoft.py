@@ -14,9 +14,10 @@ from tilewright.core.dtype import DType, f32, i32, u8
 from tilewright.frontend.onnx import schema
 from tilewright.frontend.onnx.ops_nn import kernel_of, matrix_product, window
 from tilewright.frontend.onnx.ops_quant import saturated
-from tilewright.frontend.onnx.table import Array, Context, Function, Result, onnx_op
+from tilewright.frontend.onnx.table import Context, Function, Result, onnx_op
 from tilewright.graph.infer import dim, is_one
 from tilewright.graph.ir import Value
+from tilewright.graph.ops.packed import codes_of
 
 MICROSOFT = "com.microsoft"
 TINY = 1e-12
@@ -96,25 +97,19 @@ def _activated(c: Context, y: Value, given: list[float | None]) -> Value:
 @microsoft("MatMulNBits", (3, 6), K=int, N=int, bits=4, block_size=int, accuracy_level=0, weight_prepacked=0)
 def matmul_nbits(c: Context) -> Result:
     """Weights [N, blocks, bytes] of 2, 4 or 8 bits, the low ones first, less a zero point (the middle by default) and times
-    a scale per block: unpacked while compiling."""
+    a scale per block."""
     a, k, n, bits, block = c.x(0), c.a("K"), c.a("N"), c.a("bits"), c.a("block_size")
     c.expect(bits in (2, 4, 8), f"{bits} bits")
     c.expect(c.opt(4) is None, "g_idx")
-    blocks, per = -(-k // block), 8 // bits
-
-    def unpacked(packed: Array, count: int) -> Array:
-        shifts = np.arange(per, dtype=np.uint8) * bits
-        codes = packed.reshape(n, -1).astype(np.uint8)[..., None] >> shifts & (2**bits - 1)
-        return np.asarray(codes.reshape(n, -1)[:, :count])
-    codes = unpacked(c.array(1), blocks * block).reshape(n, blocks, block).astype(np.float32)
-    zero = c.opt(3)
-    shift: Any = np.float32(2 ** (bits - 1))
+    blocks = -(-k // block)
+    zero, points = c.opt(3), None
     if zero is not None:
-        given = c.array(3)
-        whole = unpacked(given, blocks) if zero.dtype is u8 else given
-        shift = whole.reshape(n, blocks, 1).astype(np.float32)
-    weights = (codes - shift) * c.array(2).astype(np.float32).reshape(n, blocks, 1)
-    w = c.const(weights.reshape(n, -1)[:, :k].T, a.dtype)
+        whole = codes_of(c.array(3).reshape(n, -1), bits, blocks) if zero.dtype is u8 else c.array(3).astype(np.float32)
+        points = c.b.constant(whole.reshape(n, blocks), "points")
+    scales = c.b.constant(c.array(2).astype(np.float32).reshape(n, blocks), "scales")
+    w = c.add("unpack_weights", c.b.constant(c.array(1).reshape(n, -1), "codes"), scales, points, bits=bits, block=block,
+              depth=k, point=float(2 ** (bits - 1)))
+    w = c.cast(w, a.dtype)
     y = c.add("matmul", a, w)
     return y if c.opt(5) is None else c.add("add", y, c.x(5))
 

@@ -17,6 +17,7 @@ from tilewright.graph.ops import (
     matmul,
     norm,
     order,
+    packed,
     pool,
     recurrent,
     reduce,
@@ -31,7 +32,7 @@ from tilewright.graph.ops import (
 from tilewright.graph.registry import register
 
 FAMILIES = (unary, binary, view, create, arrange, indexing, bounds, order, reduce, norm, matmul, conv, pool, resize,
-            columns, sample, trees, layout, interleave, control, recurrent, winograd, text, image, custom)
+            columns, sample, trees, layout, interleave, control, recurrent, winograd, packed, text, image, custom)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:

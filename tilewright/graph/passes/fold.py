@@ -25,6 +25,8 @@ MAX_GROWTH = 8
 MAX_COPIES_BYTES = 1 << 20
 """The same limit for operators that only repeat their operand (`REPEATING`): repeating costs nothing where it is read."""
 REPEATING = frozenset({"expand", "tile", "full"})
+LEFT = frozenset({"sizes", "unpack_weights"})
+"""What stays: symbols in use, and weights for which `passes/packed.py` decides."""
 
 
 def fold_constants(graph: Graph, evaluate: Evaluator = interpret.apply) -> Graph:
@@ -40,15 +42,15 @@ def fold_constants(graph: Graph, evaluate: Evaluator = interpret.apply) -> Graph
 
 def _known(op: Operation) -> list[Array] | None:
     """The results where inference already knows every element."""
-    if op.op == "sizes":
-        return None  # its symbols are in use
+    if op.op in LEFT:
+        return None
     found = [constant_of(v) for v in op.outputs]
     return None if not found or any(a is None for a in found) else [a for a in found if a is not None]
 
 
 def _evaluated(op: Operation, evaluate: Evaluator) -> Sequence[Array] | None:
     rec = record_of(op)
-    if op.regions or not op.outputs or op.op == "sizes" or rec.numpy is None or not _small_enough(op):
+    if op.regions or not op.outputs or op.op in LEFT or rec.numpy is None or not _small_enough(op):
         return None
     arrays = [constant_of(v) for v in op.inputs]
     if any(a is None and v is not None for a, v in zip(arrays, op.inputs, strict=True)):

@@ -61,13 +61,22 @@ _RULES: dict[str, Sequence[Rule]] = {"matmul": [_transposed, _flat]}
 # ---- parallel products -----------------------------------------------------------------------------------------------
 @dataclass
 class _Branch:
-    """One of several products of the same operand: the product, and the addition of a constant row behind it, if any."""
+    """One of several products of the same operand: the product, the addition of a constant row behind it, if any, and what
+    expands its weights if they are packed."""
     matmul: Operation
     bias: Operation | None
+    packed: Operation | None
 
     @property
     def result(self) -> Value:
         return (self.bias or self.matmul).output
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What products that become one have in common."""
+        p = self.packed
+        packed = () if p is None else (*p.attrs.items(), *[None if v is None else v.dtype for v in p.inputs])
+        return self.bias is None, self.matmul.attrs["out"], self.result.dtype, packed
 
     def weight(self) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
         """[k, n]"""
@@ -82,17 +91,16 @@ class _Branch:
 
 def combine_products(graph: Graph) -> Graph:
     """Do several products of one operand with constant matrices as one, where its parts can be read as views."""
-    users, outputs = graph.users(), set(graph.outputs)
+    users, producers, outputs = graph.users(), graph.producers(), set(graph.outputs)
     by_operand: dict[Value, list[_Branch]] = {}
     for op in graph.operations:
         x = op.inputs[0] if op.op == "matmul" else None
-        branch = _branch(op, users, outputs) if x is not None and not x.is_constant else None
+        branch = _branch(op, users, outputs, producers) if x is not None and not x.is_constant else None
         if branch is not None and x is not None:
             by_operand.setdefault(x, []).append(branch)
     first: dict[Value, list[_Branch]] = {}
     for branches in by_operand.values():
-        alike = [b for b in branches if (b.bias is None) == (branches[0].bias is None)
-                 and b.matmul.attrs["out"] is branches[0].matmul.attrs["out"] and b.result.dtype is branches[0].result.dtype]
+        alike = [b for b in branches if b.form == branches[0].form]
         if len(alike) > 1:
             first[alike[0].matmul.output] = alike
     if not first:
@@ -108,17 +116,21 @@ def combine_products(graph: Graph) -> Graph:
     return remove_dead(rewrite(graph, rule))
 
 
-def _branch(op: Operation, users: dict[Value, list[Operation]], outputs: set[Value]) -> _Branch | None:
-    """A product with a constant matrix whose readers all take views."""
+def _branch(op: Operation, users: dict[Value, list[Operation]], outputs: set[Value],
+            producers: dict[Value, Operation]) -> _Branch | None:
+    """A product with a constant matrix, as it is or packed, whose readers all take views."""
     w = op.inputs[1]
-    if w is None or w.data is None or w.rank != 2 or op.output.rank != 2 or op.output in outputs:
+    packed = None if w is None else producers.get(w)
+    if packed is not None and (packed.op != "unpack_weights" or not all(v is None or v.is_constant for v in packed.inputs)):
+        return None
+    if w is None or (w.data is None and packed is None) or w.rank != 2 or op.output.rank != 2 or op.output in outputs:
         return None
     readers = users.get(op.output, [])
     bias = readers[0] if len(readers) == 1 and readers[0].op == "add" and _is_row(readers[0], op.output) else None
     end = bias.output if bias is not None else op.output
     if end in outputs or not _takes_views(end, users, outputs):
         return None
-    return _Branch(op, bias)
+    return _Branch(op, bias, packed)
 
 
 def _is_row(add: Operation, y: Value) -> bool:
@@ -151,7 +163,12 @@ def _splits_last(x: Value, y: Value) -> bool:
 def _combined(branches: list[_Branch], x: Value | None, b: GraphBuilder) -> dict[Value, Value]:
     """The wide product, and its slices by the values that they replace."""
     like = branches[0].matmul
-    wide = b.constant(np.concatenate([br.weight() for br in branches], axis=1), "weights")
+    packed = branches[0].packed
+    if packed is None:
+        wide = b.constant(np.concatenate([br.weight() for br in branches], axis=1), "weights")
+    else:
+        parts = [[v.data for v in br.packed.inputs if v is not None and v.data is not None] for br in branches if br.packed]
+        wide = b.again(packed, [b.constant(np.concatenate(columns), "packed") for columns in zip(*parts, strict=True)])
     y = b.add("matmul", [x, wide], {**like.attrs, "transpose_b": False}, name=like.output.name)
     if branches[0].bias is not None:
         y = b.add("add", [y, b.constant(np.concatenate([br.row() for br in branches]), "bias")], name=y.name)

@@ -2,9 +2,9 @@
 
 In: flat loops, storage compacted. Out: allocations of scope "global", and local ones of more than `STACK_LIMIT` bytes,
 are trailing parameters of the program; its attribute `workspaces` counts them. Within a parallel loop each iteration
-gets its own slice; local buffers within one of symbolic extent have a slice per thread. Local buffers of symbolic size
-are as large as they can be where that fits the stack; within a parallel loop those that may be larger have a slice per
-thread. Allocations with a planned offset stay.
+gets its own slice; local buffers within one of symbolic extent, or of many large slices, have a slice per thread. Local
+buffers of symbolic size are as large as they can be where that fits the stack; within a parallel loop those that may be
+larger have a slice per thread. Allocations with a planned offset stay.
 
     f(A, C):                                 f(A, C, t: f32[4, 9000]):  # workspaces=1
       for i in parallel 0..4:        →         for i in parallel 0..4:
@@ -42,6 +42,9 @@ LINE = 16
 STACK_LIMIT = 64 << 10
 """Bytes of the largest buffer that stays an allocation."""
 
+TASKS_LIMIT = 1 << 20
+"""Bytes that the slices of all iterations may take: more leave the caches, and a thread uses one slice again and again."""
+
 
 def workspaces(program: Program) -> Program:
     """Large and global allocations become parameters."""
@@ -76,12 +79,13 @@ class _Hoist:
             if parallel is None:
                 self.found.append(s.buffer)
                 return self.stmt(s.body, parallel)
-            if size is not None and s.buffer.strides is None:
+            per_thread = s.buffer.scope == "local" and s.buffer.strides is None and s.buffer.packing == 1
+            if size is not None and s.buffer.strides is None and not (per_thread and size * _bytes(s.buffer) > TASKS_LIMIT):
                 new = s.buffer.replace(shape=(parallel.extent, *s.buffer.shape), scope="global")
                 self.found.append(new)
                 self.moved[s.buffer] = new, (parallel.var - parallel.start,)
                 return self.stmt(s.body, parallel)
-            if size is None and s.buffer.scope == "local" and s.buffer.strides is None and s.buffer.packing == 1:
+            if per_thread:
                 return self.per_thread(s, parallel)
         if isinstance(s, For) and s.kind == "parallel" and parallel is None:
             self.worker = None
@@ -126,11 +130,15 @@ def _at_most(b: Buffer) -> Buffer | None:
     return b.replace(shape=tuple([const(n or 1) for n in most])) if b.scope == "local" and size <= STACK_LIMIT else None
 
 
-def _belongs_to_the_caller(b: Buffer) -> bool:
+def _bytes(b: Buffer) -> int:
+    """The size of a buffer, 0 if it is symbolic."""
     size = b.dtype.nbytes
     for d in b.shape:
-        k = as_int(d)
-        if k is None:
-            return False
-        size *= k
-    return b.scope == "global" or b.scope == "local" and size > STACK_LIMIT
+        size *= as_int(d) or 0
+    return size
+
+
+def _belongs_to_the_caller(b: Buffer) -> bool:
+    if any(as_int(d) is None for d in b.shape):
+        return False
+    return b.scope == "global" or b.scope == "local" and _bytes(b) > STACK_LIMIT

@@ -24,6 +24,7 @@ from tilewright.target.target import Target
 from tilewright.tensor.classify import Access, BlockInfo, classify, linear_coefficients
 from tilewright.tensor.rules.chunks import add_chunks, chunk_length, cut_reduction
 from tilewright.tensor.rules.epilogue import attach_epilogue, attach_rolled, finish_store, is_heavy
+from tilewright.tensor.rules.expanded import divides, expand_panels, find_expansion, lay_out
 from tilewright.tensor.rules.threads import PARALLEL_FLOPS, parallelize_outer, rows_per_part
 from tilewright.tensor.rules.tiles import Tile, choose_tile, most_apart, tail_pieces
 from tilewright.tensor.schedule import state
@@ -32,6 +33,10 @@ from tilewright.tensor.schedule.state import BlockRef
 
 UNROLL_K = 4
 """Most reduction steps per turn of the innermost loop: enough to hide its overhead, small enough for the code cache."""
+
+USUAL_ROWS = 64
+"""Rows for which the tile of a product of symbolic size is chosen if its weights are expanded: one width of panels serves
+few rows and many, and what few rows cost is the expansion."""
 
 STEPS_AHEAD = 2
 """Turns of the innermost loop by which weights are asked for before they are used."""
@@ -53,8 +58,9 @@ class Axes:
 
 
 def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None, target: Target,
-                         band: int = 0, groups: IterVar | None = None) -> Var | None:
-    """Schedule a contraction with an N axis; `epilogue` is the block that consumes it, or None.
+                         band: int = 0, groups: IterVar | None = None, panels: bool = False) -> Var | None:
+    """Schedule a contraction with an N axis; `epilogue` is the block that consumes it, or None. `panels`: weights that are
+    expanded (`expanded.py`) are so once per panel.
 
     With `band`, so many steps of the innermost M axis go through everything before the next ones do: the loop over bands,
     outermost but for that over `groups`, is returned for the caller to place other blocks in and to share among cores."""
@@ -63,9 +69,12 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     if dot is not None:
         ref, epilogue = _whole_vectors(sch, ref, epilogue, dot)
         info = classify(state.find_block(sch.program, ref))
+    expansion = find_expansion(sch, info)
     loop_of = _loops_by_axis(sch, ref, info)
     axes = _axes(info, loop_of)
     extent = {v: estimate(sch.loop(v).extent) for v in loop_of.values()}
+    if expansion is not None and axes.column is not None and as_int(sch.loop(axes.column).extent) is None:
+        extent[axes.column] = max(extent[axes.column], USUAL_ROWS)
     if band and axes.column is not None:
         extent[axes.column] = band
     lanes = _lanes(info, extent[axes.vector], target)
@@ -79,6 +88,9 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
         extent[axes.row] = share or extent[axes.row]
     chosen, chunk = _tile(info, axes, loop_of, extent, lanes, target, band, share)
     tile = _decided(sch, axes, chosen, band, share)
+    if expansion is not None:
+        chunk = 0
+        lay_out(sch, expansion, tile.vectors * lanes)
     packed = _pack(sch, ref, info, tile, lanes, dot)
     complete, after = ref, epilogue
     if packed is not None and chunk:
@@ -102,7 +114,13 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     if share and not chunk and axes.row is not None:
         part, axes.row = sch.split(axes.row, [None, share])
         axes.outer.insert(0, part)
+    if expansion is not None and divides(expansion.shared, sch.loop(axes.reduce[-1]).extent):
+        axes.reduce[-1:] = sch.split(axes.reduce[-1], [None, expansion.shared])
     nest = register_tile(sch, ref, store, axes, tile, lanes, 1 if dot is None else dot_products.steps(dot))
+    if expansion is not None and panels and nest.panels is not None:
+        expand_panels(sch, ref, expansion, nest.panels, tile.vectors * lanes, lanes)
+    elif expansion is not None:
+        sch.compute_inline(expansion.ref)
     if epilogue is not None and heavy:
         sch.set_scope(store, 0, "local")
         attach_rolled(sch, epilogue, nest.outside[-1] if nest.outside else None, lanes)
@@ -111,7 +129,10 @@ def schedule_contraction(sch: Schedule, ref: BlockRef, epilogue: BlockRef | None
     if dot is not None:
         sch.tensorize(nest.lanes, dot)
     if nest.outside and bands is None and info.flops >= PARALLEL_FLOPS:
-        parallelize_outer(sch, nest.outside, target)
+        outside = nest.outside
+        if expansion is not None and panels and nest.panels is not None:
+            outside = outside[:outside.index(nest.panels) + 1]
+        parallelize_outer(sch, outside, target)
     if ref is not complete:
         spatial = [loop_of[it.var] for it in info.block.iters if it.kind == "spatial"]
         add_chunks(sch, complete, after, spatial.index(axes.vector), lanes, target)

@@ -6,10 +6,11 @@ facts of the target; no operator, model or shape is known by name.
 """
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from tilewright.loop.externs import refuse_on_device
-from tilewright.loop.ir import Block, Program
+from tilewright.loop.ir import FALSE, TRUE, Block, Program, const
 from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.rules.attention import find_attention, operand_views, schedule_attention
@@ -19,6 +20,7 @@ from tilewright.tensor.rules.depthwise import schedule_depthwise
 from tilewright.tensor.rules.elementwise import near_producers, schedule_elementwise
 from tilewright.tensor.rules.empty import start_before_loops
 from tilewright.tensor.rules.epilogue import merge_chain
+from tilewright.tensor.rules.expanded import find_expansion, many_rows
 from tilewright.tensor.rules.gpu import schedule_for_gpu
 from tilewright.tensor.rules.prologues import inline_prologues
 from tilewright.tensor.rules.recurrence import schedule_recurrence, time_loops
@@ -99,19 +101,40 @@ def by_rules(program: Program, target: Target) -> Schedule:
         banded = in_bands(program, anchors[0], target) if anchors[0].n else None
         if banded is not None:
             return banded
-        anchor = sch.block(anchors[0].block.name)
-        epilogue, fills = merge_chain(sch, anchor)
-        done = {anchor.name, *([epilogue.name] if epilogue else []), *[f.name for f in fills]}
-        rule = schedule_contraction if anchors[0].n else schedule_depthwise
-        rule(sch, anchor, epilogue, target)
-        schedule_spatial_blocks(sch, target, skip=done)
-        for f in fills:
-            schedule_elementwise(sch, f, target)
-        return sch
+        return around_anchor(sch, anchors[0], target)
     if any(i.kind in ("reduction", "window", "contraction") for i in infos.values()):
         schedule_rows(sch, target)
         return sch
     schedule_spatial_blocks(sch, target)
+    return sch
+
+
+def around_anchor(sch: Schedule, anchor: BlockInfo, target: Target) -> Schedule:
+    """The schedule of a contraction or window and of what stands around it. Weights that are expanded for the product are so
+    by panels or not, as its rows ask, at run time where they are symbolic."""
+    expanded = bool(anchor.n) and find_expansion(sch, anchor) is not None
+    many = many_rows(math.prod([it.extent for it in anchor.m], start=const(1))) if expanded else FALSE
+    if many in (TRUE, FALSE):
+        return _around_anchor(sch, anchor, target, panels=many == TRUE)
+    other = Schedule(sch.unscheduled)
+    inline_prologues(other)
+    _around_anchor(other, anchor, target, panels=True)
+    _around_anchor(sch, anchor, target)
+    sch.alternative(many, other.trace)
+    return sch
+
+
+def _around_anchor(sch: Schedule, info: BlockInfo, target: Target, panels: bool = False) -> Schedule:
+    anchor = sch.block(info.block.name)
+    epilogue, fills = merge_chain(sch, anchor)
+    done = {anchor.name, *([epilogue.name] if epilogue else []), *[f.name for f in fills]}
+    if info.n:
+        schedule_contraction(sch, anchor, epilogue, target, panels=panels)
+    else:
+        schedule_depthwise(sch, anchor, epilogue, target)
+    schedule_spatial_blocks(sch, target, skip=done)
+    for f in fills:
+        schedule_elementwise(sch, f, target)
     return sch
 
 

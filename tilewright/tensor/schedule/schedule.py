@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilewright.core.errors import TilewrightError, UserError
-from tilewright.loop.ir import Buffer, For, IntoExpr, Program, Var
+from tilewright.loop.ir import Buffer, Expr, For, IntoExpr, Program, Var
 from tilewright.loop.match_tensor import match_tensor
 from tilewright.loop.tensor_intrinsics import KEY, TensorIntrinsic, tensor_intrinsic_named
 from tilewright.tensor.schedule import state
@@ -34,6 +34,9 @@ from tilewright.tensor.schedule.trace import (
     plain,
     to_refs,
 )
+
+LAST = "alternative"
+"""The primitive after which there is none but itself."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Schedule:
         saved = self.program, self.prepacks, self.layouts
         self._depth = 1
         try:
+            self._refuse_after_alternative(name)
             refuse_inside(name, self.program, (*args, *kwargs.values()))
             result = run(self, *plain(args), **{k: plain(v) for k, v in kwargs.items()})
             moved = plain(args) if name == "reorder" else ()
@@ -96,6 +100,12 @@ class Schedule:
         handles = () if result is None else tuple(result) if isinstance(result, tuple | list) else (result,)
         self.trace.instructions.append(Instruction(name, *given, tuple([self._remember(h) for h in handles])))
         return result
+
+    def _refuse_after_alternative(self, name: str) -> None:
+        """What two schedules have made of the program stays as it is."""
+        if name not in (LAST, "block", "loops") and any(i.name == LAST for i in self.trace.instructions):
+            raise ScheduleError(name, f"{LAST} has joined two schedules of this program, and comes last", self.program,
+                                hint=f"apply {name} before, or in the trace that {LAST} is given")
 
     def _with_example(self, error: ScheduleError, run: Any, args: Any, kwargs: Any) -> ScheduleError:
         """A refusal with a step that goes wrong: the edit is made after all, looked at, and taken back."""
@@ -206,6 +216,9 @@ class Schedule:
 
     def add_unit_loop(self, block: BlockRef) -> Var:
         return self.apply("add_unit_loop", block)  # type: ignore[no-any-return]
+
+    def alternative(self, condition: Expr, trace: Trace) -> None:
+        self.apply("alternative", condition, trace)
 
     def unroll(self, loop: Var) -> None:
         self.apply("unroll", loop)

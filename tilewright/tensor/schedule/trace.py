@@ -84,6 +84,8 @@ def show(v: Any, names: Names | None = None) -> str:
         return repr(v.name)
     if isinstance(v, IndexMap):
         return repr(v)
+    if isinstance(v, Trace):
+        return "{" + "; ".join(map(str, v.instructions)) + "}"
     return getattr(v, "__name__", None) or repr(v)
 
 

@@ -24,6 +24,7 @@ WHERE: dict[str, str] = {
     "unsafe_parallel": "unsafe", "unsafe_bind": "unsafe", "cooperative_fetch": "cooperative_fetch",
     "double_buffer": "double_buffer", "software_pipeline": "software_pipeline",
     "blockize": "blockize", "tensorize": "tensorize",
+    "alternative": "alternative",
     "bind": "bind", "storage_align": "storage_align",
     "sample_perfect_tile": "sample", "sample_compute_location": "sample", "sample_tile": "sample", "sample_choice": "sample",
 }
