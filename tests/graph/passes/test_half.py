@@ -11,6 +11,7 @@ from tilewright.graph import interpret
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.passes.half import widen_half
+from tilewright.loop.ir import Var
 
 
 def widened(g: Graph) -> Graph:
@@ -63,6 +64,19 @@ def test_weights_are_widened_and_bits_are_not() -> None:
     assert [v.dtype.name for v in after.outputs] == ["f16", "u16", "bool"]
     for want, got in zip(interpret.run(g, data(g)), interpret.run(after, data(g)), strict=True):
         assert np.abs(got.astype(np.float32) - want.astype(np.float32)).max() <= (2e-3 if got.dtype == np.float16 else 1)
+
+
+@pytest.mark.parametrize("rows,reader,first", [
+    (1, "matmul", "widen_weights"), (Var("n"), "matmul", "widen_weights"), (128, "matmul", "matmul"),
+    (1, "gather too", "matmul")])
+def test_large_weights_of_products_with_few_rows_stay_half(rows: Any, reader: str, first: str) -> None:
+    b = Net()
+    w = b.constant(np.random.default_rng(0).standard_normal((256, 300)).astype(np.float16), "w")
+    outputs = [b.op("matmul", b.x(rows, 256, type="f16"), w)]
+    if reader == "gather too":
+        outputs.append(b.op("gather", w, b.x(3, type="i64"), axis=0))
+    after = remove_dead(widen_half(b.finish(outputs)))
+    assert next(op.op for op in after.operations if op.op in ("widen_weights", "matmul")) == first
 
 
 def test_a_branch_has_casts_of_its_own() -> None:

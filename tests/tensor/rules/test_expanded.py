@@ -64,6 +64,18 @@ def test_known_rows(case: tuple[int, int, int, int, str], rows: int) -> None:
     assert ("compute_inline('weights')" in trace, "compute_at('weights'" in trace) == (rows < MANY_ROWS, rows >= MANY_ROWS)
 
 
+@pytest.mark.parametrize("half", ("f16", "bf16"))
+@pytest.mark.parametrize("target", ("native", "x86-64-v3"))
+def test_half_floats(half: str, target: str) -> None:
+    """Weights that stay half floats, inlined for few rows and in panels for many."""
+    b = GraphBuilder()
+    x = b.input("x", tensor_type("f32", (ROWS, 70)))
+    w = b.add("widen_weights", [b.constant(np.random.default_rng(0).standard_normal((70, 45)), "w", half)])
+    (kernel,) = check(b.finish([b.add("relu", [b.add("matmul", [x, w])])]), [ROWS],
+                      [(m,) for m in (0, 1, 3, MANY_ROWS - 1, MANY_ROWS, 37)], target=get_target(target))
+    assert f"alternative({MANY_ROWS} <= " in str(kernel.schedule.trace)
+
+
 def model(k: int, n: int, block: int) -> onnx.ModelProto:
     """Two MatMulNBits of one operand over symbolic rows, then a sum."""
     constants = []

@@ -1,7 +1,7 @@
-"""Weights in few bits: codes that lie side by side in bytes, with a scale and a zero point per block of a column.
+"""Weights in few bits: half floats, or codes side by side in bytes with a scale and a zero point per block of a column.
 
-The operator that expands them stays in front of products until code is made, so that weights are packed in memory and in
-files; how the kernel of a product expands them is its schedule's choice (`tensor/rules/expanded.py`).
+The operators that expand them stay in front of products until code is made, so that weights are packed in memory and in
+files; how the kernel of a product does it is its schedule's choice (`tensor/rules/expanded.py`).
 """
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import f32, i32, u8
+from tilewright.core.dtype import bf16, f16, f32, i32, u8
 from tilewright.graph.infer import expect, expect_dtype, expect_rank, operand
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import call
@@ -75,6 +75,15 @@ def _compute(op: Operation, codes: Tensor, scales: Tensor, points: Tensor | None
     return compute(op.output.shape, cell, name="weights")
 
 
+def _infer_half(op: Operation) -> Sequence[TensorType]:
+    x = operand(op, 0)
+    expect_dtype(op, x, x.dtype in (f16, bf16), "half floats")
+    return [TensorType(f32, x.shape)]
+
+
+EXPANDERS = frozenset({"unpack_weights", "widen_weights"})
+"""What makes weights in f32 of fewer bits."""
+
 RECORDS = (
     OpRecord("unpack_weights", "view", _infer, _numpy, _compute,
              {"bits": Attr("int", doc="of a code: 2, 4 or 8"), "block": Attr("int", doc="rows that share a scale"),
@@ -82,4 +91,7 @@ RECORDS = (
               "point": Attr("float", 0.0, "zero point, where none is given")},
              doc="Codes [n, bytes] (low bits first), scales and zero points [n, blocks] → [depth, n] in f32: "
                  "(code - zero point) * scale. Read by products, weights stay packed."),
+    OpRecord("widen_weights", "view", _infer_half, lambda a, x: x.astype(np.float32),
+             lambda op, x: compute(op.output.shape, lambda *i: x[i].cast(f32), name="weights"),
+             doc="Half floats in f32. Read by products, weights stay half floats."),
 )

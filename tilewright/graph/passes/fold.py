@@ -13,6 +13,7 @@ from tilewright.graph import interpret
 from tilewright.graph.builder import GraphBuilder, rewrite
 from tilewright.graph.infer import constant_of, element_count
 from tilewright.graph.ir import Graph, Operation, Value
+from tilewright.graph.ops.packed import EXPANDERS
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.registry import Array, has_numeric_attrs, record_of
 
@@ -25,7 +26,7 @@ MAX_GROWTH = 8
 MAX_COPIES_BYTES = 1 << 20
 """The same limit for operators that only repeat their operand (`REPEATING`): repeating costs nothing where it is read."""
 REPEATING = frozenset({"expand", "tile", "full"})
-LEFT = frozenset({"sizes", "unpack_weights"})
+LEFT = EXPANDERS | {"sizes"}
 """What stays: symbols in use, and weights for which `passes/packed.py` decides."""
 
 

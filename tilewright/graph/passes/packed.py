@@ -9,6 +9,8 @@ read too, and all on devices and with strict numerics.
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from tilewright.graph import interpret
 from tilewright.graph.builder import GraphBuilder, rewrite
 from tilewright.graph.infer import element_count
@@ -27,9 +29,8 @@ def expand_weights(graph: Graph, target: Target, exact: bool = False, smallest: 
     users, outputs = graph.users(), set(graph.outputs)
 
     def streamed(op: Operation) -> bool:
-        readers = users.get(op.output, [])
-        return (not exact and not target.is_gpu and (element_count(op.output.type) or 0) >= smallest
-                and op.output not in outputs and all(_multiplies(r, op.output) for r in readers))
+        return (not exact and not target.is_gpu and op.output not in outputs
+                and are_streamed(op.output, users.get(op.output, []), smallest))
 
     def rule(op: Operation, b: GraphBuilder) -> Value | None:
         if op.op != "unpack_weights" or streamed(op) or not all(v is None or v.data is not None for v in op.inputs):
@@ -39,7 +40,12 @@ def expand_weights(graph: Graph, target: Target, exact: bool = False, smallest: 
     return remove_dead(rewrite(graph, rule, regions=False))
 
 
+def are_streamed(weights: Value, readers: Sequence[Operation], smallest: int = SMALLEST) -> bool:
+    """Whether weights are worth packing, and only products read them."""
+    return (element_count(weights.type) or 0) >= smallest and all(_multiplies(r, weights) for r in readers)
+
+
 def _multiplies(reader: Operation, weights: Value) -> bool:
-    """Whether an operation is a product in f32 with these weights on its right."""
+    """Whether an operation is a product with these weights on its right."""
     a, w = reader.inputs if reader.op == "matmul" else (None, None)
     return w is weights and a is not weights and not reader.attrs["transpose_b"]
