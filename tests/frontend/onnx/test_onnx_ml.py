@@ -120,6 +120,18 @@ def test_tree_regressors(aggregate: str, modes: tuple[str, ...]) -> None:
     compare(*one("TreeEnsembleRegressor", [rows], n_targets=1, aggregate_function=aggregate, base_values=[0.5], **attrs))
 
 
+@pytest.mark.parametrize("real", [np.float32, np.float64])
+@pytest.mark.parametrize("modes", [MODES[:1], MODES])
+def test_trees_in_which_missing_features_lead_to_no(modes: tuple[str, ...], real: Any) -> None:
+    attrs = forest(7, 4, "target", 1, modes=modes)
+    del attrs["nodes_missing_value_tracks_true"]
+    if real is np.float64:
+        for name in ("nodes_values", "target_weights"):
+            attrs[f"{name}_as_tensor"] = numpy_helper.from_array(np.array(attrs.pop(name), real), name)
+    rows = np.concatenate([X, HOLES, X * 0 + np.inf, X * 0 - np.inf]).astype(real)
+    compare(*one("TreeEnsembleRegressor", [rows], n_targets=1, **attrs))
+
+
 @pytest.mark.parametrize("kind", ["NONE", "LOGISTIC", "SOFTMAX"])
 def test_tree_classifiers(kind: str) -> None:
     attrs = forest(6, 3, "class", 3)

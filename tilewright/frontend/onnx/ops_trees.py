@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import boolean, f32, f64, i64
+from tilewright.core.dtype import boolean, f32, f64, i32, i64
 from tilewright.frontend.onnx.ops_ml import ML, as_labels, both_classes, class_labels, labels_of, transformed
 from tilewright.frontend.onnx.table import Context, Result, onnx_op
 from tilewright.graph.ir import Value
@@ -41,8 +41,8 @@ class Forest:
         """A new row that leads to itself."""
         row = len(self.feature)
         self.feature.append(0)
-        self.low.append(np.inf)
-        self.high.append(-np.inf)
+        self.low.append(-np.inf)
+        self.high.append(np.inf)
         self.missing.append(False)
         self.yes.append(row)
         self.no.append(row)
@@ -89,9 +89,14 @@ class Forest:
         x = c.b.unsqueeze(x, [0]) if x.rank == 1 else x
         t = f64 if self.real is np.float64 else f32
         x, trees = c.cast(x, t), len(self.roots)
-        node = c.add("expand", c.const(np.array(self.roots)[None], i64), shape=[x.shape[0], trees])
-        table = [c.const(self.feature, i64), c.const(self.low, t), c.const(self.high, t), c.const(self.missing, boolean),
-                 c.const(self.yes, i64), c.const(self.no, i64)]
+        whole = i64 if t is f64 else i32  # as wide as the features: a bound is one of the numbers of a node
+        node = c.add("expand", c.const(np.array(self.roots)[None], whole), shape=[x.shape[0], trees])
+        bits = np.array(self.high, self.real).view(whole.numpy())
+        table: list[Value | None] = [c.const(np.stack([self.feature, bits, self.yes, self.no], 1), whole), None, None]
+        if any(low > -np.inf for low in self.low):
+            table[1] = c.const(self.low, t)
+        if any(self.missing):
+            table[2] = c.const(self.missing, boolean)
         for _ in range(self.depth()):
             node = c.add("tree_step", x, node, *table)
         most = np.finfo(self.real).max

@@ -1,5 +1,7 @@
 """tree_step: one step down every decision tree for every row. As many steps as the deepest tree has levels end in leaves,
-which lead to themselves. Every row and tree is independent: vectors along the trees, gathers from the table of nodes.
+which lead to themselves. Every row and tree is independent, so that many walks are on their way at once.
+
+The table has a row for each node, so that a step reads one line of memory of it: feature, bits of the bound, yes, no.
 """
 from __future__ import annotations
 
@@ -8,53 +10,70 @@ from typing import Any
 
 import numpy as np
 
-from tilewright.core.dtype import boolean, i64
-from tilewright.graph.infer import expect_dtype, expect_rank, expect_same_dim, expect_same_dtype, operands
+from tilewright.core.dtype import boolean, i32, i64
+from tilewright.graph.infer import expect, expect_dtype, expect_rank, expect_same_dtype, operand, same
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.registry import Array, OpRecord
-from tilewright.loop.ir import Call, Expr, Select, maximum, minimum
+from tilewright.loop.ir import Call, Expr, Select, as_int, maximum, minimum
 from tilewright.tensor.compute import Tensor, compute
+
+FIELDS = 4
 
 
 def _infer(op: Operation) -> Sequence[TensorType]:
-    x, node, feature, low, high, missing, yes, no = operands(op, 8)
+    expect(3 <= len(op.inputs) <= 5, "operand-count", f"tree_step takes 3 to 5 inputs, {len(op.inputs)} were given")
+    x, node, table = (operand(op, k) for k in range(3))
     expect_rank(op, x, 2)
     expect_rank(op, node, 2)
-    expect_dtype(op, x, x.dtype.is_float, "a floating-point type")
-    expect_same_dtype(op, x, low, high)
-    expect_same_dtype(op, node, feature, yes, no)
-    expect_dtype(op, node, node.dtype is i64, "nodes as i64")
-    expect_dtype(op, missing, missing.dtype is boolean, "booleans")
-    for v in (feature, low, high, missing, yes, no):
-        expect_rank(op, v, 1)
-        expect_same_dim(op, v.shape[0], feature.shape[0], f"the nodes of %{v.name} and %{feature.name}")
+    expect_rank(op, table, 2)
+    expect_dtype(op, x, x.dtype.is_float and x.dtype.bits >= 32, "f32 or f64")
+    expect_dtype(op, node, node.dtype is (i32 if x.dtype.bits == 32 else i64), "integers as wide as the features")
+    expect_same_dtype(op, node, table)
+    expect(as_int(table.shape[1]) == FIELDS, "shape-mismatch",
+           lambda: f"tree_step: a node has {FIELDS} numbers, not {table.type}")
+    for v, kind in zip(op.inputs[3:], (x.dtype, boolean), strict=False):
+        if v is not None:
+            expect_rank(op, v, 1)
+            expect_dtype(op, v, v.dtype is kind, str(kind))
+            expect(same(v.shape[0], table.shape[0]) is not False, "shape-mismatch",
+                   lambda: f"tree_step: {v.type} and {table.type} do not say the same number of nodes")  # noqa: B023
     return [node.type]
 
 
-def _step(attrs: dict[str, Any], x: Array, node: Array, feature: Array, low: Array, high: Array, missing: Array,
-          yes: Array, no: Array) -> Array:
-    at = np.clip(node, 0, feature.size - 1)
-    v = np.take_along_axis(x, np.clip(feature[at], 0, x.shape[1] - 1), 1)
-    holds = (v >= low[at]) & (v <= high[at]) | np.isnan(v) & missing[at]
+def _step(attrs: dict[str, Any], x: Array, node: Array, table: Array, low: Array | None = None,
+          missing: Array | None = None) -> Array:
+    at = np.clip(node, 0, table.shape[0] - 1)
+    feature, high, yes, no = (table[:, k] for k in range(FIELDS))
+    v = np.take_along_axis(x, np.clip(feature[at], 0, x.shape[1] - 1).astype(np.int64), 1)
+    holds = v <= np.ascontiguousarray(high).view(x.dtype)[at]
+    if low is not None:
+        holds &= v >= low[at]
+    if missing is not None:
+        holds |= np.isnan(v) & missing[at]
     return np.where(holds, yes[at], no[at])
 
 
-def _compute(op: Operation, x: Tensor, node: Tensor, feature: Tensor, low: Tensor, high: Tensor, missing: Tensor,
-             yes: Tensor, no: Tensor) -> Tensor:
+def _compute(op: Operation, x: Tensor, node: Tensor, table: Tensor, low: Tensor | None = None,
+             missing: Tensor | None = None) -> Tensor:
     def inside(i: Expr, n: Expr) -> Expr:
-        return minimum(maximum(i, 0), n - 1)
+        return minimum(maximum(i, 0), n.cast(node.dtype) - 1)
 
     def cell(r: Expr, t: Expr) -> Expr:
-        at = inside(node[r, t], feature.shape[0])
-        v = x[r, inside(feature[at], x.shape[1])]
-        holds = (v >= low[at]) & (v <= high[at]) | Call("isnan", (v,), boolean) & missing[at]
-        return Select(holds, yes[at], no[at])
+        at = inside(node[r, t], table.shape[0])
+        v = x[r, inside(table[at, 0], x.shape[1])]
+        holds = v <= Call("reinterpret", (table[at, 1],), x.dtype)
+        if low is not None:
+            holds = holds & (v >= low[at])
+        if missing is not None:
+            holds = holds | Call("isnan", (v,), boolean) & missing[at]
+        return Select(holds, table[at, 2], table[at, 3])
     out: Tensor = compute(op.output.shape, cell, name="tree_step")
     return out
 
 
 RECORDS = (
     OpRecord("tree_step", "opaque", _infer, _step, _compute,
-             doc="For rows x [N, features] at nodes [N, trees]: yes[node] where low[node] <= x[feature[node]] <= high[node] "
-                 "(or x is NaN and missing[node] holds), else no[node]."),
+             doc="For rows x [N, features] at nodes [N, trees] of a table [nodes, 4] of (feature, bits of high, yes, no): "
+                 "yes where low[node] <= x[feature] <= high (or x is NaN and missing[node] holds), else no. Without `low` "
+                 "there is no lower bound, without `missing` NaN leads to no."),
 )

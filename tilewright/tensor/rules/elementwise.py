@@ -44,16 +44,16 @@ def schedule_elementwise(sch: Schedule, ref: BlockRef, target: Target, home: Var
     if not loops:
         return
     lanes = lanes_of(block, target)
-    total = 1
+    work = 1 + _gathers(block)
     for v in loops.values():
-        total *= estimate(sch.loop(v).extent)
+        work *= estimate(sch.loop(v).extent)
     near = [sch.block(p.name) for p in near_producers(sch, block)]
     inner = _case_loops(sch, block, loops, near)
     *outer, last = [v for v in loops.values() if v not in inner]
     crossing = None if inner or near else find_crossing(block)
     if crossing is not None and home is None and last is loops[crossing.last] and loops[crossing.along] in outer:
         outer = tile_crossing(sch, ref, crossing, [*outer, last], loops[crossing.along], lanes, target)
-        _share(sch, outer, total, target)
+        _share(sch, outer, work, target)
         return
     vector = _vector_loop(sch, last, lanes, outer)
     if inner:
@@ -65,13 +65,20 @@ def schedule_elementwise(sch: Schedule, ref: BlockRef, target: Target, home: Var
     if vector is not None:
         sch.vectorize(vector)
     if home is None:
-        _share(sch, outer, total, target)
+        _share(sch, outer, work, target)
 
 
-def _share(sch: Schedule, outer: list[Var], total: int, target: Target) -> None:
-    """Run the outer loops in parallel if that pays."""
-    if total >= PARALLEL_ELEMENTS and outer and target.cores > 1:
+def _share(sch: Schedule, outer: list[Var], work: int, target: Target) -> None:
+    """Run the outer loops in parallel if that pays for so many elements."""
+    if work >= PARALLEL_ELEMENTS and outer and target.cores > 1:
         parallelize_outer(sch, outer, target)
+
+
+def _gathers(block: Block) -> int:
+    """Loads for each element from a place that another load of its own says: each is about the work of an element."""
+    last = block.iters[-1].var if block.iters else None
+    return len({n for n in walk(block.body) if isinstance(n, Load) and any(
+        isinstance(m, Load) and last in vars_of(m) for e in n.indices for m in walk(e))})
 
 
 def _vector_loop(sch: Schedule, last: Var, lanes: int, outer: list[Var]) -> Var | None:
