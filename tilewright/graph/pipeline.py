@@ -19,7 +19,7 @@ from tilewright.graph.passes.halo import share_borders
 from tilewright.graph.passes.idioms import recover_idioms
 from tilewright.graph.passes.integer_products import integer_products
 from tilewright.graph.passes.layouts import blocked_layouts
-from tilewright.graph.passes.packed import expand_weights
+from tilewright.graph.passes.packed import expand_weights, pack_weights
 from tilewright.graph.passes.padding import fold_padding
 from tilewright.graph.passes.products import combine_products, simplify_products
 from tilewright.graph.passes.scale import fold_scales
@@ -43,6 +43,7 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         scans_to_loops,                                      # from here on, the only regions are those of if_ and loop
         functools.partial(dequantized_operands, target=target, exact=exact),  # before folding: weights are codes
         simplify_products,                                   # before folding: a transposed weight needs no copy
+        functools.partial(pack_weights, target=target, exact=exact),  # before it is lost that they are small integers
         functools.partial(expand_weights, target=target, exact=exact),  # those that no product streams
         fold_constants,                                      # shape arithmetic ends here: its results are constants
         select_before_ordering,                              # as many are ordered as are asked for
