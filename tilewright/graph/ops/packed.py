@@ -15,7 +15,7 @@ from tilewright.graph.infer import expect, expect_dtype, expect_rank, operand
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import call
 from tilewright.graph.registry import Array, Attr, OpRecord
-from tilewright.loop.ir import Expr, as_int, const
+from tilewright.loop.ir import Call, Expr, as_int, const
 from tilewright.tensor.compute import Tensor, compute
 
 
@@ -63,15 +63,23 @@ def _numpy(attrs: dict[str, Any], codes: Array, scales: Array, points: Array | N
 
 
 def _compute(op: Operation, codes: Tensor, scales: Tensor, points: Tensor | None = None) -> Tensor:
-    """W[k, n] = (code k of column n - its block's zero point) * its block's scale."""
+    """W[k, n] = (code k of column n - its block's zero point) * its block's scale.
+
+    A code becomes a float where it lies in its byte, `shift` bits up: as the last bits of a number whose unit they are,
+    2^(23 - shift). Taking that off gives the code, exactly, and with a whole zero point both go in one subtraction: a
+    shift and a conversion less than by way of integers."""
     bits, block, per = op.attrs["bits"], op.attrs["block"], 8 // op.attrs["bits"]
+    point = op.attrs["point"]
+    whole = float(point).is_integer() if points is None else points.dtype.is_int
 
     def cell(k: Expr, n: Expr) -> Any:
         byte = codes[n, k // per].cast(i32)
-        shifted = byte if per == 1 else call("shift_right", byte, (k % per * bits).cast(i32))
-        code = shifted if per == 1 else call("bit_and", shifted, const(2**bits - 1, i32))
-        zero = op.attrs["point"] if points is None else points[n, k // block].cast(f32)
-        return (code.cast(f32) - zero) * scales[n, k // block]
+        shift = (k % per * bits).cast(i32)
+        code = byte if per == 1 else call("bit_and", byte, call("shift_left", const(2**bits - 1, i32), shift))
+        unit = call("shift_left", const(127 + 23, i32) - shift, const(23, i32))
+        number, unit = (Call("reinterpret", (e,), f32) for e in (call("bit_or", code, unit), unit))
+        zero = const(point, f32) if points is None else points[n, k // block].cast(f32)
+        return (number - (unit + zero) if whole else number - unit - zero) * scales[n, k // block]
     return compute(op.output.shape, cell, name="weights")
 
 
