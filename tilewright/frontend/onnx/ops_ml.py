@@ -235,7 +235,7 @@ def svm_regressor(c: Context) -> Result:
 @onnx_op("SVMClassifier", domain=ML)
 def svm_classifier(c: Context) -> Result:
     """A score for each pair of classes, in which one of them gets a vote; the most votes win. Probabilities, where they are
-    asked for, are those of Platt (1999) of each pair."""
+    asked for, are those of Platt (1999) of each pair, coupled."""
     x, counts = _rows(c), c.a("vectors_per_class") or ()
     texts = "classlabels_strings"
     labels = labels_of(c, "classlabels_ints", texts)
@@ -258,14 +258,17 @@ def svm_classifier(c: Context) -> Result:
     won = c.cast(c.add("greater", y, c.const(0, y.dtype)), f32)
     votes = _linear(c, won, first - second, second.sum(0))
     if c.a("prob_a"):
-        c.expect(classes == 2, "probabilities of more than two classes")
-        steep = c.add("add", c.add("mul", y, c.const(c.a("prob_a")[0], y.dtype)), c.const(c.a("prob_b")[0], y.dtype))
+        y = c.cast(y, f32)
+        steep = c.add("add", c.add("mul", y, c.const(c.a("prob_a"), f32)), c.const(c.a("prob_b"), f32))
         prob = c.add("clip", c.add("sigmoid", c.add("neg", steep)), min=1e-7, max=1 - 1e-7)
-        scores = transformed(c, c.add("concat", prob, c.add("sub", c.const(1, y.dtype), prob), axis=1), kind)
-        winner = c.add("argmax", scores, axis=1, keepdims=False)
+        both = c.add("concat", prob, c.add("sub", c.const(1, f32), prob), axis=1)
+        place = np.zeros((classes, classes), np.int64)
+        for p, (i, j) in enumerate(pairs):
+            place[i, j], place[j, i] = p, len(pairs) + p
+        scores = transformed(c, c.add("couple", c.add("gather", both, c.const(place, i64), axis=1)), kind)
     else:
         scores = both_classes(c, y, kind, False) if classes == 2 else transformed(c, y, kind)
-        winner = c.add("argmax", votes, axis=1, keepdims=False)
+    winner = c.add("argmax", votes, axis=1, keepdims=False)
     return class_labels(c, winner, labels, texts), c.cast(scores, f32)
 
 

@@ -8,6 +8,7 @@ from tilewright.graph.ops import (
     columns,
     control,
     conv,
+    couple,
     create,
     custom,
     image,
@@ -32,7 +33,7 @@ from tilewright.graph.ops import (
 from tilewright.graph.registry import register
 
 FAMILIES = (unary, binary, view, create, arrange, indexing, bounds, order, reduce, norm, matmul, conv, pool, resize,
-            columns, sample, trees, layout, interleave, control, recurrent, winograd, packed, text, image, custom)
+            columns, sample, trees, couple, layout, interleave, control, recurrent, winograd, packed, text, image, custom)
 
 for _family in FAMILIES:
     for _record in _family.RECORDS:
