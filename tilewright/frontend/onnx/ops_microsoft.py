@@ -18,6 +18,7 @@ from tilewright.frontend.onnx.table import Context, Function, Result, onnx_op
 from tilewright.graph.infer import dim, is_one
 from tilewright.graph.ir import Value
 from tilewright.graph.ops.packed import codes_of
+from tilewright.loop.ir import Expr, as_int
 
 MICROSOFT = "com.microsoft"
 TINY = 1e-12
@@ -112,6 +113,40 @@ def matmul_nbits(c: Context) -> Result:
     w = c.cast(w, a.dtype)
     y = c.add("matmul", a, w)
     return y if c.opt(5) is None else c.add("add", y, c.x(5))
+
+
+@microsoft("GatherBlockQuantized", (3, 4), bits=4, block_size=128, gather_axis=0, quantize_axis=1)
+def gather_block_quantized(c: Context) -> Result:
+    """Rows of a quantized table: the codes of those that are asked for, less their zero points and times their scales, one
+    of each per block of the last axis. Codes of fewer than 8 bits in u8 lie side by side along that axis, the low bits
+    first, and have the middle for a zero point by default; others have 0."""
+    x, scales, points = c.x(0), c.x(2), c.opt(3)
+    axis, bits = c.a("gather_axis") % x.rank, c.a("bits") if x.dtype is u8 else x.dtype.bits
+    c.expect(c.a("quantize_axis") % x.rank == x.rank - 1 and axis < x.rank - 1, "blocks along another axis than the last")
+    c.expect(bits in (2, 4, 8), f"{bits} bits")
+    at = c.b.in_bounds(c.x(1), [x.shape[axis]])
+    per = 8 // bits if x.dtype is u8 else 1
+
+    def rows(v: Value, count: Expr | int) -> Value:
+        """What belongs to the rows, in f32, `count` along the last axis."""
+        v = c.add("gather", v, at, axis=axis)
+        if v.dtype is not u8 or per == 1:
+            return c.cast(v, f32)
+        shifts = c.b.constant(np.arange(per, dtype=np.uint8) * bits)
+        codes = c.add("bitwise_and", c.add("shift_right", c.b.unsqueeze(v, [v.rank]), shifts), c.const(2**bits - 1, u8))
+        whole = c.b.reshape(codes, (*v.shape[:-1], v.shape[-1] * per))
+        return c.b.slice(c.cast(whole, f32), {-1: (0, count, 1)})
+    length, blocks = as_int(x.shape[-1]), scales.shape[-1]
+    c.expect(length is not None, "a table of unknown width")
+    codes = rows(x, (length or 0) * per)
+    block = c.b.constant(np.arange((length or 0) * per, dtype=np.int64) // c.a("block_size"))
+
+    def spread(v: Value) -> Value:
+        return c.add("gather", v, block, axis=v.rank - 1)
+    middle = float(2 ** (bits - 1)) if x.dtype is u8 else 0.0
+    zero = c.const(middle, f32) if points is None else spread(rows(points, blocks))
+    y = c.add("mul", c.add("sub", codes, zero), spread(c.cast(c.add("gather", scales, at, axis=axis), f32)))
+    return c.cast(y, scales.dtype)
 
 
 # ---- activations -----------------------------------------------------------------------------------------------------
