@@ -8,6 +8,7 @@ ONNX Runtime it ends for each row when no condition fails by 0.005 / k, or after
 """
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, no_type_check
 
@@ -17,13 +18,12 @@ from tilewright.core.dtype import f32 as real
 from tilewright.graph.infer import expect, expect_dtype, expect_rank, operands, same
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.registry import Array, OpRecord
-from tilewright.tensor.script import f32, kernel
+from tilewright.tensor.script import Kernel, f32, kernel
 
 ROUNDS = 100
 TOLERANCE = 0.005
 
 
-@kernel
 @no_type_check
 def coupled(r: f32["rows", "k", "k"], p: f32["rows", "k"]):
     for i in range(rows):
@@ -60,6 +60,12 @@ def coupled(r: f32["rows", "k", "k"], p: f32["rows", "k"]):
                         p[i, j] = p[i, j] / (1.0 + state[2])
 
 
+@functools.cache
+def _kernel() -> Kernel:
+    """`coupled`, parsed when a model needs it."""
+    return kernel(coupled)
+
+
 def _infer(op: Operation) -> Sequence[TensorType]:
     (r,) = operands(op, 1)
     expect_rank(op, r, 3)
@@ -90,7 +96,7 @@ def _couple(attrs: dict[str, Any], r: Array) -> Array:
 
 
 RECORDS = (
-    OpRecord("couple", "opaque", _infer, _couple, lambda op, r: coupled(r),
+    OpRecord("couple", "opaque", _infer, _couple, lambda op, r: _kernel()(r),
              doc="Of each row of r [N, k, k], where r[j, t] is the probability of class j if it is j or t, the "
                  "probabilities [N, k] of the classes (Wu, Lin and Weng 2004)."),
 )
