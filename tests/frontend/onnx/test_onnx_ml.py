@@ -39,6 +39,7 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     *[("Normalizer", [np.concatenate([X, X * 0])], {"norm": norm}) for norm in ("L1", "L2")],
     ("Normalizer", [np.abs(X)], {"norm": "MAX"}),
     ("OneHotEncoder", [np.array([3, 1, 7, 3])], {"cats_int64s": [1, 3, 5], "zeros": 1}),
+    ("OneHotEncoder", [np.array([["b", "a"], ["é", "b"]], object)], {"cats_strings": ["a", "b", "c"], "zeros": 1}),
     ("FeatureVectorizer", [X, X[:, :2].copy()], {"inputdimensions": [4, 2]}),
     ("LinearRegressor", [X], {"coefficients": R.standard_normal(8).tolist(), "intercepts": [0.5, -1.0], "targets": 2}),
     ("SVMRegressor", [X], {"coefficients": [0.5, -1.0, 0.25], "kernel_params": [0.3, 0.1, 3.0], "kernel_type": "RBF",

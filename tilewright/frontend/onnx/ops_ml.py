@@ -76,8 +76,8 @@ def normalizer(c: Context) -> Result:
 def one_hot_encoder(c: Context) -> Result:
     """A new last axis with 1 at the place of the category; none for what is no category (also where `zeros` is 0, for
     which ONNX would raise an error)."""
-    x, known = c.x(), c.a("cats_int64s")
-    c.expect(bool(known), "categories that are strings")
+    x, known = c.x(), labels_of(c, "cats_int64s", "cats_strings")
+    c.expect(known is not None, "a node without categories")
     same = c.add("equal", c.b.unsqueeze(c.cast(x, i64), [x.rank]), c.const(known, i64))
     return c.cast(same, f32)
 
