@@ -163,8 +163,8 @@ def rewrite(graph: Graph, rule: Rule, *, finish: Finish | None = None, regions: 
 
     The rule returns None to keep the operation, or the values that stand for its outputs from here on, having added
     what it needs to the builder. `finish` may replace the outputs at the end. Regions are rewritten too, unless
-    `regions` is False. The graph itself is returned if nothing changed. Operations that are no longer used stay
-    (dead code is another pass).
+    `regions` is False: then they only read what stands for values from outside. The graph itself is returned if nothing
+    changed. Operations that are no longer used stay (dead code is another pass).
     """
     return _rewrite(graph, rule, finish, regions, {}, GraphBuilder(graph.name))
 
@@ -176,8 +176,8 @@ def _rewrite(graph: Graph, rule: Rule, finish: Finish | None, regions: bool, new
         b._names.setdefault(v.name, 0)
     changed = False
     for op in graph.operations:
-        op = _substituted(op, new, lambda r: _rewrite(r, rule, None, True, new, GraphBuilder(r.name, b)) if regions
-                          else r)
+        op = _substituted(op, new, lambda r: _rewrite(r, rule if regions else _keep, None, regions, new,
+                                                      GraphBuilder(r.name, b)))
         b.loc = op.loc
         result = rule(op, b)
         if result is None:
@@ -200,6 +200,10 @@ def _rewrite(graph: Graph, rule: Rule, finish: Finish | None, regions: bool, new
     if not changed and same and all(x is y for x, y in zip(outputs, graph.outputs, strict=True)):
         return graph
     return Graph(graph.name, b.inputs, outputs, b.operations, graph.output_names, graph.checks)
+
+
+def _keep(op: Operation, b: GraphBuilder) -> None:
+    """The rule that changes nothing."""
 
 
 def _final(v: Value, new: dict[Value, Value]) -> Value:

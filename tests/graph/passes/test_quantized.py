@@ -198,3 +198,19 @@ def test_dequantized_models_compiled(target: str, numerics: str) -> None:
     with tilewright.compile(proto, target=target, numerics=numerics) as made:
         assert not [k.label for k in made.kernels if "schedule_fallback" in k.record]
         np.testing.assert_array_equal(made(feeds), want)
+
+
+def test_branches_read_products_and_turned_codes_of_outside() -> None:
+    """The then branch gives what is computed outside, too, and the else branch reads it."""
+    m = model("""g (float[5,8] y, bool c) => (z, t) { x = QuantizeLinear(y, s, p) before = MatMulInteger(x, w, p)
+                 t = Transpose(x) z = If (c) <
+                   then_branch = a () => (u) { u = MatMulInteger(x, w, p) },
+                   else_branch = b () => (v) { v = Add(before, before) }> }""", opset=18,
+              w=np.random.default_rng(0).integers(-9, 9, (8, 6)).astype(np.int8), p=np.uint8(3), s=np.float32(0.25))
+    graph = import_onnx(m)
+    for target in (X86, ARM, VNNI):
+        after = graph_pipeline(target, "default").run(graph)
+        for c in (True, False):
+            feeds = {"y": np.random.default_rng(1).standard_normal((5, 8)).astype(np.float32), "c": np.array(c)}
+            for want, got in zip(interpret.run(graph, feeds), interpret.run(after, feeds), strict=True):
+                np.testing.assert_array_equal(got, want)
