@@ -1,14 +1,16 @@
 """decompose_reduction and decompose_padding."""
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from tests.tensor.schedule.refusals import check, refused
 from tests.tensor.schedule.schedule_operators import argmax, conv2d, matmul, matmul_relu
 from tilewright.core.dtype import i32
-from tilewright.loop.ir import Const, Program, as_int
+from tilewright.loop.interpret import Interpreter
+from tilewright.loop.ir import Const, Program, Span, Var, as_int
 from tilewright.tensor import compute as te
-from tilewright.tensor.compute import compute, create_program, if_then_else, placeholder
+from tilewright.tensor.compute import compute, create_program, if_then_else, placeholder, reduce_axis
 from tilewright.tensor.schedule.schedule import Schedule
 from tilewright.tensor.schedule.state import find_block, loops_around
 
@@ -47,6 +49,27 @@ def test_reduction_tail_and_tuples() -> None:
     init = sch.decompose_reduction(b, ro)
     assert "if" not in str(find_block(sch.program, init))
     check(sch, p)
+
+
+@pytest.mark.parametrize("terms", [0, 1, 9])
+def test_a_sum_of_nothing_is_initialised(terms: int) -> None:
+    n = Var("n", span=Span())
+    a, b = placeholder((5, n), "i32", "A"), placeholder((n, 7), "i32", "B")
+    r = reduce_axis(n, "k")
+    p = create_program("matmul", [a, b], [compute((5, 7), lambda i, j: te.sum(a[i, r] * b[r, j], axis=[r]), name="C")])
+    sch = Schedule(p)
+    c = sch.block("C")
+    w = sch.cache_write(c, 0, "local")
+    i, j, k = sch.loops(c)
+    i0, i1 = sch.split(i, [None, 2])
+    k0, k1 = sch.split(k, [None, 4])
+    sch.reorder(i0, k0, k1, i1, j)
+    sch.reverse_compute_at(w, i0)
+    init = sch.decompose_reduction(c, k0)
+    assert "< n" not in str(find_block(sch.program, init))
+    given = [np.ones((5, terms), np.int32), np.ones((terms, 7), np.int32), np.full((5, 7), 99, np.int32), terms]
+    Interpreter(sch.program).run(given)
+    assert (given[2] == terms).all()
 
 
 def test_decompose_reduction_refused() -> None:

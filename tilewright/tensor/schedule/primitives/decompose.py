@@ -125,8 +125,10 @@ def _init_nest(program: Program, b: Block, inner: list[For], algebra: Algebra) -
     first = {f.var: f.start for f in inner if f.var not in used}
     own = {i.var: Var(i.var.name) for i, _ in spatial}
     zero = {i.var: ZERO for i in b.iters if i.kind == "reduce"}
-    condition = [algebra.simplify(substitute(substitute(c, first), {**fresh, **zero, **own}))
-                 for c in conjuncts(b.predicate)]
+    kept_at = (algebra.ranges.keys() | own.keys()) - first.keys()
+    guards = [c for c in conjuncts(b.predicate)  # not those of the sum alone: a sum of nothing is initialised, too
+              if vars_of(c) & kept_at or not vars_of(c) & (first.keys() | zero.keys())]
+    condition = [algebra.simplify(substitute(substitute(c, first), {**fresh, **zero, **own})) for c in guards]
     nest: Stmt = Block(fresh_name(program, f"{b.name}_init"),
                        tuple([IterVar(own[i.var], i.extent) for i, _ in spatial]),
                        tuple([substitute(e, fresh) for _, e in spatial]), conjunction(condition),
