@@ -65,6 +65,7 @@ def graph_pipeline(target: Target, numerics: str, combine: bool = True) -> Pipel
         merge_equal,
         functools.partial(transposed_to_phases, exact=exact),  # after scales went into its weights
         widen_half,                                          # what follows knows f32
+        functools.partial(simplify_operations, exact=exact),  # divisions that are in f32 now
         fold_constants,
         functools.partial(blocked_layouts, target=target, exact=exact),  # now convolutions work on channel blocks
         functools.partial(choose_algorithms, target=target, numerics=numerics),  # before borders get their widths

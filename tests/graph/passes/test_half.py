@@ -11,7 +11,9 @@ from tilewright.graph import interpret
 from tilewright.graph.ir import Graph, Value
 from tilewright.graph.passes.dce import remove_dead
 from tilewright.graph.passes.half import widen_half
+from tilewright.graph.pipeline import graph_pipeline
 from tilewright.loop.ir import Var
+from tilewright.target import get_target
 
 
 def widened(g: Graph) -> Graph:
@@ -77,6 +79,16 @@ def test_large_weights_of_products_with_few_rows_stay_half(rows: Any, reader: st
         outputs.append(b.op("gather", w, b.x(3, type="i64"), axis=0))
     after = remove_dead(widen_half(b.finish(outputs)))
     assert next(op.op for op in after.operations if op.op in ("widen_weights", "matmul")) == first
+
+
+def test_quotients_by_constants_round_once() -> None:
+    """A reciprocal in f16 would turn codes of quantization; one in f32 does not."""
+    b = Net()
+    g = b.finish([b.op("div", b.x(4096, type="f16"), b.constant(np.float16(0.07), "scale"))])
+    after = graph_pipeline(get_target("x86-64-v3"), "default").run(g)
+    assert arithmetic(after) == [("mul", "f32")]
+    (want,), (got,) = interpret.run(g, data(g)), interpret.run(after, data(g))
+    np.testing.assert_array_equal(got, want)
 
 
 def test_a_branch_has_casts_of_its_own() -> None:

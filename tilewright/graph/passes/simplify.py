@@ -60,7 +60,7 @@ def _mul(op: Operation, w: Walk) -> Result:
 
 
 def _div(op: Operation, w: Walk, exact: bool) -> Result:
-    """x / c → x * (1/c); 1 / x → reciprocal."""
+    """x / c → x * (1/c), of half floats where that is exact: 1/c would lose what they keep; 1 / x → reciprocal."""
     x, by = op.inputs
     assert x is not None and by is not None
     if splat(by) == 1:
@@ -74,7 +74,7 @@ def _div(op: Operation, w: Walk, exact: bool) -> Result:
             inverse = (1 / wide).astype(c.dtype)
         powers = np.abs(np.frexp(wide)[0]) == 0.5
         normal = bool(np.all(np.isfinite(inverse.astype(np.float64)) & (np.abs(inverse.astype(np.float64)) >= _tiny(by))))
-        if normal and (not exact or bool(np.all(powers))):
+        if normal and (not exact and by.dtype.nbytes > 2 or bool(np.all(powers))):
             return w.b.add("mul", [x, w.b.constant(inverse, f"{by.name}_inverse")], name=op.output.name)
     if splat(x) == 1 and same_shape(by, op.output):
         return w.b.add("reciprocal", [by], name=op.output.name)
