@@ -208,6 +208,50 @@ def test_reductions_of_nothing(span: str) -> None:
         check(made, [{"x": x(3, n), "w": x(n, 5)} for n in (1, 0)])
 
 
+NOTHING_TO_READ = {
+    "edge": ("Pad <mode = \"edge\"> (x, p)", "fill its border"),
+    "wrap": ("Pad <mode = \"wrap\"> (x, p)", "fill its border"),
+    "reflect": ("Pad <mode = \"reflect\"> (x, p)", "fill its border"),
+    "resize": ("Resize <mode = \"linear\"> (x, , , s)", "that are resized"),
+    "argmax": ("ArgMax <axis = 1> (x)", "no element to choose"),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING_TO_READ)
+def test_what_reads_an_element_in_any_case_refuses_axes_without_one(name: str) -> None:
+    """A division by a size of 0 would end the process, a clamped place lie outside."""
+    call, text = NOTHING_TO_READ[name]
+    m = parsed("g (float[3,n] x) => (y) { p = Constant <value_ints = [0, 1, 0, 1]> () s = Constant <value_ints = [3, 4]> () "
+               f"y = {call} }}")
+    with tilewright.compile(m) as made:
+        check(made, [{"x": x(3, n)} for n in (3, 1)])
+        with pytest.raises(UserError, match=rf"run-shape(.|\n)*{text}"):
+            made(x(3, 0))
+    with pytest.raises(UserError, match=rf"shape-mismatch(.|\n)*{text}"):
+        tilewright.compile(m, shapes={"n": 0})
+
+
+OF_NOTHING = {
+    "attention": "(float[2,5,8] q, float[2,n,8] k, float[2,n,8] v) => (y) { t = Transpose <perm = [0, 2, 1]> (k) "
+                 "s = MatMul(q, t) a = Softmax(s) y = MatMul(a, v) }",
+    "long rows": "(float[8,64,8] q, float[8,n,8] k, float[8,n,8] v) => (y) { t = Transpose <perm = [0, 2, 1]> (k) "
+                 "s = MatMul(q, t) a = Softmax(s) y = MatMul(a, v) }",
+    "windows": "(float[1,3,n,4] x, float[2,3,3,3] w) => (y, z, u) { y = Conv <pads = [1, 1, 1, 1]> (x, w) z = MaxPool "
+               "<kernel_shape = [3, 3], pads = [1, 1, 1, 1]> (x) u = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> "
+               "(x) }",
+    "batches": "(float[n,4,3] x, float[4] s) => (y, z, u) { y = InstanceNormalization(x, s, s) z = Softmax <axis = 0> (x) "
+               "u = LogSoftmax <axis = 0> (x) }",
+}
+
+
+@pytest.mark.parametrize("name", OF_NOTHING)
+def test_sizes_of_nothing(name: str) -> None:
+    m = parsed(f"g {OF_NOTHING[name]}")
+    with tilewright.compile(m) as made:
+        shapes = {v.name: [d.dim_param and -1 or d.dim_value for d in v.type.tensor_type.shape.dim] for v in m.graph.input}
+        check(made, [{k: x(*(n if d < 0 else d for d in s)) for k, s in shapes.items()} for n in (2, 0)])
+
+
 # ---- control flow ----------------------------------------------------------------------------------------------------
 ROWS = """(int64 n, float[7] x) => (rows) {
             t = Constant<value = bool {1}>()

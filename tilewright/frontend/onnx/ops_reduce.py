@@ -4,9 +4,11 @@ from __future__ import annotations
 from typing import Any
 
 from tilewright.core.dtype import boolean, f32
+from tilewright.core.errors import UserError
 from tilewright.frontend.onnx.table import Context, Function, Result, entry, onnx_op
 from tilewright.graph.infer import product
 from tilewright.graph.ir import Value
+from tilewright.loop.ir import as_int
 
 REDUCTIONS = {"ReduceMax": "reduce_max", "ReduceMean": "reduce_mean", "ReduceMin": "reduce_min",
               "ReduceProd": "reduce_prod", "ReduceSum": "reduce_sum"}
@@ -76,8 +78,15 @@ def reduce_log_sum_exp(c: Context) -> Result:
 
 @onnx_op("ArgMax", "ArgMin")
 def arg(c: Context) -> Result:
-    return c.add(c.op.lower(), c.x(), axis=c.a("axis", 0), keepdims=bool(c.a("keepdims", 1)),
-                 select_last=bool(c.a("select_last_index", 0)))
+    """Of nothing there is no largest element."""
+    x, axis = c.x(), c.a("axis", 0)
+    y = c.add(c.op.lower(), x, axis=axis, keepdims=bool(c.a("keepdims", 1)), select_last=bool(c.a("select_last_index", 0)))
+    size, none = x.shape[axis], f"axis {axis} of %{x.name} has no element to choose"
+    if as_int(size) is None:
+        c.b.check(size >= 1, none)
+    elif as_int(size) == 0:
+        raise UserError("shape-mismatch", none, where=c.b.loc)
+    return y
 
 
 @onnx_op("CumSum", "CumProd")

@@ -12,6 +12,7 @@ from tilewright.graph.infer import (
     dim,
     element_grid,
     expect,
+    expect_at_most,
     expect_dtype,
     expect_rank,
     expect_same_dim,
@@ -88,6 +89,9 @@ def _infer_pad(op: Operation) -> Sequence[TensorType]:
     for k, d in enumerate(shape):
         size = as_int(d)
         expect(size is None or size >= 0, "shape-mismatch", f"pad: axis {k} of %{x.name} is cropped below 0")
+        if a["mode"] != "constant":
+            needed = dim(minimum(maximum(maximum(a["before"][k], a["after"][k]), 0), 1))
+            expect_at_most(op, needed, x.shape[k], f"the elements of axis {k} of %{x.name} that fill its border")
     return [TensorType(x.dtype, shape)]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -57,14 +58,15 @@ def _infer_softmax(op: Operation) -> Sequence[TensorType]:
 
 def _softmax(attrs: dict[str, Any], x: Array) -> Array:
     w, axis = _wide(x), attrs["axis"]
-    e = np.exp(w - w.max(axis, keepdims=True))
+    e = np.exp(w - w.max(axis, keepdims=True, initial=-np.inf))
     return np.asarray(e / e.sum(axis, keepdims=True)).astype(x.dtype)
 
 
 def _log_softmax(attrs: dict[str, Any], x: Array) -> Array:
     w, axis = _wide(x), attrs["axis"]
-    d = w - w.max(axis, keepdims=True)
-    return np.asarray(d - np.log(np.exp(d).sum(axis, keepdims=True))).astype(x.dtype)
+    d = w - w.max(axis, keepdims=True, initial=-np.inf)
+    with np.errstate(divide="ignore"):  # of nothing
+        return np.asarray(d - np.log(np.exp(d).sum(axis, keepdims=True))).astype(x.dtype)
 
 
 def _row(i: Sequence[Expr], axis: int) -> tuple[Expr, ...]:
@@ -212,7 +214,7 @@ def _compute_batch_norm(op: Operation, x: Tensor, scale: Tensor, bias: Tensor, m
 
 def _group_norm(attrs: dict[str, Any], x: Array, scale: Array, bias: Array) -> Array:
     groups = attrs.get("groups") or x.shape[1]
-    w = _wide(x).reshape(x.shape[0], groups, -1)
+    w = _wide(x).reshape(x.shape[0], groups, x.shape[1] // groups * prod(x.shape[2:]))
     d = w - w.mean(2, keepdims=True)
     y = (d / np.sqrt((d * d).mean(2, keepdims=True) + np.asarray(attrs["eps"], w.dtype))).reshape(x.shape)
     return (y * _per_channel(scale, x.ndim) + _per_channel(bias, x.ndim)).astype(x.dtype)

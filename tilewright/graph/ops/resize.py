@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tilewright.core.dtype import f64, i64
-from tilewright.graph.infer import expect, expect_dtype, operands, same
+from tilewright.graph.infer import dim, expect, expect_at_most, expect_dtype, operands, same
 from tilewright.graph.ir import Operation, TensorType
 from tilewright.graph.ops.recipes import accumulator, call
 from tilewright.graph.registry import Array, Attr, OpRecord
@@ -37,6 +37,8 @@ def _infer(op: Operation) -> Sequence[TensorType]:
     expect(len(a["sizes"]) == x.rank and (a["scales"] is None or len(a["scales"]) == x.rank), "attribute-invalid",
            lambda: f"resize: sizes and scales need one entry for each of the {x.rank} axes of %{x.name}")
     expect_dtype(op, x, a["mode"] == "nearest" or x.dtype.is_float, "a floating-point type for interpolation")
+    for k, (n, m) in enumerate(zip(x.shape, a["sizes"], strict=True)):
+        expect_at_most(op, dim(minimum(m, 1)), n, f"the elements of axis {k} of %{x.name} that are resized")
     return [TensorType(x.dtype, a["sizes"])]
 
 

@@ -67,6 +67,9 @@ def windows(x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: 
     """Views of every window of [N, C, spatial…]: [N, C, out…, kernel…]."""
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     axes = tuple(range(2, x.ndim))
+    if any(n < r for n, r in zip(x.shape[2:], reach, strict=True)):  # NumPy's views have a window at least
+        count = [max(0, -(-(n - r + 1) // s)) for n, r, s in zip(x.shape[2:], reach, strides, strict=True)]
+        return np.empty((*x.shape[:2], *count, *kernel), x.dtype)
     view = np.lib.stride_tricks.sliding_window_view(x, reach, axes)
     pick = tuple(slice(None, None, s) for s in strides)
     return np.asarray(view[(slice(None), slice(None), *pick, *(slice(None, None, d) for d in dilations))])
