@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -417,7 +419,31 @@ def test_large_outputs_begin_on_a_cache_line():
         assert array.shape == (3, 5000) and address_of(array) % 64 == 0 and array.flags.carray
 
 
-def test_memory_of_large_outputs_is_used_again_for_like_sizes_only_when_it_is_free():
+def test_memory_of_outputs_is_kept_up_to_what_was_in_use_at_once_and_while_models_are_open():
+    """In a process of its own, where no other model is open."""
+    program = """
+import os
+import numpy as np
+from tests.runtime.build import scale
+from tilewright.runtime.memory import empty
+
+def mapped():
+    return int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+
+with scale(threads=1):
+    before = mapped()
+    for k in range(1, 20):  # grows from run to run
+        empty((k << 20,), np.dtype(np.float32))
+    assert 19 << 22 <= mapped() - before < 40 << 22, mapped() - before
+    late = empty((20 << 20,), np.dtype(np.float32))
+assert mapped() - before < 24 << 22, mapped() - before
+del late
+assert mapped() - before < 1 << 22, mapped() - before
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_memory_of_large_outputs_is_used_again_for_like_sizes_only_when_it_is_free(model):
     first = empty((1 << 18,), np.dtype(np.float32))
     view, where = first[5:7], address_of(first)
     view[:] = 7

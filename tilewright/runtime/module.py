@@ -80,6 +80,9 @@ class Executable:
         self._pending = threading.local()     # the exception of a callback on this thread
         self._finalizer = weakref.finalize(self, _destroy, runtime, handle, held, self._callbacks)
         self._finalizer.atexit = False
+        native.use_outputs(1)  # a saved library has a runtime of its own, and outputs in memory of this one
+        self._ended = weakref.finalize(self, native.use_outputs, -1)
+        self._ended.atexit = False
         self._input_count = len(descriptor.inputs)
         self._arguments: list[Arguments] = []  # those that no run uses now
         self._static = all(spec.is_static for spec in descriptor.outputs)
@@ -212,6 +215,7 @@ class Executable:
             raise _failure(self._runtime, status)
         self._handle = None
         self._held.clear()
+        self._ended()
 
     def __enter__(self) -> Self:
         return self

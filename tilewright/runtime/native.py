@@ -224,35 +224,44 @@ def cgroup_quota(root: str = "/sys/fs/cgroup", membership: str = "/proc/self/cgr
     return int(function(root.encode(), membership.encode()))
 
 
+@functools.cache
+def _function(name: str, result: Any, *arguments: Any) -> Any:
+    """One of the runtime's functions that models do not call. Raises UserError "runtime-not-built" where it is not there."""
+    try:
+        function = getattr(_library(), name)
+    except AttributeError:
+        raise UserError("runtime-not-built", "the C runtime was built from other sources", where=str(NATIVE_FOLDER),
+                        hint="build it again: `python setup.py build_ext --inplace`") from None
+    function.restype, function.argtypes = result, arguments
+    return function
+
+
+def _memory(address: int | None, nbytes: int) -> int:
+    if address is None:
+        raise MemoryError(f"no memory for {nbytes} bytes")
+    return address
+
+
 def map_pages(nbytes: int) -> int:
     """Address of zeroed pages (2 MiB aligned, huge where possible, from 4 MiB on). Raises MemoryError."""
-    function = _library().tw_map
-    function.restype, function.argtypes = c_void_p, (c_int64,)
-    address = function(nbytes)
-    if address is None:
-        raise MemoryError(f"no memory for {nbytes} bytes")
-    return int(address)
-
-
-def take_block(nbytes: int) -> int:
-    """Address of memory for an output, aligned, not zeroed. Raises MemoryError."""
-    function = _library().tw_take
-    function.restype, function.argtypes = c_void_p, (c_int64,)
-    address = function(nbytes)
-    if address is None:
-        raise MemoryError(f"no memory for {nbytes} bytes")
-    return int(address)
-
-
-def release_block(address: int) -> None:
-    """Gives back what `take_block` returned; it may be kept for the next output of its size."""
-    function = _library().tw_release
-    function.restype, function.argtypes = None, (c_void_p,)
-    function(address)
+    return _memory(_function("tw_map", c_void_p, c_int64)(nbytes), nbytes)
 
 
 def unmap_pages(address: int, nbytes: int) -> None:
     """Gives back what `map_pages(nbytes)` returned."""
-    function = _library().tw_unmap
-    function.restype, function.argtypes = None, (c_void_p, c_int64)
-    function(address, nbytes)
+    _function("tw_unmap", None, c_void_p, c_int64)(address, nbytes)
+
+
+def take_block(nbytes: int) -> int:
+    """Address of memory for an output, aligned, not zeroed. Raises MemoryError."""
+    return _memory(_function("tw_take", c_void_p, c_int64)(nbytes), nbytes)
+
+
+def release_block(address: int) -> None:
+    """Gives back what `take_block` returned; it may be kept for the next output of its size."""
+    _function("tw_release", None, c_void_p)(address)
+
+
+def use_outputs(more: int) -> None:
+    """Blocks that were given back are kept while somebody runs models, who says so by 1 and at the end by -1."""
+    _function("tw_use_outputs", None, c_int32)(more)

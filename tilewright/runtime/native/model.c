@@ -103,6 +103,7 @@ TW_EXPORT tw_instance *tw_open(const tw_model *model, int32_t threads) {
   }
   tw_instance *self = calloc(1, sizeof *self);
   if (self != NULL) {
+    tw_use_outputs(1);
     self->model = model;
     self->generation = generation;
     self->host_calls = calloc((size_t)model->host_count + 1, sizeof *self->host_calls);
@@ -138,6 +139,7 @@ TW_EXPORT int32_t tw_close(tw_instance *self) {
   if (current == self) return report(TW_ERROR_ARGUMENT, "a model cannot be closed from within its own run");
   pthread_mutex_lock(&lock);
   forget_parents_runs(self);
+  int32_t was_closed = self->closed;
   self->closed = 1;
   while (self->running > 0) pthread_cond_wait(&one_ended, &lock);
   slot *idle = self->idle;
@@ -149,7 +151,7 @@ TW_EXPORT int32_t tw_close(tw_instance *self) {
     free_slot(idle);
     idle = next;
   }
-  tw_release_kept();
+  if (!was_closed) tw_use_outputs(-1);
   return TW_OK;
 }
 

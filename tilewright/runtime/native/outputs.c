@@ -2,7 +2,8 @@
  *
  * malloc maps a large block anew each time, and the kernel that writes it waits for a fault on every page: a copy into it
  * takes twice as long. So large blocks that were given back are kept for the next runs, until they have not been of use for
- * a while or a model is closed. Their sizes are rounded up to an eighth, for outputs that grow from run to run. */
+ * a while, a model is closed, or there is no other memory; never more than what was in use at once, and none while nobody
+ * runs models. Their sizes are rounded up to an eighth, for outputs that grow from run to run. */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -22,8 +23,9 @@ static struct {
   header *block;
   int64_t since;
 } kept[MOST_KEPT];
-static int count;
+static int count, users;
 static int64_t taken;
+static int64_t kept_bytes, used_bytes, most_used; /* of large blocks; kept_bytes <= most_used */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
@@ -33,6 +35,7 @@ static void guard_forks(void) { pthread_atfork(hold, let_go, let_go); }
 
 static header *forget(int k) {
   header *block = kept[k].block;
+  kept_bytes -= block->bytes;
   kept[k] = kept[--count];
   return block;
 }
@@ -41,17 +44,27 @@ static void unmap_all(header **blocks, int n) {
   for (int k = 0; k < n; ++k) tw_unmap(blocks[k], blocks[k]->bytes);
 }
 
+static int oldest(void) {
+  int found = 0;
+  for (int k = 1; k < count; ++k)
+    if (kept[k].since < kept[found].since) found = k;
+  return found;
+}
+
 static int64_t rounded(int64_t bytes) {
   int64_t step = KEPT_FROM / 8;
   while (step * 16 < bytes) step *= 2;
   return (bytes + step - 1) / step * step;
 }
 
+/* A kept block of this size, or NULL. */
 static header *take_kept(int64_t size) {
   header *found = NULL, *old[MOST_KEPT];
   int olds = 0;
   hold();
   ++taken;
+  used_bytes += size;
+  if (used_bytes > most_used) most_used = used_bytes;
   for (int k = count - 1; k >= 0; --k) {
     if (found == NULL && kept[k].block->bytes == size)
       found = forget(k);
@@ -61,6 +74,12 @@ static header *take_kept(int64_t size) {
   let_go();
   unmap_all(old, olds);
   return found;
+}
+
+static void not_used(int64_t size) {
+  hold();
+  used_bytes -= size;
+  let_go();
 }
 
 TW_EXPORT void *tw_take(int64_t bytes) {
@@ -73,7 +92,14 @@ TW_EXPORT void *tw_take(int64_t bytes) {
   } else {
     start = take_kept(size);
     if (start == NULL) start = tw_map(size);
-    if (start == NULL) return NULL;
+    if (start == NULL) {
+      tw_release_kept();
+      start = tw_map(size);
+    }
+    if (start == NULL) {
+      not_used(size);
+      return NULL;
+    }
   }
   ((header *)start)->bytes = size;
   return (uint8_t *)start + TW_ALIGNMENT;
@@ -86,14 +112,28 @@ TW_EXPORT void tw_release(void *data) {
     free(block);
     return;
   }
+  header *old[MOST_KEPT + 1];
+  int olds = 0;
   hold();
-  int keep = count < MOST_KEPT;
-  if (keep) {
+  used_bytes -= block->bytes;
+  if (users > 0 && count < MOST_KEPT) {
+    kept_bytes += block->bytes;
     kept[count].block = block;
     kept[count++].since = taken;
+    while (kept_bytes > most_used) old[olds++] = forget(oldest());
+  } else {
+    old[olds++] = block;
   }
   let_go();
-  if (!keep) tw_unmap(block, block->bytes);
+  unmap_all(old, olds);
+}
+
+TW_EXPORT void tw_use_outputs(int32_t more) {
+  hold();
+  users += more;
+  if (users == 0) most_used = used_bytes;
+  let_go();
+  if (more < 0) tw_release_kept();
 }
 
 void tw_release_kept(void) {

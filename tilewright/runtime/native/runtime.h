@@ -18,6 +18,8 @@ void tw_unmap(void *memory, int64_t bytes);
 void *tw_take(int64_t bytes);
 /* Gives it back: it may be kept for the next output of its size. */
 void tw_release(void *data);
+/* Whoever runs models says so by 1, and that it ends by -1, which gives what is kept back to the system. */
+void tw_use_outputs(int32_t more);
 /* Gives the kept blocks back to the system. */
 void tw_release_kept(void);
 
