@@ -231,6 +231,15 @@ def test_what_reads_an_element_in_any_case_refuses_axes_without_one(name: str) -
         tilewright.compile(m, shapes={"n": 0})
 
 
+def test_a_loop_that_never_runs_asks_nothing_of_sizes() -> None:
+    m = parsed("g (float[n,3] x) => (h) { s = Shape <start = 0, end = 1> (x) n0 = Squeeze(s) "
+               "t = Constant <value = bool {1}> () h0 = Constant <value_ints = [0, 0, 0]> () h = Loop (n0, t, h0) <body = b "
+               "(int64 i, bool go, int64[3] a) => (more, c) { "
+               "more = Identity(go) d = ArgMax <axis = 0, keepdims = 0> (x) c = Add(a, d) }> }")
+    with tilewright.compile(m) as made:
+        check(made, [{"x": x(n, 3)} for n in (4, 0)])
+
+
 OF_NOTHING = {
     "attention": "(float[2,5,8] q, float[2,n,8] k, float[2,n,8] v) => (y) { t = Transpose <perm = [0, 2, 1]> (k) "
                  "s = MatMul(q, t) a = Softmax(s) y = MatMul(a, v) }",

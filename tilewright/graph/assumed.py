@@ -2,8 +2,9 @@
 
 In: a Graph as imported. Out: which symbols of the inputs are one, or a number, because the model's operators need it
 (`joined_sizes`; the frontend then reads the model with these); the graph with a check of everything that remains
-(`with_checks`): sizes that are computed or that data decide. In a branch of if_ nothing is joined and checks are made
-when it runs, since it may never run. A kernel has one size for what its operations take to be equal (`assumed_of`).
+(`with_checks`): sizes that are computed or that data decide. In a branch of if_ nothing is joined, since it
+may never run; checks of branches and of the bodies of loops are made when these run. A kernel has one size for what its
+operations take to be equal (`assumed_of`).
 """
 from __future__ import annotations
 
@@ -128,7 +129,7 @@ def _checked(graph: Graph, known: set[Var], places: Mapping[Var, str], may_not_r
     for op in graph.operations:
         made = [_check(op, e, places) for e in op.assumed]
         if op.regions:
-            parts = [_checked(r, have, places, op.op == "if_") for r in op.regions]
+            parts = [_checked(r, have, places, op.op in ("if_", "loop")) for r in op.regions]
             op = Operation(op.op, op.inputs, op.attrs, op.outputs, [r for r, _ in parts], op.loc)
             made += [c for _, before in parts for c in before]
         for c in made:
