@@ -79,7 +79,7 @@ def _sums_rows(op: Operation, softmax: Operation) -> bool:
     product, rows = op.output, softmax.output
     sizes = [estimate(d) for d in (*rows.shape, product.shape[-1])]
     return (softmax.attrs["axis"] == rows.rank - 1 and product.shape[:-1] == rows.shape[:-1]
-            and product.dtype is f32 and rows.dtype is f32 and min(sizes) > 0 and min(sizes[-3:]) > 1
+            and product.dtype is f32 and rows.dtype is f32 and min(sizes) > 0 and min(sizes[-2:]) > 1
             and sizes[-2] <= MAX_KEYS)
 
 

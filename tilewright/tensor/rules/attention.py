@@ -9,11 +9,12 @@ product to the last, stay in the first-level cache.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from tilewright.core.node import walk
-from tilewright.loop.ir import Block, Buffer, IterVar, Load, Program, Store, Var, as_int, estimate
+from tilewright.loop.ir import Block, Buffer, Expr, IterVar, Load, Program, Store, Var, as_int, estimate
 from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.regions import consumers, outputs, producers
@@ -118,6 +119,8 @@ def _product(info: BlockInfo, view: str | None) -> Product | None:
     if info.out is None or info.windows or len(summed) != 1 or len(info.out.indices) < 2:
         return None
     row, column = (iters.get(i) if isinstance(i, Var) else None for i in info.out.indices[-2:])
+    if row is None and as_int(info.out.buffer.shape[-2]) == 1:  # its index may have been simplified to 0
+        row = next((it for it in info.m if as_int(it.extent) == 1 and it.var not in info.out.all_vars), None)
     if row is None or column is None or row not in info.m or column not in info.n:
         return None
     return Product(info, row, column, summed[0], view)
@@ -159,12 +162,7 @@ def schedule_attention(sch: Schedule, found: Attention, target: Target) -> None:
     left = {b.name for b in state.blocks(sch.program)} - {masked.name}
     stages = [name for name in found.stages if name in left]
     _tile_product(sch, found.output, stored, tiles, second, lanes)
-    home = tiles
-    for name in reversed(stages):
-        sch.compute_at(sch.block(name), home)
-        sch.set_scope(sch.block(name), 0, "local")
-        if home is tiles:
-            home = sch.loops(sch.block(name))[-2]  # the rows of the tile, one after another
+    home = place_stages(sch, stages, tiles)
     sch.compute_at(masked, tiles)
     sch.set_scope(masked, 0, "local")
     _tile_product(sch, found.scores, masked, tiles, first, lanes)
@@ -174,6 +172,17 @@ def schedule_attention(sch: Schedule, found: Attention, target: Target) -> None:
         if p is not None:
             _place_copy(sch, p, outer[-1], lanes)
     sch.parallel(sch.fuse(*outer) if len(outer) > 1 else outer[0])
+
+
+def place_stages(sch: Schedule, stages: Sequence[str], tiles: Var) -> Var:
+    """Compute the stages of the softmax at a tile of rows; returns the loop over its rows, in which they are."""
+    home = tiles
+    for name in reversed(stages):
+        sch.compute_at(sch.block(name), home)
+        sch.set_scope(sch.block(name), 0, "local")
+        if home is tiles:
+            home = sch.loops(sch.block(name))[-2]  # the rows of the tile, one after another
+    return home
 
 
 def _tiles(found: Attention, lanes: int, target: Target) -> tuple[Tile, Tile]:
@@ -207,15 +216,23 @@ def _row_bytes(found: Attention) -> int:
 
 def _result_loops(sch: Schedule, found: Attention, stored: BlockRef) -> tuple[list[Var], Var, list[Var]]:
     """Loops of the block that stores the result: over the batch axes, over rows, the others."""
+    role = loops_by_axis(sch, found, stored)
+    column, loops = role.pop(found.output.column.var), sch.loops(stored)
+    single = [v for v in loops if v not in (*role.values(), column) and as_int(sch.loop(v).extent) == 1]
+    row = role.pop(found.output.row.var) if found.output.row.var in role else single[0]
+    batch = [v for v in loops if v in role.values()]
+    return batch, row, [v for v in loops if v not in (*batch, row, column)] + [column]
+
+
+def loops_by_axis(sch: Schedule, found: Attention, stored: BlockRef) -> dict[Expr, Var]:
+    """Of the block that stores the result, still as it was written: its loop over each axis of the second product (of axes
+    of one step there may be none)."""
     block = state.find_block(sch.program, stored)
     loops = dict(zip([it.var for it in block.iters], sch.loops(stored), strict=True))
     out = classify(state.find_block(sch.program, BlockRef(found.output.name))).out
     assert out is not None
     load = next(n for n in walk(block.body) if isinstance(n, Load) and n.buffer is out.buffer)
-    role = {i: loops[at] for i, at in zip(out.indices, load.indices, strict=True) if isinstance(at, Var)}
-    row, column = role.pop(found.output.row.var), role.pop(found.output.column.var)
-    batch = [v for v in loops.values() if v in role.values()]
-    return batch, row, [v for v in loops.values() if v not in (*batch, row, column)] + [column]
+    return {i: loops[at] for i, at in zip(out.indices, load.indices, strict=True) if isinstance(at, Var)}
 
 
 def _chunk_rows(found: Attention, rows: int, target: Target) -> int:
@@ -234,13 +251,13 @@ def _tile_product(sch: Schedule, product: Product, epilogue: BlockRef, home: Var
     ref = BlockRef(product.name)
     sch.compute_at(ref, home)
     sch.set_scope(ref, 0, "local")
-    loops = _loops_below(sch, ref, home)
+    loops = loops_below(sch, ref, home)
     row, column, summed = (loops[it.var] for it in (product.row, product.column, product.summed))
     rest = [v for v in loops.values() if v not in (row, column, summed)]
     register_tile(sch, ref, epilogue, Axes(column, None, None, row, rest, [summed]), tile, lanes)
 
 
-def _loops_below(sch: Schedule, ref: BlockRef, home: Var) -> dict[Var, Var]:
+def loops_below(sch: Schedule, ref: BlockRef, home: Var) -> dict[Var, Var]:
     """Iteration variable → its loop, of a block that has just been moved into `home`."""
     loops = sch.loops(ref)
     block = state.find_block(sch.program, ref)
@@ -282,7 +299,7 @@ def _place_copy(sch: Schedule, copy: Copy, home: Var, lanes: int) -> None:
     """Pack an operand once per step of `home`, in vectors along the columns: a few columns at a time over the whole summed
     axis, so that what is read in another order than it lies in memory stays in the cache."""
     sch.compute_at(copy.ref, home)
-    loops = _loops_below(sch, copy.ref, home)
+    loops = loops_below(sch, copy.ref, home)
     column, summed = loops[copy.column], loops[copy.summed]
     if estimate(sch.loop(column).extent) >= lanes:
         column, inner = sch.split(column, [None, lanes])

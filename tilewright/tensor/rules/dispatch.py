@@ -10,10 +10,11 @@ import math
 from collections.abc import Iterable
 
 from tilewright.loop.externs import refuse_on_device
-from tilewright.loop.ir import FALSE, TRUE, Block, Program, const
+from tilewright.loop.ir import FALSE, TRUE, Block, Expr, Program, const
 from tilewright.target.target import Target
 from tilewright.tensor.classify import BlockInfo, classify
 from tilewright.tensor.rules.attention import find_attention, operand_views, schedule_attention
+from tilewright.tensor.rules.attention_few_rows import few_rows, find_few_rows, schedule_few_rows
 from tilewright.tensor.rules.bands import find_bands, schedule_bands
 from tilewright.tensor.rules.contraction import schedule_contraction
 from tilewright.tensor.rules.depthwise import schedule_depthwise
@@ -85,14 +86,9 @@ def by_rules(program: Program, target: Target) -> Schedule:
             schedule_running(sch, sch.block(name), target)
         schedule_spatial_blocks(sch, target, skip=chains)
         return sch
-    views = operand_views(program)
-    if views is not None:
-        sch = Schedule(program)
-        inline_prologues(sch, keep=views)
-        attention = find_attention(sch.program, views)
-        if attention is not None:
-            schedule_attention(sch, attention, target)
-            return sch
+    attended = around_attention(program, target)
+    if attended is not None:
+        return attended
     sch = Schedule(program)
     inline_prologues(sch)
     infos = {b.name: classify(b) for b in state.blocks(sch.program)}
@@ -136,6 +132,42 @@ def _around_anchor(sch: Schedule, info: BlockInfo, target: Target, panels: bool 
     for f in fills:
         schedule_elementwise(sch, f, target)
     return sch
+
+
+def around_attention(program: Program, target: Target) -> Schedule | None:
+    """The schedule of an attention, None if the program is none: by the rule for few rows where that fits, as a run decides
+    if their number is symbolic."""
+    views = operand_views(program)
+    if views is None:
+        return None
+    few, condition = by_few_rows(program, target)
+    if few is not None and condition == TRUE:
+        return few
+    sch = Schedule(program)
+    inline_prologues(sch, keep=views)
+    attention = find_attention(sch.program, views)
+    if attention is None:
+        return None
+    schedule_attention(sch, attention, target)
+    if few is not None and condition != FALSE:
+        sch.alternative(condition, few.trace)
+    return sch
+
+
+def by_few_rows(program: Program, target: Target) -> tuple[Schedule | None, Expr]:
+    """The schedule by the rule for attention of few rows (None: it does not fit), and whether there are so few."""
+    sch = Schedule(program)
+    inline_prologues(sch)
+    attention = find_attention(sch.program, (None, None))
+    condition = FALSE if attention is None else few_rows(attention)
+    few = None if attention is None or condition == FALSE else find_few_rows(attention, target)
+    if few is None:
+        return None, FALSE
+    try:
+        schedule_few_rows(sch, few, target)
+    except ScheduleError:
+        return None, FALSE
+    return sch, condition
 
 
 def in_bands(program: Program, anchor: BlockInfo, target: Target) -> Schedule | None:
